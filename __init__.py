@@ -1,0 +1,58 @@
+"""Rootlet: an LLM inference engine you import.
+
+    >>> import rootlet
+    >>> with rootlet.Engine("SmolLM2-135M-Instruct.Q4_1.gguf") as engine:
+    ...     out = engine.generate("The capital of France is", {"temperature": 0, "max_new_tokens": 8})
+    ...     print(out["text"])
+
+Importing this package is cheap: torch and transformers load when an :class:`Engine` is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from . import errors
+from .errors import RootletError
+
+if TYPE_CHECKING:
+    from .engine.engine import Engine
+    from .engine.jobs import run_jobs
+    from .engine.outputs import RequestOutput
+    from .models.registry import register_model
+    from .sampling.params import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Engine",
+    "RequestOutput",
+    "RootletError",
+    "SamplingParams",
+    "__version__",
+    "errors",
+    "register_model",
+    "run_jobs",
+]
+
+# name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
+_LAZY = {
+    "Engine": ".engine.engine",
+    "RequestOutput": ".engine.outputs",
+    "SamplingParams": ".sampling.params",
+    "register_model": ".models.registry",
+    "run_jobs": ".engine.jobs",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,87 @@
+"""Every error Rootlet raises on purpose.
+
+    RootletError
+    ├── InvalidRequestError (ValueError)     a request is wrong: prompt, lengths, combination of fields
+    │   └── RequestTooLongError              it cannot fit the context or the KV pool, even alone
+    ├── InvalidParameterError (ValueError)   a sampling parameter has an impossible value
+    ├── UnknownOptionError (TypeError)       an option or parameter name nobody knows (carries a suggestion)
+    ├── ConfigError (ValueError)             an engine option has an impossible value
+    ├── ModelError (ValueError)              config.json or architecture is not supported
+    │   └── WeightsError                     missing, leftover, truncated or misshapen weights
+    ├── MissingDependencyError (ImportError) an optional package is needed; names the extra to install
+    ├── JobError (ValueError)                a JSONL job cannot start or resume
+    ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
+    ├── EngineClosedError (RuntimeError)     the engine was closed
+    └── EngineFailedError (RuntimeError)     a step raised; ``__cause__`` is the original error
+
+Each class also derives from the builtin a caller would naturally catch. Messages say what was
+wrong, what was got, what is allowed and how to fix it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RootletError(Exception):
+    """Base of all errors raised by Rootlet on purpose."""
+
+
+class InvalidRequestError(RootletError, ValueError):
+    """A request is malformed or contradicts itself."""
+
+
+class RequestTooLongError(InvalidRequestError):
+    """The request can never fit: longer than the context length or than the whole KV pool."""
+
+
+class InvalidParameterError(RootletError, ValueError):
+    """A sampling parameter has a value outside its range."""
+
+
+class UnknownOptionError(RootletError, TypeError):
+    """An option name that does not exist; the message suggests the nearest one that does."""
+
+
+class ConfigError(RootletError, ValueError):
+    """An engine option has an impossible value, or two options contradict each other."""
+
+
+class ModelError(RootletError, ValueError):
+    """The model's configuration or architecture is not supported."""
+
+
+class WeightsError(ModelError):
+    """Weights are missing, left over, truncated or of the wrong shape."""
+
+
+class MissingDependencyError(RootletError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class JobError(RootletError, ValueError):
+    """A JSONL job cannot be started or resumed."""
+
+
+class OutOfPagesError(RootletError, MemoryError):
+    """The page pool has fewer free pages than asked for."""
+
+
+class EngineClosedError(RootletError, RuntimeError):
+    """The engine was closed before or while the call was running."""
+
+
+class EngineFailedError(RootletError, RuntimeError):
+    """A step of the engine raised; the original exception is ``__cause__``."""
+
+
+def unknown_option(kind: str, name: str, known: Iterable[str]) -> UnknownOptionError:
+    """Build the error for an unknown name, with the nearest known names as a suggestion.
+
+    ``kind`` names what it is, e.g. ``"engine option"`` or ``"sampling parameter"``.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return UnknownOptionError(f"Unknown {kind} {name!r}.{hint} Known names: {', '.join(known)}.")
