@@ -1,0 +1,1 @@
+"""What turns logits into tokens: parameters, seeds, penalties, filters, draws and log-probabilities."""

@@ -1,0 +1,104 @@
+"""Log-probabilities of sampled tokens and of prompts.
+
+Which distribution: for a prompt, log_softmax of the raw logits. For a sampled token, the distribution it
+was drawn from as far as temperature and top-p go: log_softmax(logits / temperature) minus the log of the
+mass top-p keeps; tokens that top-p drops have the lowest finite fp32 number. top-k and min-p are not
+reflected. For a greedy token, log_softmax of the logits after biases, penalties and grammar mask.
+Decided row by row: batch mates never matter.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_BLOCK = 128
+_PROMPT_ROWS = 64
+LOWEST = torch.finfo(torch.float32).min
+
+
+def top_tokens(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Ids [R, count] of the highest ``scores`` [R, V], descending, equal ones by lowest id first.
+
+    The best ``count`` tokens lie in the best ``count`` blocks of 128 (blocks ranked by their best token,
+    ties by lowest block first), so only those are sorted.
+    """
+    num_rows, vocab = scores.shape
+    count = min(count, vocab)
+    if vocab % _BLOCK:
+        scores = torch.nn.functional.pad(scores, (0, -vocab % _BLOCK), value=float("-inf"))
+    blocks = scores.view(num_rows, -1, _BLOCK)
+    best = torch.sort(blocks.amax(2), dim=1, descending=True, stable=True).indices[:, :count]
+    best = best.sort(1).values  # back in id order, for the stable sort to settle ties by
+    ids = (best.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=scores.device)).flatten(1)
+    order = torch.sort(scores.gather(1, ids), dim=1, descending=True, stable=True).indices
+    # padding ties only with banned tokens and has the highest ids, so the first `count` are real
+    return ids.gather(1, order[:, :count])
+
+
+def sampled_logprobs(
+    scores: torch.Tensor,
+    token_ids: torch.Tensor,
+    nucleus_mass: torch.Tensor,
+    nucleus_count: torch.Tensor,
+    top_k: int,
+    work: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Log-probabilities of sampled tokens and of the ``top_k`` most probable ones.
+
+    Args:
+        scores: [R, V] fp32, processed logits divided by the temperature (by 1 for greedy rows).
+        token_ids: [R] int64, the sampled tokens.
+        nucleus_mass: [R] fp64, probability that top-p keeps; 1 if off.
+        nucleus_count: [R] int64, how many tokens that is; V if off.
+        top_k: length of the lists; 0 for none.
+        work: [R, V] fp32, overwritten.
+
+    Returns:
+        (logprobs [R] fp32, top_values [R, top_k] fp32 or None, top_ids [R, top_k] int64 or None), all
+        values >= finfo(fp32).min.
+    """
+    logprobs = torch.log_softmax(scores, 1, out=work)
+    log_mass = nucleus_mass.log().float().unsqueeze(1)
+    chosen = (logprobs.gather(1, token_ids.unsqueeze(1)) - log_mass).clamp_(min=LOWEST).squeeze(1)
+    if top_k == 0:
+        return chosen, None, None
+    top_ids = top_tokens(scores, top_k)
+    top_values = logprobs.gather(1, top_ids) - log_mass
+    ranks = torch.arange(top_ids.shape[1], device=scores.device)
+    top_values = top_values.masked_fill_(ranks >= nucleus_count.unsqueeze(1), LOWEST).clamp_(min=LOWEST)
+    return chosen, top_values, top_ids
+
+
+def prompt_logprobs(
+    logits: torch.Tensor, target_ids: torch.Tensor, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Log-probabilities of prompt tokens: log_softmax of the raw logits in fp32.
+
+    Computed 64 rows at a time, so memory stays bounded for long prompts.
+
+    Args:
+        logits: [n, V], any float dtype; row i predicts ``target_ids[i]``.
+        target_ids: [n] int64.
+        top_k: length of the lists of most probable tokens; 0 for none.
+
+    Returns:
+        (logprob [n] fp32, top_values [n, top_k] fp32 or None, top_ids [n, top_k] int64 or None), all
+        values >= finfo(fp32).min.
+    """
+    count = logits.shape[0]
+    width = min(top_k, logits.shape[1])
+    chosen = torch.empty(count, dtype=torch.float32, device=logits.device)
+    top_values = torch.empty(count, width, dtype=torch.float32, device=logits.device)
+    top_ids = torch.empty(count, width, dtype=torch.int64, device=logits.device)
+    for start in range(0, count, _PROMPT_ROWS):
+        rows = slice(start, start + _PROMPT_ROWS)
+        scores = logits[rows].float()
+        logprobs = torch.log_softmax(scores, 1)
+        chosen[rows] = logprobs.gather(1, target_ids[rows].unsqueeze(1)).squeeze(1)
+        if width:
+            top_ids[rows] = top_tokens(scores, width)
+            top_values[rows] = logprobs.gather(1, top_ids[rows])
+    chosen.clamp_(min=LOWEST)
+    if not width:
+        return chosen, None, None
+    return chosen, top_values.clamp_(min=LOWEST), top_ids

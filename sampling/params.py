@@ -1,0 +1,280 @@
+"""``SamplingParams``: what one request asks of the sampler, checked once and then never changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..errors import InvalidParameterError, unknown_option
+
+GREEDY_TEMPERATURE = 1e-6
+"""Temperatures below this one mean greedy decoding."""
+
+_MAX_SEED = 2**63 - 1
+_MAX_LOGIT_BIAS = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled and when it stops. Frozen; ``dataclasses.replace`` checks again.
+
+    Length and stopping:
+        max_new_tokens: at most this many new tokens (>= 0; 0 still samples one, so that a prompt can
+            be scored); ``None`` fills the context.
+        min_new_tokens: stop tokens are banned while fewer tokens than this were generated.
+        stop: a string or strings that end the request; kept as a tuple.
+        stop_token_ids: token ids that end the request; kept as a tuple without repeats.
+        ignore_eos: end of sequence and ``stop_token_ids`` do not stop the request; ``stop`` does.
+        no_stop_trim: keep the matched stop string or token in the text.
+
+    Choice of tokens:
+        temperature: logits are divided by it; below 1e-6 decoding is greedy.
+        top_k: keep the k most probable tokens; -1 keeps all; 1 is greedy. Greedy decoding by
+            temperature does not look at it.
+        top_p: keep the fewest most probable tokens whose probabilities reach this sum, in (0, 1].
+        min_p: drop tokens less probable than this fraction of the most probable one, in [0, 1].
+        frequency_penalty: subtracted from a logit once per occurrence in the output, in [-2, 2].
+        presence_penalty: subtracted once if the token occurs in the output, in [-2, 2].
+        repetition_penalty: divides positive and multiplies other logits of tokens in the prompt
+            or the output, in (0, 2].
+        logit_bias: ``{token id: bias}`` added to the raw logits, each in [-100, 100]. Keys may be
+            decimal strings, since JSON has no other keys.
+        seed: 0 to 2**63 - 1; the same seed, parameters and prompt draw the same tokens. ``None``
+            draws a seed.
+        n: how many samples of the prompt to make.
+
+    Constraints, at most one: ``json_schema`` (a string, or a dict that is turned into one), ``regex``,
+    ``ebnf``. Text: ``skip_special_tokens``, ``spaces_between_special_tokens``. ``custom_params``: a dict
+    handed to the caller's own logit processor, otherwise unread.
+
+    Integers may be given as integral floats. Any other type, NaN, infinity or a value out of range
+    raises :class:`~rootlet.errors.InvalidParameterError`.
+    """
+
+    max_new_tokens: int | None = 128
+    stop: str | Iterable[str] | None = ()
+    stop_token_ids: Iterable[int] | None = ()
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    n: int = 1
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    no_stop_trim: bool = False
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    json_schema: str | dict | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    custom_params: dict | None = None
+
+    def __post_init__(self) -> None:
+        self._set("stop", _strings("stop", self.stop))
+        self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        self._set("logit_bias", _logit_bias(self.logit_bias))
+        for name in _FLOATS:
+            self._set(name, _float(name, getattr(self, name)))
+        for name in _INTS:
+            self._set(name, _int(name, getattr(self, name)))
+        for name in _OPTIONAL_INTS:
+            value = getattr(self, name)
+            self._set(name, None if value is None else _int(name, value))
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong_type(name, getattr(self, name), "True or False")
+        self._check_ranges()
+        self._check_lengths()
+        self._check_constraints()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the one way to normalise a field of a frozen dataclass
+
+    def _check_ranges(self) -> None:
+        """Bounds of every number that stands alone."""
+        _require(self.temperature >= 0, f"temperature must be non-negative, got {self.temperature}.")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}.")
+        _require(0 <= self.min_p <= 1, f"min_p must be in [0, 1], got {self.min_p}.")
+        # Greedy decoding overrides top_k, and callers of other systems pair temperature=0 with top_k=0.
+        _require(
+            self.temperature < GREEDY_TEMPERATURE or self.top_k == -1 or self.top_k >= 1,
+            f"top_k must be -1 (disable), or at least 1, got {self.top_k}.",
+        )
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _require(-2 <= value <= 2, f"{name} must be in [-2, 2], got {value}.")
+        _require(
+            0 < self.repetition_penalty <= 2,
+            f"repetition_penalty must be in (0, 2], got {self.repetition_penalty}.",
+        )
+        _require(self.n >= 1, f"n must be at least 1, got {self.n}.")
+        _require(
+            self.seed is None or 0 <= self.seed <= _MAX_SEED,
+            f"seed must be in [0, 2**63 - 1] or None, got {self.seed}.",
+        )
+
+    def _check_lengths(self) -> None:
+        least, most = self.min_new_tokens, self.max_new_tokens
+        _require(least >= 0, f"min_new_tokens must be in (0, max_new_tokens], got {least}.")
+        if most is not None:
+            _require(most >= 0, f"max_new_tokens must be at least 0, got {most}.")
+            _require(least <= most, f"min_new_tokens must be in (0, max_new_tokens({most})], got {least}.")
+
+    def _check_constraints(self) -> None:
+        if isinstance(self.json_schema, dict):
+            self._set("json_schema", _dump_schema(self.json_schema))
+        given = [name for name in ("json_schema", "regex", "ebnf") if getattr(self, name) is not None]
+        _require(len(given) <= 1, "Only one of regex, json_schema, or ebnf can be set.")
+        for name in given:
+            if not isinstance(getattr(self, name), str):
+                raise _wrong_type(name, getattr(self, name), "a string")
+        if self.custom_params is not None and not isinstance(self.custom_params, dict):
+            raise _wrong_type("custom_params", self.custom_params, "a dict or None")
+
+    def __hash__(self) -> int:
+        # Equal parameters have equal hashes; the two dict fields hash by what of them is hashable.
+        rest = tuple(getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _DICTS)
+        return hash((rest, tuple(sorted((self.logit_bias or {}).items()))))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> SamplingParams:
+        """Build from a mapping of field names.
+
+        Raises:
+            UnknownOptionError: a name is no field; the message suggests the nearest one.
+            InvalidParameterError: ``values`` is no mapping, or a value is not allowed.
+        """
+        if not isinstance(values, Mapping):
+            raise _wrong_type("sampling_params", values, "a dict or SamplingParams")
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise unknown_option("sampling parameter", str(name), known)
+        return cls(**values)
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if the most probable token is always taken: temperature below 1e-6, or ``top_k == 1``."""
+        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
+
+    def check_vocab(self, vocab_size: int) -> None:
+        """Raise InvalidParameterError if a stop token or a biased token has an id >= ``vocab_size``."""
+        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias or {})):
+            for token_id in ids:
+                _require(
+                    token_id < vocab_size,
+                    f"{name} names token id {token_id}, but this vocabulary ends at {vocab_size - 1}.",
+                )
+
+
+_FLOATS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+)
+_INTS = ("top_k", "min_new_tokens", "n")
+_OPTIONAL_INTS = ("max_new_tokens", "seed")
+_FLAGS = ("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim")
+_DICTS = ("logit_bias", "custom_params")
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise InvalidParameterError(message)
+
+
+def _wrong_type(name: str, value: object, wanted: str) -> InvalidParameterError:
+    return InvalidParameterError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__}).")
+
+
+def _float(name: str, value: object) -> float:
+    """``value`` as a finite Python float; bool, str and the like are refused."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _wrong_type(name, value, "a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    _require(math.isfinite(number), f"{name} must be a finite number, got {value}.")
+    return number
+
+
+def _int(name: str, value: object) -> int:
+    """``value`` as a Python int; an integral float passes, as JSON writers often produce one."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    raise _wrong_type(name, value, "an integer")
+
+
+def _token_id(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise _wrong_type(name, value, "made of integer token ids")
+    _require(value >= 0, f"{name} must be made of token ids >= 0, got {value}.")
+    return int(value)
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    """A string or iterable of strings as a tuple; None is the empty tuple."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise _wrong_type(name, value, "a string or a list of strings")
+    # a set has no order of its own, and the first stop string in order wins
+    items = tuple(sorted(value, key=str)) if isinstance(value, (set, frozenset)) else tuple(value)
+    for item in items:
+        if not isinstance(item, str):
+            raise _wrong_type(name, item, "made of strings")
+        _require(item != "", f"{name} must not contain an empty string: it would match at once.")
+    return items
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    """An iterable of token ids as a tuple without repeats; None is the empty tuple."""
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise _wrong_type(name, value, "a list of integer token ids")
+    return tuple(dict.fromkeys(_token_id(name, item) for item in value))
+
+
+def _logit_bias(value: object) -> dict[int, float] | None:
+    """A checked copy with int keys; None and the empty mapping are None."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _wrong_type("logit_bias", value, "a dict of token id to number")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        is_decimal = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+        token_id = _token_id("logit_bias", int(key) if is_decimal else key)
+        number = _float(f"logit_bias[{token_id}]", bias)
+        _require(
+            -_MAX_LOGIT_BIAS <= number <= _MAX_LOGIT_BIAS,
+            f"logit_bias[{token_id}] must be in [-100, 100], got {number}.",
+        )
+        _require(token_id not in biases, f"logit_bias names token id {token_id} twice.")
+        biases[token_id] = number
+    return biases or None
+
+
+def _dump_schema(schema: dict) -> str:
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(f"json_schema is a dict that JSON cannot write: {error}.") from error

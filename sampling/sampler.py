@@ -1,0 +1,163 @@
+"""``Sampler``: from logits to one token id per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .batch import SamplingBatch, SamplingRow
+from .draw import draw, most_probable, uniforms
+from .filters import FilteredDraw, draw_filtered
+from .logprobs import sampled_logprobs
+from .penalties import add_biases, apply_penalties, ban_until_min, mask_disallowed
+from .scratch import Scratch
+
+__all__ = ["SampleOutput", "Sampler", "SamplingBatch", "SamplingRow"]
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """One sampled token per row.
+
+    Attributes:
+        token_ids: [B] int64.
+        logprobs: [B] fp32, NaN in rows that did not ask; None if no row asked.
+        top_values, top_ids: [B, K] fp32 and int64, descending, K the longest list asked for; NaN and -1
+            in rows that asked for no log-probabilities; None if K is 0.
+    """
+
+    token_ids: torch.Tensor
+    logprobs: torch.Tensor | None = None
+    top_values: torch.Tensor | None = None
+    top_ids: torch.Tensor | None = None
+
+
+class Sampler:
+    """Samples tokens; holds nothing but work buffers, so any two samplers agree.
+
+    A row's token is a function of its own logits, parameters, seed and position. Not safe for use by
+    several threads at once (the buffers are shared).
+
+    Args:
+        vocab_size: V, the width of the logits.
+        device: where logits live.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+        self.vocab_size = vocab_size
+        self._scratch = Scratch(torch.device(device))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        logits: torch.Tensor,
+        batch: SamplingBatch,
+        positions: torch.Tensor,
+        tokens: torch.Tensor,
+        allowed_mask: torch.Tensor | None = None,
+    ) -> SampleOutput:
+        """Choose the next token of every row. The stages, each skipped if no row needs it:
+
+        1. logits to fp32 (the caller's tensor is left alone)
+        2. add ``logit_bias``
+        3. -inf on stop tokens of rows short of ``min_new_tokens``
+        4. presence and frequency penalties
+        5. repetition penalty
+        6. -inf where ``allowed_mask`` forbids
+        7. greedy rows: the highest logit, the lowest id among equals
+        8. other rows: divide by the temperature, softmax
+        9. rows with top-k, top-p or min-p: draw among the kept tokens; the rest: draw from all
+        10. log-probabilities of rows that ask
+
+        Args:
+            logits: [B, V] bf16, fp16 or fp32.
+            batch: the rows' parameters; ``batch.size == B``.
+            positions: [B] int64, index of the token being sampled = number of tokens before it.
+            tokens: [num_slots, max_tokens] integer token table, read by penalties only.
+            allowed_mask: [B, ceil(V / 32)] int32, bit ``t % 32`` of word ``t // 32`` allows token ``t``.
+        """
+        logits = self._process(logits, batch, positions, tokens, allowed_mask)
+        token_ids = torch.empty(batch.size, dtype=torch.int64, device=logits.device)
+        if batch.greedy.count:
+            batch.greedy.put(token_ids, most_probable(batch.greedy.take(logits)))
+        filtered = None
+        if batch.sampled.count:
+            drawn, filtered = self._draw(logits, batch, positions)
+            batch.sampled.put(token_ids, drawn)
+        if batch.logprobs.count == 0:
+            return SampleOutput(token_ids)
+        return self._with_logprobs(logits, batch, token_ids, filtered)
+
+    def _process(
+        self,
+        logits: torch.Tensor,
+        batch: SamplingBatch,
+        positions: torch.Tensor,
+        tokens: torch.Tensor,
+        allowed_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Stages 1 to 6: fp32 logits [B, V], the caller's own tensor if nothing had to change."""
+        if not batch.changes_logits and allowed_mask is None and logits.dtype == torch.float32:
+            return logits
+        logits = self._scratch.get("logits", tuple(logits.shape)).copy_(logits)
+        if batch.biases is not None:
+            add_biases(logits, batch.biases)
+        if batch.bans is not None:
+            ban_until_min(logits, batch.bans, positions)
+        if batch.penalties is not None:
+            apply_penalties(logits, batch.penalties, positions, tokens, self._scratch)
+        if allowed_mask is not None:
+            mask_disallowed(logits, allowed_mask)
+        return logits
+
+    def _draw(
+        self, logits: torch.Tensor, batch: SamplingBatch, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, FilteredDraw | None]:
+        """Stages 8 and 9: token ids [S] of the sampled rows, and what the filters did to theirs."""
+        rows = batch.sampled
+        shape = (rows.count, self.vocab_size)
+        scores = self._scratch.get("scores", shape)
+        torch.div(rows.take(logits), rows.take(batch.temperature), out=scores)
+        probs = torch.softmax(scores, 1, out=self._scratch.get("probs", shape))
+        uniform = uniforms(rows.take(batch.keys), rows.take(positions))
+        token_ids = torch.empty(rows.count, dtype=torch.int64, device=logits.device)
+        if batch.plain.count:
+            drawn = draw(batch.plain.take(probs), batch.plain.take(uniform), self._scratch)
+            batch.plain.put(token_ids, drawn)
+        if batch.filters is None:
+            return token_ids, None
+        filtered = draw_filtered(batch.filtered.take(probs), batch.filtered.take(uniform), batch.filters)
+        batch.filtered.put(token_ids, filtered.token_ids)
+        return token_ids, filtered
+
+    def _with_logprobs(
+        self,
+        logits: torch.Tensor,
+        batch: SamplingBatch,
+        token_ids: torch.Tensor,
+        filtered: FilteredDraw | None,
+    ) -> SampleOutput:
+        """Stage 10: ``token_ids`` [B] together with what was asked about them."""
+        mass = torch.ones(batch.size, dtype=torch.float64, device=logits.device)
+        count = torch.full((batch.size,), self.vocab_size, dtype=torch.int64, device=logits.device)
+        if filtered is not None:
+            batch.filtered_in_batch.put(mass, filtered.nucleus_mass)
+            batch.filtered_in_batch.put(count, filtered.nucleus_count)
+        rows, width = batch.logprobs, batch.top_logprobs
+        shape = (rows.count, self.vocab_size)
+        scores = self._scratch.get("scores", shape)
+        torch.div(rows.take(logits), rows.take(batch.temperature), out=scores)
+        work = self._scratch.get("probs", shape)
+        chosen, values, ids = sampled_logprobs(
+            scores, rows.take(token_ids), rows.take(mass), rows.take(count), width, work
+        )
+        logprobs = torch.full((batch.size,), float("nan"), device=logits.device)
+        rows.put(logprobs, chosen)
+        if values is None or ids is None:
+            return SampleOutput(token_ids, logprobs)
+        top_values = torch.full((batch.size, width), float("nan"), device=logits.device)
+        top_ids = torch.full((batch.size, width), -1, dtype=torch.int64, device=logits.device)
+        rows.put(top_values, values)
+        rows.put(top_ids, ids)
+        return SampleOutput(token_ids, logprobs, top_values, top_ids)
