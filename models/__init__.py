@@ -1,0 +1,1 @@
+"""Model families, their shared layers, and loading them from a checkpoint."""

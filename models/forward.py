@@ -1,0 +1,19 @@
+"""What a model's forward pass takes: the tokens of one step, where they stand and where their K/V go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.attention import PagedAttentionPlan
+
+
+@dataclass(frozen=True)
+class ForwardInput:
+    """The T tokens of one step, all rows one after the other, in the order of ``attention.q_starts``."""
+
+    input_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64, index of each token within its sequence
+    kv_slots: torch.Tensor  # [T] int64, page * page_size + offset: where K and V of the token are written
+    attention: PagedAttentionPlan

@@ -1,0 +1,73 @@
+"""Grouped-query self-attention over the paged KV cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.attention import paged_attention
+from ...kernels.rotary import rotary_and_store
+from ..config import ModelConfig
+from ..forward import ForwardInput
+from .linear import Linear
+from .rotary import RotaryTable
+from .storage import NamedSlots
+
+
+class Attention:
+    """One layer's attention: merged q/k/v projection, rotation, attention, output projection.
+
+    ``window`` is how many positions back a token sees, itself included; None is all. ``scale``
+    multiplies the scores, ``1 / sqrt(head_dim)`` unless given; ``soft_cap`` bounds them.
+    """
+
+    __slots__ = ("num_heads", "output", "qkv", "rotary", "scale", "soft_cap", "window")
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rotary: RotaryTable,
+        *,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        window: int | None = None,
+        scale: float | None = None,
+        soft_cap: float | None = None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        q_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        shards = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv = Linear(config.hidden_size, shards, bias=qkv_bias, dtype=dtype, device=device)
+        self.output = Linear(
+            q_size, {"o_proj": config.hidden_size}, bias=output_bias, dtype=dtype, device=device
+        )
+        self.rotary = rotary
+        self.num_heads = config.num_heads
+        self.scale = config.head_dim**-0.5 if scale is None else scale
+        self.window = window
+        self.soft_cap = soft_cap
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to this part."""
+        yield from self.qkv.weights()
+        yield from self.output.weights()
+
+    def project(self, x: Tensor) -> Tensor:
+        """q | k | v before rotation, ``[T, (Hq + 2 Hkv) * D]``: where a family may normalise them."""
+        return self.qkv.forward(x)
+
+    def forward(self, x: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Attend x ``[T, H]`` -> ``[T, H]``; its K and V go to the caches ``[pages, page_size, Hkv, D]``."""
+        q = rotary_and_store(
+            self.project(x),
+            self.rotary.cos_sin,
+            inp.positions,
+            inp.kv_slots,
+            k_cache,
+            v_cache,
+            self.num_heads,
+        )
+        attended = paged_attention(q, k_cache, v_cache, inp.attention, self.scale, self.window, self.soft_cap)
+        return self.output.forward(attended.flatten(1))

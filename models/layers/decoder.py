@@ -1,0 +1,216 @@
+"""The decoder stack that families share, and the model interface they implement with it.
+
+A family is a subclass of :class:`CausalLM` that says in :meth:`CausalLM.layer_spec` how its layers
+differ. A family with parts of another kind overrides the method that builds the part
+(``build_attention``, ``build_mlp``, ``build_norm``, ``build_layer``): a part is any object with
+``weights()`` and the ``forward`` of the one it replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...cache.kv_cache import KVCache, KVCacheSpec
+from ..config import ModelConfig
+from ..forward import ForwardInput
+from .attention import Attention
+from .embedding import Embedding, TiedEmbedding
+from .linear import Linear
+from .mlp import GatedMLP
+from .norm import RMSNorm
+from .rope_config import RopeConfig
+from .rotary import RotaryTable
+from .storage import NamedSlots, prefixed
+from .weight_table import WeightTable
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """How one decoder layer differs from the plain one."""
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    window: int | None = None  # positions a token sees, itself included; None: all
+    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
+    soft_cap: float | None = None  # bound of the attention scores
+
+
+class DecoderLayer:
+    """Pre-norm layer: attention and feed-forward, each on the normalised residual stream."""
+
+    __slots__ = ("attention", "input_norm", "mlp", "post_attention_norm")
+
+    def __init__(
+        self, attention: Attention, mlp: GatedMLP, input_norm: RMSNorm, post_attention_norm: RMSNorm
+    ) -> None:
+        self.attention = attention
+        self.mlp = mlp
+        self.input_norm = input_norm
+        self.post_attention_norm = post_attention_norm
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to this layer."""
+        yield from prefixed("self_attn.", self.attention.weights())
+        yield from prefixed("mlp.", self.mlp.weights())
+        yield from prefixed("input_layernorm.", self.input_norm.weights())
+        yield from prefixed("post_attention_layernorm.", self.post_attention_norm.weights())
+
+    def forward(
+        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        """Run the layer on the T tokens of a step.
+
+        ``branch`` ``[T, H]`` is what the layer before computed and has not yet added to
+        ``residual`` ``[T, H]`` (None for the first layer), so that the sum and the norm are one
+        operation. Adds to ``residual`` in place and returns this layer's own branch.
+        """
+        if branch is None:
+            normed = self.input_norm.forward(residual)
+        else:
+            normed = self.input_norm.add_forward(branch, residual)
+        attended = self.attention.forward(normed, inp, k_cache, v_cache)
+        return self.mlp.forward(self.post_attention_norm.add_forward(attended, residual))
+
+
+class CausalLM:
+    """A decoder-only language model: embedding, layers, final norm, output head.
+
+    Built without weights; :meth:`load_weights` creates them. ``dtype`` is that of weights and
+    activations. Raises ModelError where the configuration asks for something unsupported.
+    """
+
+    ignored_weights: tuple[str, ...] = ()
+    """Endings of checkpoint names that this family leaves aside, besides the usual ones."""
+
+    tie_word_embeddings = False
+    """Whether the head shares the embedding table when the configuration does not say."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.rotary = RotaryTable(RopeConfig.from_model(config), config.context_length, self.device)
+        self.layers = [self.build_layer(index) for index in range(config.num_layers)]
+        self.norm = self.build_norm()
+        self.head = Linear(
+            config.hidden_size, {"lm_head": config.vocab_size}, dtype=dtype, device=self.device
+        )
+        tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
+        self.embedding = (
+            TiedEmbedding(self.head)
+            if tied
+            else Embedding(config.vocab_size, config.hidden_size, dtype, self.device)
+        )
+        ties = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
+        self._weights = WeightTable(self._named_weights(tied), ties, self.ignored_weights)
+
+    # what a family says
+
+    def layer_spec(self, index: int) -> LayerSpec:  # noqa: ARG002
+        """How layer ``index`` differs from the plain one."""
+        return LayerSpec()
+
+    def build_norm(self) -> RMSNorm:
+        """One norm over the hidden size."""
+        config = self.config
+        eps = config.read("rms_norm_eps", float, 1e-6, minimum=0)
+        return RMSNorm(config.hidden_size, eps, self.dtype, self.device)
+
+    def build_attention(self, spec: LayerSpec) -> Attention:
+        """The attention of one layer."""
+        return Attention(
+            self.config,
+            self.rotary,
+            qkv_bias=spec.qkv_bias,
+            output_bias=spec.output_bias,
+            window=spec.window,
+            scale=spec.attention_scale,
+            soft_cap=spec.soft_cap,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def build_mlp(self, spec: LayerSpec) -> GatedMLP:
+        """The feed-forward block of one layer."""
+        config = self.config
+        size = config.read("intermediate_size", int, minimum=1)
+        activation = config.read("hidden_act", str, "silu")
+        return GatedMLP(
+            config.hidden_size, size, activation, bias=spec.mlp_bias, dtype=self.dtype, device=self.device
+        )
+
+    def build_layer(self, index: int) -> DecoderLayer:
+        """One decoder layer."""
+        spec = self.layer_spec(index)
+        return DecoderLayer(
+            self.build_attention(spec), self.build_mlp(spec), self.build_norm(), self.build_norm()
+        )
+
+    # what the engine uses
+
+    def forward(self, inp: ForwardInput, kv: KVCache) -> Tensor:
+        """Run the T tokens of a step and write their K/V to ``kv``; return hidden states ``[T, H]``.
+
+        The hidden states are those after the final norm.
+        """
+        residual = self.embedding.forward(inp.input_ids)
+        branch = None
+        for layer, k_cache, v_cache in zip(self.layers, kv.k, kv.v):
+            branch = layer.forward(branch, residual, inp, k_cache, v_cache)
+        return self.norm.add_forward(branch, residual)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""
+        return self.head.forward(hidden, torch.float32)
+
+    def kv_spec(self, page_size: int) -> KVCacheSpec:
+        """Shape of the KV cache this model needs, in pages of ``page_size`` tokens."""
+        config = self.config
+        return KVCacheSpec(config.num_layers, config.num_kv_heads, config.head_dim, self.dtype, page_size)
+
+    def set_context_length(self, num_tokens: int) -> None:
+        """Serve sequences of at most ``num_tokens`` (default: ``config.context_length``)."""
+        self.rotary.resize(num_tokens)
+
+    # weights
+
+    def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Load a checkpoint from (Hugging Face name, tensor) pairs, in any order, one at a time.
+
+        Memory in use stays within the packed model plus the tensor at hand. Loading again copies
+        into the same memory. Raises WeightsError naming every missing, leftover, duplicate or
+        misshapen tensor at once. With tied embeddings ``lm_head.weight`` may be absent; if present,
+        ``model.embed_tokens.weight`` goes before it.
+        """
+        self._weights.load(named)
+
+    def get_weight(self, name: str) -> Tensor | None:
+        """The weight of a Hugging Face name, unmerged and unpacked; None if there is none.
+
+        It may share memory with the model: do not write to it.
+        """
+        return self._weights.get(name)
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that :meth:`load_weights` expects."""
+        return self._weights.shapes
+
+    @property
+    def weight_nbytes(self) -> int:
+        """Bytes that the weights hold; a table used twice counts once."""
+        return self._weights.nbytes
+
+    def _named_weights(self, tied: bool) -> NamedSlots:
+        """All slots by Hugging Face name."""
+        yield from prefixed("model.embed_tokens.", self.embedding.weights())
+        for index, layer in enumerate(self.layers):
+            yield from prefixed(f"model.layers.{index}.", layer.weights())
+        yield from prefixed("model.norm.", self.norm.weights())
+        if not tied:
+            yield from self.head.weights()

@@ -1,0 +1,44 @@
+"""Token embeddings: a table of their own, or the rows of the output head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.embedding import embed
+from .linear import Linear
+from .storage import DenseStorage, NamedSlots, whole
+
+
+class Embedding:
+    """A table ``[V, H]`` of one row per token."""
+
+    __slots__ = ("table",)
+
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.table = DenseStorage((vocab_size, hidden_size), dtype, device)
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to this part."""
+        yield "weight", whole(self.table)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids ``[T]`` int64 -> ``[T, H]``, a new tensor."""
+        return embed(ids, self.table.data)
+
+
+class TiedEmbedding:
+    """The rows of the output head, so that the table is held once, in the head's layout."""
+
+    __slots__ = ("_head",)
+
+    def __init__(self, head: Linear) -> None:
+        self._head = head
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to this part: the embedding's name fills the head's storage."""
+        yield "weight", whole(self._head.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids ``[T]`` int64 -> ``[T, H]``, a new tensor."""
+        return self._head.weight.packed.rows(ids)

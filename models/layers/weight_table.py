@@ -1,0 +1,141 @@
+"""Loading a stream of named tensors into a model, with every name accounted for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ...errors import WeightsError
+from .storage import NamedSlots, Storage, WeightSlot
+
+_logger = logging.getLogger("rootlet.models")
+
+IGNORED_SUFFIXES: Final = (
+    "rotary_emb.inv_freq",  # buffers of old Llama checkpoints: recomputed from the config
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "attn.masked_bias",  # a constant of old attention masks
+)
+"""Endings of checkpoint names that carry no weight and may be present in any family."""
+
+
+@dataclass
+class _LoadRecord:
+    """What has come so far in one load: the slots filled, and what was wrong."""
+
+    seen: set[str] = field(default_factory=set)  # names in the stream
+    filled: set[str] = field(default_factory=set)  # names of slots
+    refused: set[str] = field(default_factory=set)  # names of slots whose tensor did not fit
+    leftover: list[str] = field(default_factory=list)
+    duplicate: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    def raise_problems(self, wanted: Iterable[str]) -> None:
+        """Raise one WeightsError about everything wrong, if anything is."""
+        missing = [name for name in wanted if name not in self.filled | self.refused]
+        problems = {
+            "missing": missing,
+            "leftover": self.leftover,
+            "duplicate": self.duplicate,
+            "misshapen": self.misshapen,
+        }
+        parts = [f"{kind} ({len(names)}): {', '.join(names)}" for kind, names in problems.items() if names]
+        if parts:
+            raise WeightsError(
+                f"The weights do not fit the model; {'; '.join(parts)}. "
+                "Check that config.json belongs to this checkpoint and that the checkpoint is complete."
+            )
+
+
+class WeightTable:
+    """All slots of a model by checkpoint name.
+
+    ``tied`` maps a name that may be absent to the name whose slot it shares. ``ignored`` are
+    endings of names without meaning, added to :data:`IGNORED_SUFFIXES`.
+    """
+
+    def __init__(self, slots: NamedSlots, tied: Mapping[str, str], ignored: tuple[str, ...] = ()) -> None:
+        self._slots = dict(slots)
+        self._tied = dict(tied)
+        self._ignored = IGNORED_SUFFIXES + ignored
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor that a complete checkpoint has, by name; tied names left out."""
+        return {name: slot.shape for name, slot in self._slots.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all weights, shared ones counted once."""
+        return sum(storage.nbytes for storage in self._storages())
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor of a checkpoint name, also a tied one; None if unknown or not loaded."""
+        slot = self._slots.get(self._tied.get(name, name))
+        return None if slot is None else slot.get()
+
+    def load(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Load a complete checkpoint, in any order, one tensor at a time.
+
+        Raises WeightsError naming every missing, leftover, duplicate or misshapen tensor at once;
+        the model is then not usable until a load succeeds.
+        """
+        record = _LoadRecord()
+        # Weights must be ordinary tensors whatever mode the caller is in: an inference tensor could
+        # not be updated outside of it, and a parameter would bring its autograd history along.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                for name, tensor in named:
+                    self._load_one(name, tensor, record)
+                    record.seen.add(name)
+            finally:
+                for storage in self._storages():
+                    storage.finish()
+        record.raise_problems(self._slots)
+
+    def _load_one(self, name: str, tensor: Tensor, record: _LoadRecord) -> None:
+        """Load one tensor, or note why not."""
+        source = self._tied.get(name, name)
+        slot = self._slots.get(source)
+        if slot is None:
+            if not name.endswith(self._ignored):
+                record.leftover.append(name)
+        elif name in record.seen:
+            record.duplicate.append(name)
+        elif tuple(tensor.shape) != slot.shape or not tensor.is_floating_point():
+            got = f"{tensor.dtype} {list(tensor.shape)}"
+            record.misshapen.append(f"{name} is {got}, expected floating point {list(slot.shape)}")
+            record.refused.add(source)
+        elif source in record.filled:
+            _load_second(name, tensor, slot, wins=name == source)
+        else:
+            slot.load(tensor)
+            record.filled.add(source)
+
+    def _storages(self) -> list[Storage]:
+        """Every storage once."""
+        return list({id(slot.storage): slot.storage for slot in self._slots.values()}.values())
+
+
+def _load_second(name: str, tensor: Tensor, slot: WeightSlot, *, wins: bool) -> None:
+    """Load the second tensor of a tied pair, which replaces the first only if it ``wins``.
+
+    Checkpoints that keep both normally keep the same values twice. Where they differ, the config
+    contradicts the checkpoint: transformers 4 ties all the same, as we do, transformers 5 does not.
+    """
+    stored = slot.get()
+    if torch.equal(stored, tensor.to(stored.device, stored.dtype)):
+        return
+    _logger.warning(
+        "%s differs from the tensor that tie_word_embeddings makes the same weight; %s. If both are meant, "
+        "override the config with {'tie_word_embeddings': false}.",
+        name,
+        "it is used for both" if wins else "it is ignored",
+    )
+    if wins:
+        slot.load(tensor)

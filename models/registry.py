@@ -1,0 +1,69 @@
+"""Which class runs which architecture name of ``config.json``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Final
+
+from ..errors import ConfigError, ModelError
+
+# Architecture name -> module of this package that defines the class of that name. A family is
+# imported when a model of it is loaded; a new family adds its line here and its own file.
+_BUILT_IN: Final = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+}
+
+_MODEL_METHODS: Final = (
+    "forward",
+    "compute_logits",
+    "load_weights",
+    "get_weight",
+    "kv_spec",
+    "set_context_length",
+)
+
+_registered: dict[str, type] = {}
+
+
+def register_model(name: str, cls: type, *, replace: bool = False) -> None:
+    """Make ``cls`` the model class of the architecture ``name``, for every engine built from now on.
+
+    ``cls(config, dtype, device)`` must give an object with the methods of
+    :class:`~rootlet.models.layers.decoder.CausalLM`. Raises ConfigError if one is missing, or if the
+    name is taken and ``replace`` is false.
+    """
+    absent = [method for method in _MODEL_METHODS if not callable(getattr(cls, method, None))]
+    if not isinstance(cls, type) or absent:
+        raise ConfigError(
+            f"register_model({name!r}) needs a model class, got {cls!r}"
+            + (f" without {', '.join(absent)}." if absent else ".")
+        )
+    if not replace and (name in _registered or name in _BUILT_IN):
+        raise ConfigError(f"The architecture {name!r} is already registered; replace=True replaces it.")
+    _registered[name] = cls
+
+
+def supported_architectures() -> list[str]:
+    """All architecture names that :func:`resolve` knows, sorted."""
+    return sorted(_BUILT_IN.keys() | _registered.keys())
+
+
+def resolve(architectures: Sequence[str]) -> type:
+    """Return the class of the first supported name in ``architectures``.
+
+    Raises ModelError listing the supported names if there is none.
+    """
+    for name in architectures:
+        if name in _registered:
+            return _registered[name]
+        if name in _BUILT_IN:
+            module = importlib.import_module(f".{_BUILT_IN[name]}", __package__)
+            return getattr(module, name)
+    raise ModelError(
+        f"Model architectures {list(architectures)} are not supported. "
+        f"Supported: {', '.join(supported_architectures())}. "
+        "Add your own with rootlet.register_model(name, cls)."
+    )

@@ -1,0 +1,236 @@
+"""Loading weights: every name accounted for, merged and tied storage, memory, reloading."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+import torch
+from rootlet.errors import WeightsError
+from rootlet.models.config import ModelConfig
+from rootlet.models.layers.linear import Linear
+from rootlet.models.layers.weight_table import WeightTable
+from rootlet.models.llama import LlamaForCausalLM
+from rootlet.models.qwen2 import Qwen2ForCausalLM
+
+RAW = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 11,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight"
+
+
+def build(cls=LlamaForCausalLM, dtype=torch.float32, **fields):
+    return cls(ModelConfig.from_dict({**RAW, **fields}), dtype, "cpu")
+
+
+def checkpoint(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in model.weight_shapes.items()}
+
+
+def assert_holds(model, weights):
+    for name, tensor in weights.items():
+        assert torch.equal(model.get_weight(name), tensor), name
+
+
+@pytest.mark.parametrize("order", [list, reversed, sorted])
+@pytest.mark.parametrize(
+    "fields", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}]
+)
+def test_every_weight_comes_back_under_its_name(order, fields):
+    model = build(**fields)
+    weights = checkpoint(model)
+    model.load_weights((name, weights[name]) for name in order(list(weights)))
+    assert_holds(model, weights)
+    assert model.get_weight("model.layers.9.mlp.up_proj.weight") is None
+
+
+def test_nothing_is_allocated_before_loading():
+    model = build()
+    assert model.weight_nbytes == 0
+    assert model.get_weight(Q) is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_memory_while_loading_stays_within_the_model(tied):
+    model = build(tie_word_embeddings=tied)
+    weights = checkpoint(model)
+    total = sum(tensor.nbytes for tensor in weights.values())
+    seen = []
+
+    def stream():
+        for name in sorted(weights):
+            yield name, weights[name]
+            seen.append(model.weight_nbytes)
+
+    model.load_weights(stream())
+    assert max(seen) <= model.weight_nbytes == total
+
+
+def test_loading_converts_the_dtype():
+    model = build(Qwen2ForCausalLM, torch.bfloat16)
+    weights = checkpoint(model)
+    model.load_weights(weights.items())
+    assert_holds(model, {name: tensor.bfloat16() for name, tensor in weights.items()})
+
+
+def test_all_problems_are_in_one_error():
+    model = build()
+    weights = checkpoint(model)
+    del weights[Q], weights["model.norm.weight"]
+    weights[K] = torch.zeros(8, 15)
+    weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(24, 16, dtype=torch.int8)
+    weights["model.layers.0.self_attn.q_proj.qweight"] = torch.zeros(1)
+    twice = (EMBED, weights[EMBED])
+    with pytest.raises(WeightsError) as caught:
+        model.load_weights(itertools.chain(weights.items(), [twice]))
+    message = str(caught.value)
+    assert f"missing (2): {Q}, model.norm.weight;" in message
+    assert "leftover (1): model.layers.0.self_attn.q_proj.qweight;" in message
+    assert f"duplicate (1): {EMBED};" in message
+    assert "misshapen (2): model.layers.0.mlp.up_proj.weight is torch.int8 [24, 16], expected" in message
+    assert f"{K} is torch.float32 [8, 15], expected floating point [8, 16]." in message
+
+
+def test_a_bias_that_the_config_denies_is_leftover():
+    with_bias, without = build(attention_bias=True), build()
+    with pytest.raises(WeightsError, match=r"leftover \(8\): .*q_proj.bias"):
+        without.load_weights(checkpoint(with_bias).items())
+
+
+def test_a_failed_load_can_be_repeated():
+    model = build()
+    weights = checkpoint(model)
+
+    def torn():
+        yield Q, weights[Q]
+        raise OSError("torn file")
+
+    with pytest.raises(OSError, match="torn file"):
+        model.load_weights(torn())
+    with pytest.raises(WeightsError, match="missing"):
+        model.load_weights([(Q, weights[Q])])
+    model.load_weights(weights.items())
+    assert_holds(model, weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.self_attn.masked_bias"]
+)
+def test_buffers_of_old_checkpoints_are_ignored(name):
+    model = build()
+    model.load_weights([*checkpoint(model).items(), (name, torch.zeros(3))])
+
+
+def test_tied_head_holds_the_table_once():
+    tied, untied = build(tie_word_embeddings=True), build()
+    weights = checkpoint(tied)
+    tied.load_weights(weights.items())
+    untied.load_weights(checkpoint(untied).items())
+    assert untied.weight_nbytes - tied.weight_nbytes == weights[EMBED].nbytes
+    assert torch.equal(tied.get_weight(HEAD), weights[EMBED])
+    ids = torch.tensor([3, 0, 10, 3])
+    assert torch.equal(tied.embedding.forward(ids), weights[EMBED][ids])
+
+
+@pytest.mark.parametrize("first", [EMBED, HEAD])
+def test_tied_and_both_present_the_embedding_counts(first, caplog):
+    model = build(tie_word_embeddings=True)
+    weights = {**checkpoint(model), HEAD: torch.zeros(11, 16)}
+    with caplog.at_level(logging.WARNING, "rootlet"):
+        model.load_weights([(first, weights.pop(first)), *weights.items()])
+    assert model.get_weight(HEAD).any()
+    assert "tie_word_embeddings" in caplog.text
+
+
+def test_tied_and_both_present_and_equal_is_silent(caplog):
+    model = build(tie_word_embeddings=True)
+    weights = checkpoint(model)
+    model.load_weights([*weights.items(), (HEAD, weights[EMBED].clone())])
+    assert not caplog.records
+
+
+def test_tied_with_the_head_only():
+    model = build(tie_word_embeddings=True)
+    weights = checkpoint(model)
+    weights[HEAD] = weights.pop(EMBED)
+    model.load_weights(weights.items())
+    assert_holds(model, weights)
+
+
+def test_tied_with_neither_and_with_a_misshapen_head():
+    model = build(tie_word_embeddings=True)
+    weights = checkpoint(model)
+    table = weights.pop(EMBED)
+    with pytest.raises(WeightsError, match=rf"missing \(1\): {EMBED}"):
+        model.load_weights(weights.items())
+    with pytest.raises(WeightsError, match=rf"misshapen \(1\): {HEAD} .*expected floating point \[11, 16\]"):
+        model.load_weights([*weights.items(), (EMBED, table), (HEAD, table[1:])])
+
+
+def test_weights_do_not_alias_the_checkpoint():
+    model = build()
+    weights = checkpoint(model)
+    model.load_weights(weights.items())
+    kept = {name: tensor.clone() for name, tensor in weights.items()}
+    for tensor in weights.values():
+        tensor.zero_()
+    assert_holds(model, kept)
+
+
+def test_loading_again_copies_into_the_same_memory():
+    model = build(attention_bias=True)
+    model.load_weights(checkpoint(model).items())
+    layer = model.layers[0]
+    packed, bias, norm = (
+        layer.attention.qkv.weight.packed,
+        layer.attention.qkv.bias.data,
+        layer.input_norm.weight.data,
+    )
+    addresses = bias.data_ptr(), norm.data_ptr()
+    new = checkpoint(model, seed=1)
+    model.load_weights(new.items())
+    assert layer.attention.qkv.weight.packed is packed
+    assert (layer.attention.qkv.bias.data.data_ptr(), layer.input_norm.weight.data.data_ptr()) == addresses
+    assert_holds(model, new)
+
+
+def test_rows_of_a_merged_weight_can_be_replaced_alone():
+    """The seam for updates of single tensors: what was not sent stays."""
+    layer = Linear(4, {"a": 2, "b": 3}, bias=True, dtype=torch.float32, device=torch.device("cpu"))
+    slots = dict(layer.weights())
+    weights = {name: torch.randn(slot.shape) for name, slot in slots.items()}
+    WeightTable(slots.items(), {}).load(weights.items())
+    slots["b.weight"].load(torch.ones(3, 4))
+    layer.weight.finish()
+    assert torch.equal(slots["a.weight"].get(), weights["a.weight"])
+    assert torch.equal(slots["b.weight"].get(), torch.ones(3, 4))
+
+
+def test_weights_are_ordinary_tensors_in_any_mode():
+    model = build()
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in checkpoint(model).items()}
+    with torch.inference_mode():
+        model.load_weights(parameters.items())
+    for name in parameters:
+        weight = model.get_weight(name)
+        assert not weight.is_inference()
+        assert not weight.requires_grad
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_multiplies_all_shards_at_once(bias):
+    layer = Linear(4, {"a": 2, "b": 3}, bias=bias, dtype=torch.float32, device=torch.device("cpu"))
+    WeightTable(layer.weights(), {}).load((name, torch.randn(slot.shape)) for name, slot in layer.weights())
+    x = torch.randn(5, 4)
+    slots = {name: slot.get() for name, slot in layer.weights()}
+    parts = [x @ slots[f"{name}.weight"].T + slots.get(f"{name}.bias", torch.zeros(1)) for name in "ab"]
+    torch.testing.assert_close(layer.forward(x), torch.cat(parts, dim=1))

@@ -1,0 +1,155 @@
+"""Parity with transformers beyond the plain cases: long positions, bf16, a family written by a user."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rootlet.models.layers.attention import Attention
+from rootlet.models.layers.decoder import CausalLM, LayerSpec
+from rootlet.models.layers.linear import Linear
+from rootlet.models.layers.mlp import GatedMLP
+from rootlet.models.layers.storage import DenseStorage, whole
+
+from .driver import Driver
+from .hf import (  # noqa: F401
+    assert_logits_close,
+    build_hf,
+    build_ours,
+    config_of,
+    hf_logits,
+    one_thread,
+    random_ids,
+    state_of,
+)
+
+SHORT = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
+LONG = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+
+
+def longrope(short, long):
+    return {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+
+
+@pytest.mark.parametrize(("context", "factors"), [(32, SHORT), (33, LONG)])
+def test_longrope_uses_the_factors_of_the_context_length(context, factors):
+    """The reference has the same factors on both sides, since old transformers never switch in Llama."""
+    hf = build_hf("Llama", original_max_position_embeddings=32, rope_scaling=longrope(factors, factors))
+    ours = build_ours(hf, rope_scaling=longrope(SHORT, LONG))
+    ours.set_context_length(context)
+    ids = random_ids(30, 6)
+    assert_logits_close(Driver(ours, 16).run("a", ids, 7), hf_logits(hf, ids))
+
+
+def test_dynamic_rope_past_the_original_length():
+    """Decoding past the limit rotates each new token as transformers does when it arrives."""
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    hf = build_hf("Llama", max_position_embeddings=16, rope_scaling=scaling)
+    ours = build_ours(hf)
+    assert ours.config.context_length == 64
+    ids = random_ids(48, 7)
+    got = Driver(ours, 16).run("a", ids, chunk=1)
+    cache, want = None, []
+    with torch.inference_mode():
+        for token in ids:
+            out = hf(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            want.append(out.logits[0, 0])
+    assert_logits_close(got, torch.stack(want))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"), [("Llama", {}), ("Mistral", {"sliding_window": 5}), ("Qwen2", {})]
+)
+def test_bf16(family, fields):
+    """In bf16 we are as near to the fp32 model as transformers is, or nearer: we round less often."""
+    hf = build_hf(family, **fields)
+    ids = random_ids(60, 8)
+    exact = hf_logits(hf, ids)
+    ours = Driver(build_ours(hf, torch.bfloat16), 16).run("a", ids, chunk=25)
+    theirs = hf_logits(hf.to(torch.bfloat16), ids)
+    assert ours.dtype == torch.float32
+    assert torch.cosine_similarity(ours, theirs, dim=-1).min() > 0.98
+    assert (ours - exact).square().mean() < 1.2 * (theirs - exact).square().mean()
+
+
+class FusedAttention(Attention):
+    """Attention whose checkpoint has q, k and v in one tensor."""
+
+    def __init__(self, config, rotary, *, dtype, device, **options):
+        super().__init__(config, rotary, dtype=dtype, device=device, **options)
+        size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        self.qkv = Linear(config.hidden_size, {"qkv_proj": size}, dtype=dtype, device=device)
+
+
+class FusedMLP(GatedMLP):
+    """Feed-forward block whose checkpoint has gate and up in one tensor."""
+
+    def __init__(self, hidden_size, intermediate_size, activation, *, dtype, device):
+        super().__init__(hidden_size, intermediate_size, activation, bias=False, dtype=dtype, device=device)
+        self.gate_up = Linear(
+            hidden_size, {"gate_up_proj": 2 * intermediate_size}, dtype=dtype, device=device
+        )
+
+
+class Phi3ForCausalLM(CausalLM):
+    """A family in the way a user would write one: only public parts, no edit elsewhere."""
+
+    def layer_spec(self, index):
+        return LayerSpec(window=self.config.read("sliding_window", int, None, null=True))
+
+    def build_attention(self, spec):
+        return FusedAttention(
+            self.config, self.rotary, window=spec.window, dtype=self.dtype, device=self.device
+        )
+
+    def build_mlp(self, spec):
+        size = self.config.read("intermediate_size", int)
+        return FusedMLP(self.config.hidden_size, size, "silu", dtype=self.dtype, device=self.device)
+
+
+class LayerNorm:
+    """A norm of another kind, with a bias."""
+
+    def __init__(self, size, eps, dtype, device):
+        self.weight = DenseStorage((size,), dtype, device)
+        self.bias = DenseStorage((size,), dtype, device)
+        self.eps = eps
+
+    def weights(self):
+        yield "weight", whole(self.weight)
+        yield "bias", whole(self.bias)
+
+    def forward(self, x):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight.data, self.bias.data, self.eps)
+
+    def add_forward(self, x, residual):
+        residual += x
+        return self.forward(residual)
+
+
+class StableLmForCausalLM(CausalLM):
+    """A family with other norms, and with rotation of a part of each head."""
+
+    def build_norm(self):
+        return LayerNorm(
+            self.config.hidden_size, self.config.read("layer_norm_eps", float), self.dtype, self.device
+        )
+
+
+def assert_same_logits(model, hf):
+    model.load_weights(state_of(hf).items())
+    ids = random_ids(40, 9)
+    assert_logits_close(Driver(model, 16).run("a", ids, 7), hf_logits(hf, ids))
+
+
+def test_a_family_of_the_user_with_fused_checkpoint_tensors():
+    hf = build_hf("Phi3", pad_token_id=0, sliding_window=11)
+    assert_same_logits(Phi3ForCausalLM(config_of(hf), torch.float32, "cpu"), hf)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 1.0])
+def test_a_family_of_the_user_with_another_norm_and_partial_rotation(factor):
+    hf = build_hf("StableLm", partial_rotary_factor=factor)
+    ours = StableLmForCausalLM(config_of(hf), torch.float32, "cpu")
+    assert ours.rotary.config.rotary_dim == 16 * factor
+    assert_same_logits(ours, hf)
