@@ -1,0 +1,139 @@
+"""Loading a model: find the files, read the configuration, build the class, stream the weights into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import ConfigError, ModelError
+from ..config import ModelConfig
+from ..registry import resolve
+from .checkpoint import Checkpoint, Progress, named_tensors
+from .dtype import choose_dtype
+from .dummy import make_dummy
+from .gguf import open_gguf, read_rope_factors
+from .gguf_config import config_from_gguf, generation_config_from_gguf
+from .gguf_file import GGUFFile, read_gguf
+from .resolve import ModelSource, resolve_model
+from .safetensors import open_safetensors
+from .torch_bin import open_torch_bin
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its weights.
+
+    ``model`` has the interface of :class:`~rootlet.models.layers.decoder.CausalLM`.
+    ``generation_config`` is the checkpoint's ``generation_config.json`` (for GGUF: the token ids of its
+    metadata), empty if it has none.
+    """
+
+    model: Any
+    config: ModelConfig
+    generation_config: Mapping[str, Any] = field(repr=False)
+    source: ModelSource
+
+
+def load_model(
+    model_path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    load_format: str = "auto",
+    revision: str | None = None,
+    download_dir: str | Path | None = None,
+    json_model_override_args: Mapping[str, Any] | str | None = None,
+    trust_remote_code: bool = False,  # noqa: ARG001
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a model and its weights.
+
+    ``model_path``, ``load_format`` (auto, safetensors, pt, gguf, dummy), ``revision`` and
+    ``download_dir``: see :func:`~rootlet.models.loader.resolve.resolve_model`; ``dtype``: see
+    :func:`~rootlet.models.loader.dtype.choose_dtype`. ``json_model_override_args``, a dict or a JSON
+    object, replaces top-level entries of ``config.json``. ``progress(done_bytes, total_bytes)`` is
+    called as weights arrive. ``trust_remote_code`` changes nothing here: model code comes from Rootlet and
+    from :func:`rootlet.register_model`, never from a checkpoint.
+
+    Raises ConfigError for an impossible option, ModelError for a model that is not supported,
+    WeightsError for weights that are missing, damaged or do not fit, MissingDependencyError for a GGUF
+    file without the ``gguf`` package.
+    """
+    overrides = parse_overrides(json_model_override_args)
+    source = resolve_model(model_path, load_format, revision, download_dir)
+    gguf_file = read_gguf(source.path) if source.is_gguf else None
+    config = ModelConfig.from_dict(_read_config(source, gguf_file) | overrides)
+    model_class = resolve(config.architectures)
+    checkpoint = _open_folder(source)
+    stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
+    chosen = choose_dtype(dtype, stored, device)
+    model = model_class(config, chosen, device)
+    if source.format == "dummy":
+        checkpoint = _open_dummy(model, chosen)
+    elif gguf_file is not None:
+        checkpoint = open_gguf(gguf_file, config.num_heads, config.num_kv_heads, chosen)
+    model.load_weights(named_tensors(checkpoint, progress))
+    return LoadedModel(model, config, _read_generation_config(source, gguf_file), source)
+
+
+def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """``json_model_override_args`` as a dict. Raises ConfigError if it is not a JSON object."""
+    if overrides is None:
+        return {}
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides)
+        except ValueError as error:
+            raise ConfigError(f"json_model_override_args is not JSON: {error}.") from error
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"json_model_override_args must be a JSON object or a dict, got {overrides!r}.")
+    return dict(overrides)
+
+
+def _open_folder(source: ModelSource) -> Checkpoint | None:
+    """The checkpoint of a folder; None for GGUF and dummy, which are opened when the dtype is known."""
+    if source.format == "safetensors":
+        return open_safetensors(source.shards)
+    if source.format == "pt":
+        return open_torch_bin(source.shards)
+    return None
+
+
+def _open_dummy(model: Any, dtype: torch.dtype) -> Checkpoint:
+    shapes = getattr(model, "weight_shapes", None)
+    if shapes is None:
+        raise ModelError(
+            f"load_format='dummy' needs {type(model).__name__}.weight_shapes, a dict of names and shapes."
+        )
+    return make_dummy(shapes, dtype)
+
+
+def _read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:
+    if gguf_file is not None:
+        return config_from_gguf(gguf_file, read_rope_factors(gguf_file))
+    file = source.path / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{source.path}: there is no config.json; a model folder needs one.")
+    return _read_json(file)
+
+
+def _read_generation_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:
+    if gguf_file is not None:
+        return generation_config_from_gguf(gguf_file)
+    file = source.path / "generation_config.json"
+    return _read_json(file) if file.is_file() else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: expected a JSON object, got {type(content).__name__}.")
+    return content
