@@ -1,0 +1,1 @@
+"""The command line: ``python -m rootlet {batch,generate,chat}``. Importing it loads no model code."""

@@ -1,0 +1,134 @@
+"""From a raw line to a :class:`JobLine`, and from its outcome to a record and back to its identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import (
+    InvalidParameterError,
+    RequestTooLongError,
+    RootletError,
+    UnknownOptionError,
+)
+from .chat import Conversation
+from .identity import (
+    DIGEST_BYTES,
+    LineError,
+    LineIdentity,
+    has_openai_form,
+    identity_digest,
+)
+from .openai_lines import parse_openai
+from .openai_results import ID_PREFIX, openai_error, openai_record
+from .request import JobDefaults, JobLine, Prompt
+from .simple_lines import parse_simple, simple_error, simple_record
+
+if TYPE_CHECKING:
+    from ..outputs import RequestOutput
+
+# most specific first
+_CODES: tuple[tuple[type[RootletError], str], ...] = (
+    (RequestTooLongError, "request_too_long"),
+    (InvalidParameterError, "invalid_parameter"),
+    (UnknownOptionError, "unknown_field"),
+)
+
+
+def parse_line(identity: LineIdentity, defaults: JobDefaults) -> JobLine:
+    """Read what a line asks for; whatever is wrong with it ends up in ``JobLine.error``."""
+    body = identity.body
+    if body is None:
+        return JobLine(identity, is_openai=False, error=identity.error)
+    is_openai = has_openai_form(body)
+    if identity.error:
+        return JobLine(identity, is_openai, error=identity.error)
+    try:
+        parse = parse_openai if is_openai else parse_simple
+        request = parse(body, identity.identity, defaults)
+        for prompt in request.prompts:
+            _check_unicode(prompt)
+    except RootletError as error:
+        return JobLine(identity, is_openai, error=line_error(error))
+    return JobLine(identity, is_openai, request=request)
+
+
+def line_error(error: RootletError) -> LineError:
+    """The record form of an error that concerns one line."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), "invalid_request")
+    return LineError(code, str(error))
+
+
+def answer_record(line: JobLine, outputs: Sequence[RequestOutput], tokenizer: Any) -> dict[str, Any]:
+    """The output record of an answered line."""
+    assert line.request is not None
+    if line.is_openai:
+        return openai_record(line.identity, line.request, outputs, tokenizer)
+    return simple_record(line.identity, line.request, outputs)
+
+
+def error_record(line: JobLine, error: LineError) -> dict[str, Any]:
+    """The output record of a line that got no answer.
+
+    A line that is no JSON object has no form of its own: its record satisfies readers of both.
+    """
+    value = {"code": error.code, "message": error.message, "param": error.param}
+    if line.identity.body is None:
+        return simple_error(line.identity, value) | {"custom_id": None, "response": None}
+    return (openai_error if line.is_openai else simple_error)(line.identity, value)
+
+
+@dataclass(frozen=True)
+class RecordIdentity:
+    """What an output record says of the line it answers: 16-byte digests, as in LineIdentity."""
+
+    identity: bytes
+    content: bytes
+    is_error: bool
+
+
+def identify_record(data: bytes) -> RecordIdentity:
+    """Read one line of an output file; raises ValueError saying why it is no record of a job."""
+    record = json.loads(data)
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    key = record.get("key")
+    if key is None:
+        key = str(record.get("id")).removeprefix(ID_PREFIX)
+        line_id = record.get("custom_id")
+    else:
+        line_id = record.get("id")
+    index = record.get("index")
+    if line_id is None and not isinstance(index, int):
+        raise ValueError("it has neither an id nor an index")
+    content = bytes.fromhex(str(key))
+    if len(content) != DIGEST_BYTES:
+        raise ValueError("it has no key")
+    return RecordIdentity(identity_digest(line_id, index), content, record.get("error") is not None)
+
+
+def shared_text(line: JobLine) -> str:
+    """A text that begins alike for lines whose prompts begin alike; sorting by it groups them."""
+    if line.request is None:
+        return ""
+    prompt = line.request.prompts[0]
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Conversation):
+        return "".join(f"\x00{role}\x01{text}" for role, text in prompt.messages)
+    return " ".join(map(str, prompt))
+
+
+def _check_unicode(prompt: Prompt) -> None:
+    texts = (prompt,) if isinstance(prompt, str) else ()
+    if isinstance(prompt, Conversation):
+        texts = tuple(text for _, text in prompt.messages)
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidParameterError(
+                f"The prompt is not valid Unicode: a lone surrogate at character {error.start}."
+            ) from error

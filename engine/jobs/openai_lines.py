@@ -1,0 +1,188 @@
+"""OpenAI batch lines: ``{"custom_id", "method": "POST", "url", "body": {...}}``.
+
+``url`` is ``/v1/chat/completions`` or ``/v1/completions``. Every field of the body is used, or refused
+by name; none is ignored, except ``user``, which by its definition changes nothing, and ``model``, which
+is echoed. A field that is null counts as absent. Beyond OpenAI's fields the sampling extensions
+``top_k``, ``min_p``, ``min_tokens``, ``repetition_penalty``, ``stop_token_ids``, ``ignore_eos``,
+``no_stop_trim``, ``skip_special_tokens``, ``regex``, ``ebnf`` (completions also: ``json_schema``) work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import InvalidParameterError, InvalidRequestError, unknown_option
+from .chat import Conversation
+from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
+
+CHAT_URL = "/v1/chat/completions"
+COMPLETION_URL = "/v1/completions"
+_LINE_FIELDS = ("custom_id", "method", "url", "body")
+
+# body field -> sampling parameter
+_SAMPLING = {
+    name: name
+    for name in (
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "n",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "ignore_eos",
+        "no_stop_trim",
+        "skip_special_tokens",
+        "regex",
+        "ebnf",
+    )
+} | {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
+_CHAT_SAMPLING = _SAMPLING | {"max_completion_tokens": "max_new_tokens"}
+_COMPLETION_SAMPLING = _SAMPLING | {"json_schema": "json_schema"}
+
+_COMMON = ("model", "user", "stream", "logprobs")
+_CHAT_FIELDS = (*_CHAT_SAMPLING, *_COMMON, "messages", "top_logprobs", "response_format", "tool_choice")
+_COMPLETION_FIELDS = (*_COMPLETION_SAMPLING, *_COMMON, "prompt", "echo", "best_of")
+
+# fields of the documented API that nothing here implements
+_UNSUPPORTED = (
+    *("tools", "functions", "function_call", "parallel_tool_calls", "suffix", "stream_options"),
+    *("audio", "modalities", "prediction", "reasoning_effort", "service_tier", "store", "metadata"),
+    *("web_search_options", "verbosity", "lora_path", "session_params"),
+)
+
+CHAT_DEFAULTS = {"temperature": 0.7, "max_new_tokens": None}
+COMPLETION_DEFAULTS = {"temperature": 1.0, "max_new_tokens": 16}
+
+
+def parse_openai(line: dict[str, Any], identity: bytes, defaults: JobDefaults) -> LineRequest:
+    """Read an OpenAI batch line; raises a RootletError that names the wrong field."""
+    for name in line:
+        if name not in _LINE_FIELDS:
+            raise unknown_option("field of a batch line", name, _LINE_FIELDS)
+    if line.get("method", "POST") != "POST":
+        raise InvalidRequestError(f"method must be 'POST', got {line['method']!r}.")
+    url = line.get("url")
+    if url not in (CHAT_URL, COMPLETION_URL):
+        raise InvalidRequestError(f"url must be {CHAT_URL!r} or {COMPLETION_URL!r}, got {url!r}.")
+    body = check_type("body", line.get("body"), dict, "an object")
+    body = {name: value for name, value in body.items() if value is not None}
+    is_chat = url == CHAT_URL
+    _check_fields(body, _CHAT_FIELDS if is_chat else _COMPLETION_FIELDS)
+    return (_parse_chat if is_chat else _parse_completion)(body, identity, defaults)
+
+
+def _parse_chat(body: dict[str, Any], identity: bytes, defaults: JobDefaults) -> LineRequest:
+    if "messages" not in body:
+        raise InvalidRequestError("messages is required.")
+    if body.get("tool_choice", "none") != "none":
+        raise InvalidRequestError("tool_choice is not supported in a job, except as 'none'.")
+    sampling = _sampling(body, _CHAT_SAMPLING)
+    sampling |= _response_format(body.get("response_format"))
+    logprobs = None
+    if check_type("logprobs", body.get("logprobs", False), bool, "true or false"):
+        top = check_type("top_logprobs", body.get("top_logprobs", 0), int, "an integer")
+        logprobs = LogprobOptions(top_logprobs_num=top)
+    elif "top_logprobs" in body:
+        raise InvalidRequestError("top_logprobs needs logprobs to be true.")
+    return LineRequest(
+        form="chat",
+        prompts=(Conversation.from_json(body["messages"]),),
+        params=_merge(defaults, CHAT_DEFAULTS, sampling, identity, body, _CHAT_SAMPLING),
+        logprobs=logprobs,
+        model=_model(body),
+    )
+
+
+def _parse_completion(body: dict[str, Any], identity: bytes, defaults: JobDefaults) -> LineRequest:
+    if "prompt" not in body:
+        raise InvalidRequestError("prompt is required.")
+    sampling = _sampling(body, _COMPLETION_SAMPLING)
+    params = _merge(defaults, COMPLETION_DEFAULTS, sampling, identity, body, _COMPLETION_SAMPLING)
+    if body.get("best_of", params.n) != params.n:
+        raise InvalidRequestError(f"best_of is supported only when it equals n ({params.n}).")
+    echo = check_type("echo", body.get("echo", False), bool, "true or false")
+    logprobs = None
+    if "logprobs" in body:
+        top = check_type("logprobs", body["logprobs"], int, "an integer")
+        logprobs = LogprobOptions(logprob_start_len=0 if echo else -1, top_logprobs_num=top)
+    return LineRequest(
+        form="completion",
+        prompts=_prompts(body["prompt"]),
+        params=params,
+        logprobs=logprobs,
+        echo=echo,
+        model=_model(body),
+    )
+
+
+def _check_fields(body: dict[str, Any], known: tuple[str, ...]) -> None:
+    for name in body:
+        if name in _UNSUPPORTED:
+            raise InvalidRequestError(f"{name} is not supported in a job.")
+        if name not in known:
+            raise unknown_option("request field", name, known)
+    if body.get("stream", False) is not False:
+        raise InvalidRequestError("stream is not supported in a job: leave it out or set it to false.")
+
+
+def _sampling(body: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
+    """The body's sampling parameters under our names."""
+    if body.get("max_tokens", body.get("max_completion_tokens")) != body.get(
+        "max_completion_tokens", body.get("max_tokens")
+    ):
+        raise InvalidRequestError("max_tokens and max_completion_tokens contradict each other: give one.")
+    return {ours: body[name] for name, ours in fields.items() if name in body}
+
+
+def _merge(
+    defaults: JobDefaults,
+    form: dict[str, Any],
+    sampling: dict[str, Any],
+    identity: bytes,
+    body: dict[str, Any],
+    fields: dict[str, str],
+) -> Any:
+    """Merged parameters; an error message speaks of the field by the name the line used."""
+    try:
+        return defaults.merge(form, sampling, identity)
+    except InvalidParameterError as error:
+        message = str(error)
+        for name, ours in fields.items():
+            if name in body and name != ours and message.startswith(f"{ours} "):
+                message = name + message.removeprefix(ours)
+        raise InvalidParameterError(message) from error
+
+
+def _response_format(value: object) -> dict[str, Any]:
+    if value is None:
+        return {}
+    value = check_type("response_format", value, dict, "an object")
+    kind = value.get("type")
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_schema": {"type": "object"}}
+    if kind != "json_schema":
+        raise InvalidRequestError(
+            f"response_format.type must be 'text', 'json_object' or 'json_schema', got {kind!r}."
+        )
+    schema = value.get("json_schema")
+    schema = schema.get("schema") if isinstance(schema, dict) else None
+    return {"json_schema": check_type("response_format.json_schema.schema", schema, dict, "an object")}
+
+
+def _prompts(value: object) -> tuple[Prompt, ...]:
+    """The four forms of ``prompt``: a text, token ids, or a list of either."""
+    if isinstance(value, list) and value and isinstance(value[0], (str, list)):
+        return tuple(check_prompt(f"prompt[{i}]", item) for i, item in enumerate(value))
+    return (check_prompt("prompt", value),)
+
+
+def _model(body: dict[str, Any]) -> str | None:
+    return check_type("model", body["model"], str, "a string") if "model" in body else None

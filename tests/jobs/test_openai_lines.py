@@ -1,0 +1,234 @@
+"""OpenAI batch lines: every field is used or refused by name, and records have OpenAI's shape."""
+
+from __future__ import annotations
+
+import pytest
+
+CHAT_URL, COMPLETION_URL = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def chat(custom_id="x", **body):
+    body = {"messages": MESSAGES} | body
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT_URL, "body": body}
+
+
+def completion(custom_id="x", **body):
+    return {"custom_id": custom_id, "method": "POST", "url": COMPLETION_URL, "body": {"prompt": "ab"} | body}
+
+
+def test_a_chat_record(job):
+    _, [record], _ = job([chat(model="some-model", n=2)])
+    text, other = (choice["message"]["content"] for choice in record["response"]["body"]["choices"])
+    assert text != other
+    assert record["id"].startswith("batch_req_")
+    assert record["response"]["body"].pop("created") > 1_700_000_000
+    key = record["id"].removeprefix("batch_req_")
+    ending = {"finish_reason": "length", "matched_stop": None}
+    assert record == {
+        "id": record["id"],
+        "custom_id": "x",
+        "response": {
+            "status_code": 200,
+            "request_id": "req_" + key,
+            "body": {
+                "id": "chatcmpl-" + key,
+                "object": "chat.completion",
+                "model": "some-model",
+                "choices": [
+                    {"index": i, "message": {"role": "assistant", "content": t}, "logprobs": None} | ending
+                    for i, t in enumerate((text, other))
+                ],
+                "usage": {
+                    "prompt_tokens": 20,
+                    "completion_tokens": 10,
+                    "total_tokens": 30,
+                    "prompt_tokens_details": {"cached_tokens": 0},
+                },
+                "system_fingerprint": None,
+            },
+        },
+        "error": None,
+    }
+
+
+def test_a_line_without_custom_id_is_known_by_its_place(job):
+    line = chat()
+    del line["custom_id"]
+    _, records, _ = job([line, line])
+    assert [(r["custom_id"], r["index"], r["error"]) for r in records] == [(None, 0, None), (None, 1, None)]
+    summary, _, _ = job([line, line])
+    assert summary.resumed == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sent"),
+    [
+        ("ab", ["ab", "ab"]),
+        ([97, 98], ["ab", "ab"]),
+        (["a", "bc"], ["a", "a", "bc", "bc"]),
+        ([[97], [98, 99]], ["a", "a", "bc", "bc"]),
+    ],
+)
+def test_the_four_forms_of_a_completion_prompt(job, prompt, sent):
+    _, [record], engine = job([completion(prompt=prompt, n=2, echo=True)])
+    assert engine.prompts == sent
+    choices = record["response"]["body"]["choices"]
+    assert [c["index"] for c in choices] == list(range(len(sent)))
+    assert [c["text"].partition("<")[0] for c in choices] == sent
+    assert record["response"]["body"]["usage"]["prompt_tokens"] == len("".join(sent)) // 2
+    assert record["response"]["body"]["object"] == "text_completion"
+
+
+def test_every_sampling_field_arrives(job):
+    shared = {
+        "temperature": 0.5,
+        "top_p": 0.75,
+        "top_k": 9,
+        "min_p": 0.125,
+        "seed": 11,
+        "stop": ["a", "b"],
+        "stop_token_ids": [5],
+        "frequency_penalty": 0.25,
+        "presence_penalty": -0.25,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"7": -100},
+        "ignore_eos": True,
+        "no_stop_trim": True,
+        "skip_special_tokens": False,
+        "min_tokens": 2,
+        "max_tokens": 33,
+        "user": "somebody",
+        "stream": False,
+        "top_logprobs": None,
+        "tools": None,
+    }
+    lines = [chat("a", **shared), completion("b", **{k: v for k, v in shared.items() if k != "top_logprobs"})]
+    lines.append(chat("c", max_completion_tokens=44))
+    _, _, engine = job(lines, order="input")
+    for params in engine.params[:2]:
+        assert params.stop == ("a", "b")
+        assert params.stop_token_ids == (5,)
+        assert params.logit_bias == {7: -100.0}
+        assert (params.min_new_tokens, params.max_new_tokens) == (2, 33)
+        assert params.ignore_eos
+        assert params.no_stop_trim
+        assert not params.skip_special_tokens
+        for name in ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty"):
+            assert getattr(params, name) == shared[name]
+        for name in ("frequency_penalty", "presence_penalty"):
+            assert getattr(params, name) == shared[name]
+    assert engine.params[2].max_new_tokens == 44
+
+
+def test_defaults_of_the_two_endpoints(job):
+    _, _, engine = job([chat("a"), completion("b")], order="input")
+    assert [(p.temperature, p.max_new_tokens) for p in engine.params] == [(0.7, None), (1.0, 16)]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (chat(temprature=1), "'temprature'"),
+        (chat(stream=True), "stream"),
+        (chat(tools=[{}]), "tools"),
+        (chat(tool_choice="auto"), "tool_choice"),
+        (chat(reasoning_effort="high"), "reasoning_effort"),
+        (chat(top_logprobs=2), "top_logprobs"),
+        (chat(logprobs=2), "logprobs must be true or false"),
+        (chat(max_tokens=5, max_completion_tokens=6), "max_completion_tokens"),
+        (chat(max_tokens="5"), "max_tokens must be an integer"),
+        (chat(temperature=-1), "temperature"),
+        (chat(logit_bias={"x": 1}), "logit_bias"),
+        (chat(stop=5), "stop"),
+        (chat(n=0), "n must be"),
+        (chat(n=100_000), "n must be"),
+        (chat(messages=None), "messages"),
+        (chat(messages=[MESSAGES[0] | {"name": "me"}]), "messages[0].name"),
+        (chat(response_format={"type": "xml"}), "response_format.type"),
+        (chat(response_format={"type": "json_schema"}), "response_format.json_schema.schema"),
+        (chat(regex="a", ebnf="b"), "Only one of regex"),
+        (completion(suffix="x"), "suffix"),
+        (completion(best_of=3), "best_of"),
+        (completion(logprobs=True), "logprobs"),
+        (completion(prompt=None), "prompt"),
+        (completion(prompt=[["a"]]), "prompt[0]"),
+        (completion(echo="yes"), "echo"),
+        (completion(lora_path="x"), "lora_path"),
+        (completion(messages=MESSAGES), "'messages'"),
+        (chat() | {"method": "GET"}, "method"),
+        (chat() | {"url": "/v1/embeddings"}, "url"),
+        (chat() | {"body": []}, "body"),
+        (chat() | {"extra": 1}, "'extra'"),
+        (chat(custom_id=5), "custom_id"),
+    ],
+)
+def test_what_is_wrong_is_named_in_the_error_record(job, line, named):
+    summary, [record], engine = job([line])
+    assert named in record["error"]["message"]
+    assert record["response"] is None
+    assert record["custom_id"] == (line["custom_id"] if line["custom_id"] == "x" else None)
+    assert engine.prompts == []
+    assert summary.errors == 1
+
+
+def test_structured_output_becomes_a_schema(job):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    lines = [
+        chat("a", response_format={"type": "text"}),
+        chat("b", response_format={"type": "json_object"}),
+        chat("c", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+        completion("d", json_schema='{"type": "array"}'),
+    ]
+    _, _, engine = job(lines, order="input")
+    assert [p.json_schema for p in engine.params] == [
+        None,
+        '{"type": "object"}',
+        '{"type": "object", "properties": {"a": {"type": "integer"}}}',
+        '{"type": "array"}',
+    ]
+
+
+def test_chat_logprobs(job):
+    lines = [
+        chat("plain", logprobs=True, max_tokens=2),
+        chat("top", logprobs=True, top_logprobs=2, max_tokens=1),
+    ]
+    _, records, _ = job(lines, order="input")
+    plain, top = (r["response"]["body"]["choices"][0]["logprobs"]["content"] for r in records)
+    assert plain == [
+        {"token": "a", "logprob": -97.0, "bytes": [97], "top_logprobs": []},
+        {"token": "b", "logprob": -98.0, "bytes": [98], "top_logprobs": []},
+    ]
+    # JSON has no infinity
+    assert [t["logprob"] for t in top[0]["top_logprobs"]] == [-97.0, -9999.0]
+
+
+def test_completion_logprobs_with_echo(job):
+    lines = [
+        completion("plain", logprobs=0, max_tokens=2),
+        completion("echo", logprobs=1, echo=True, max_tokens=1),
+    ]
+    _, records, _ = job(lines, order="input")
+    plain, echo = (r["response"]["body"]["choices"][0]["logprobs"] for r in records)
+    assert plain == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-97.0, -98.0],
+        "top_logprobs": None,
+        "text_offset": [0, 1],
+    }
+    assert echo["tokens"] == ["a", "b", "a"]
+    assert echo["token_logprobs"] == [None, -98.0, -97.0]
+    assert echo["top_logprobs"] == [None, {"b": -98.0}, {"a": -97.0, "A": -9999.0}]
+    assert echo["text_offset"] == [0, 1, 2]
+
+
+def test_simple_logprobs(job):
+    line = {"prompt": "ab", "return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 1}
+    _, [record], _ = job([line | {"sampling_params": {"max_new_tokens": 1}}])
+    assert record["logprobs"] == {
+        "input_token_logprobs": [[None, 97, None], [-98.0, 98, None]],
+        "output_token_logprobs": [[-97.0, 97, None]],
+        "input_top_logprobs": [None, [[-98.0, 98, None]]],
+        "output_top_logprobs": [[[-97.0, 97, None], [-9999.0, 65, None]]],
+    }
