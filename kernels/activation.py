@@ -1,0 +1,72 @@
+"""Gated activations of the feed-forward block: ``act(gate) * up``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .native import element_type, load
+
+_C = load()
+
+# numbers of csrc/activation.c
+_SILU = 0
+_GELU = {"none": 1, "tanh": 2}
+
+
+def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """Return ``silu(gate) * up`` for gate_up ``[T, 2I]`` = gate ``[T, I]`` | up ``[T, I]``.
+
+    The result is ``[T, I]`` in gate_up's dtype, rounded once from fp32 (SwiGLU, arXiv:2002.05202).
+    Raises ValueError if gate_up is not a matrix of even width.
+    """
+    kind = None if _C is None else element_type(gate_up)
+    if kind is None:
+        return silu_and_mul_reference(gate_up)
+    return _run(gate_up, _SILU, kind)
+
+
+def gelu_and_mul(gate_up: torch.Tensor, approximate: str) -> torch.Tensor:
+    """Return ``gelu(gate) * up`` for gate_up ``[T, 2I]`` = gate ``[T, I]`` | up ``[T, I]``.
+
+    approximate is ``"none"`` (erf) or ``"tanh"`` (arXiv:1606.08415); anything else is a ValueError,
+    as is a gate_up that is not a matrix of even width. The result is ``[T, I]`` in gate_up's dtype,
+    rounded once from fp32.
+    """
+    kind = None if _C is None else element_type(gate_up)
+    if kind is None or approximate not in _GELU:
+        return gelu_and_mul_reference(gate_up, approximate)
+    return _run(gate_up, _GELU[approximate], kind)
+
+
+def silu_and_mul_reference(gate_up: torch.Tensor) -> torch.Tensor:
+    """Compute :func:`silu_and_mul` in torch."""
+    _half_width(gate_up)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def gelu_and_mul_reference(gate_up: torch.Tensor, approximate: str) -> torch.Tensor:
+    """Compute :func:`gelu_and_mul` in torch."""
+    if approximate not in _GELU:
+        raise ValueError(f'approximate is {approximate!r}; it must be "none" or "tanh".')
+    _half_width(gate_up)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
+
+
+def _run(gate_up: torch.Tensor, function: int, kind: int) -> torch.Tensor:
+    size = _half_width(gate_up)
+    rows = gate_up.shape[0]
+    gate_up = gate_up.contiguous()
+    out = gate_up.new_empty((rows, size))
+    threads = torch.get_num_threads()
+    _C.gated_activation(out.data_ptr(), gate_up.data_ptr(), rows, size, function, kind, threads)
+    return out
+
+
+def _half_width(gate_up: torch.Tensor) -> int:
+    shape = gate_up.shape
+    if len(shape) != 2 or shape[1] % 2:
+        raise ValueError(f"A gated activation takes gate | up [T, 2I], got {list(shape)}.")
+    return shape[1] // 2

@@ -1,0 +1,399 @@
+/* y = x @ w.T + bias with bf16 weights: fp32 sums over panels packed once.
+ *
+ * Layout. w [N, K] is cut into panels of PANEL rows (output columns); a panel stores, for each k in
+ * turn, its PANEL values, so that a product walks memory straight ahead. Inside a group of 2 * LANES
+ * values, column j and column LANES + j are neighbours: read as one vector of 32-bit words, the low
+ * halves are the first LANES columns and the high halves the next, and a shift and a mask widen
+ * 2 * LANES values. The last panel is filled up with zeros.
+ *
+ * Order of sums. Every output is one fp32 accumulator that takes k = 0, 1, ... K-1 in this order (put
+ * aside between blocks of k, which is exact), then the bias, then one rounding. The result of a row
+ * therefore depends on neither the other rows, nor their number, nor the number of threads.
+ *
+ * Blocking, after K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+ * (2008): a block of a panel stays in the first-level cache while tiles of TILE rows of x pass by. A
+ * single tile of rows takes no blocks: it reads each weight once, at the speed of memory.
+ */
+#include "rootlet.h"
+#include "vector.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "The packed layout counts on little-endian words."
+#endif
+
+/* TILE: the most rows of x in a tile. Its accumulators fill the vector registers, less a few for weights
+ * and x. GROUPS: of 2 * LANES columns in a panel. */
+#if defined(__AVX512F__)
+#define TILE 12
+#define GROUPS 1
+#elif defined(__aarch64__)
+#define TILE 5
+#define GROUPS 2
+#else
+#define TILE 6
+#define GROUPS 1
+#endif
+enum {
+    GROUP = 2 * LANES,
+    PANEL = GROUPS * GROUP,
+    VECTORS = PANEL / LANES,       /* of fp32, per panel */
+    MAX_PANELS = 4,                /* one tile spans at most */
+    BLOCK_K = 512,                 /* a block of a panel: BLOCK_K * PANEL bf16 */
+    BLOCK_ROWS = 96,               /* with BLOCK_K fp32 values each: half of a second-level cache */
+    BLOCK_PANELS = 256 / PANEL,
+    AHEAD = 2048,                  /* weights on their way from memory while a tile of few rows runs */
+    SCRATCH_BYTES = 8 << 20,       /* of x widened to fp32 at a time */
+    SERIAL_WORK = 1 << 16,         /* multiplications that are not worth waking a thread */
+    LARGE_WORK = 1 << 22,          /* multiplications during which other Python threads may run */
+};
+
+/* One product: x [rows, k] of x_type, rows ldx apart; out [rows, n]; bias may be NULL. */
+typedef struct {
+    const void *x, *bias;
+    const uint16_t *w;
+    void *out;
+    int x_type, bias_type, out_type;
+    ptrdiff_t rows, n, k, ldx;
+} product;
+
+/* Where column c of a panel is stored among the PANEL values of one k. */
+INLINE int place_of(int c) {
+    int inside = c % GROUP;
+    return c - inside + 2 * (inside % LANES) + inside / LANES;
+}
+
+/* ---- the tile: `rows` rows of x times `panels` panels, both constant in every copy ---- */
+
+/* a: rows of x, lda apart; w: the first panel, panel_stride to the next; sums: [panels][..][PANEL] with
+ * sums_stride to the next panel. Continues the sums found there unless `fresh`. Meanwhile asks memory for
+ * k steps of next_step weights from `next` on, which need not exist. */
+INLINE void tile(const int rows, const int panels, const float *a, ptrdiff_t lda, const uint16_t *w,
+                 ptrdiff_t panel_stride, ptrdiff_t k, float *sums, ptrdiff_t sums_stride, int fresh,
+                 const uint16_t *next, ptrdiff_t next_step) {
+    vfloat acc[TILE][MAX_PANELS * VECTORS];
+    const float *row[TILE];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        row[r] = a + r * lda;
+#pragma GCC unroll 16
+        for (int v = 0; v < panels * VECTORS; v++) {
+            const float *at = sums + v / VECTORS * sums_stride + r * PANEL + v % VECTORS * LANES;
+            acc[r][v] = fresh ? (vfloat){0} : load_fp32(at);
+        }
+    }
+    for (ptrdiff_t i = 0; i < k; i++) {
+#pragma GCC unroll 16
+        for (int p = 0; p < panels; p++) {
+            __builtin_prefetch(next + p * panel_stride + i * next_step);
+        }
+        vfloat wide[MAX_PANELS * VECTORS];
+#pragma GCC unroll 16
+        for (int g = 0; g < panels * GROUPS; g++) {
+            const uint16_t *at = w + g / GROUPS * panel_stride + i * PANEL + g % GROUPS * GROUP;
+            vuint pair;
+            memcpy(&pair, at, sizeof pair);
+            wide[2 * g] = (vfloat)(pair << 16);
+            wide[2 * g + 1] = (vfloat)(pair & 0xffff0000u);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            float factor = row[r][i];
+#pragma GCC unroll 16
+            for (int v = 0; v < panels * VECTORS; v++) {
+                acc[r][v] += factor * wide[v];
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int v = 0; v < panels * VECTORS; v++) {
+            float *at = sums + v / VECTORS * sums_stride + r * PANEL + v % VECTORS * LANES;
+            store_fp32(at, acc[r][v]);
+        }
+    }
+}
+
+typedef void tile_function(const float *, ptrdiff_t, const uint16_t *, ptrdiff_t, ptrdiff_t, float *,
+                           ptrdiff_t, int, const uint16_t *, ptrdiff_t);
+
+#define TILE_COPY(rows, panels)                                                                        \
+    static void tile_##rows##_##panels(const float *a, ptrdiff_t lda, const uint16_t *w,               \
+                                       ptrdiff_t panel_stride, ptrdiff_t k, float *sums,               \
+                                       ptrdiff_t sums_stride, int fresh, const uint16_t *next,         \
+                                       ptrdiff_t next_step) {                                          \
+        tile(rows, panels, a, lda, w, panel_stride, k, sums, sums_stride, fresh, next, next_step);     \
+    }
+TILE_COPY(1, 1) TILE_COPY(1, 2) TILE_COPY(1, 4) TILE_COPY(2, 1) TILE_COPY(2, 2)
+TILE_COPY(3, 1) TILE_COPY(4, 1) TILE_COPY(5, 1)
+#if TILE >= 6
+TILE_COPY(6, 1)
+#endif
+#if TILE >= 12
+TILE_COPY(7, 1) TILE_COPY(8, 1) TILE_COPY(9, 1) TILE_COPY(10, 1) TILE_COPY(11, 1) TILE_COPY(12, 1)
+#endif
+
+/* by rows, for one panel */
+static tile_function *const one_panel[TILE + 1] = {
+    NULL, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1,
+#if TILE >= 6
+    tile_6_1,
+#endif
+#if TILE >= 12
+    tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1,
+#endif
+};
+
+/* Few rows need several panels to keep the multipliers busy: the number of panels, at most `left`, that a
+ * tile of `rows` rows takes at once; sets its function. */
+static int choose_tile(ptrdiff_t rows, ptrdiff_t left, tile_function **function) {
+    if (rows == 1 && left >= 4) {
+        *function = tile_1_4;
+        return 4;
+    }
+    if (rows <= 2 && left >= 2) {
+        *function = rows == 1 ? tile_1_2 : tile_2_2;
+        return 2;
+    }
+    *function = one_panel[rows];
+    return 1;
+}
+
+/* ---- blocks ---- */
+
+/* sums [rows][PANEL] of panel p -> rows row0... of out: adds the bias, rounds. */
+static void finish(const product *g, const float *sums, ptrdiff_t row0, ptrdiff_t rows, ptrdiff_t p) {
+    ptrdiff_t column0 = p * PANEL;
+    for (int v = 0; v < VECTORS; v++) {
+        ptrdiff_t column = column0 + v * LANES;
+        ptrdiff_t left = g->n - column < LANES ? g->n - column : LANES;
+        if (left <= 0) {
+            return;
+        }
+        vfloat bias = {0};
+        if (g->bias != NULL) {
+            bias = load_part(g->bias, column, (int)left, g->bias_type);
+        }
+        for (ptrdiff_t r = 0; r < rows; r++) {
+            vfloat y = load_fp32(sums + r * PANEL + v * LANES) + bias;
+            ptrdiff_t at = (row0 + r) * g->n + column;
+            if (left == LANES) {
+                store(g->out, at, y, g->out_type);
+            } else {
+                store_part(g->out, at, y, (int)left, g->out_type);
+            }
+        }
+    }
+}
+
+/* Rows row0.. of out (at most BLOCK_ROWS), panels first..last-1. a: these rows of x in fp32.
+ * sums: room for [last - first][rows][PANEL], or for [MAX_PANELS][TILE][PANEL] if rows <= TILE. */
+static void multiply_block(const product *g, const float *a, ptrdiff_t lda, ptrdiff_t row0, ptrdiff_t rows,
+                           ptrdiff_t first, ptrdiff_t last, float *sums) {
+    ptrdiff_t tiles = (rows + TILE - 1) / TILE;
+    ptrdiff_t blocks = tiles == 1 || g->k == 0 ? 1 : (g->k + BLOCK_K - 1) / BLOCK_K;
+    for (ptrdiff_t b = 0; b < blocks; b++) {
+        ptrdiff_t k0 = b * g->k / blocks, k1 = (b + 1) * g->k / blocks;
+        int panels;
+        for (ptrdiff_t p = first; p < last; p += panels) {
+            const uint16_t *w = g->w + p * PANEL * g->k + k0 * PANEL;
+            float *block_sums = blocks == 1 ? sums : sums + (p - first) * rows * PANEL;
+            panels = 1;
+            for (ptrdiff_t t = 0; t < tiles; t++) {
+                ptrdiff_t r0 = t * rows / tiles, r1 = (t + 1) * rows / tiles;
+                tile_function *run = one_panel[r1 - r0];
+                if (tiles == 1) {
+                    panels = choose_tile(rows, last - p, &run);
+                }
+                /* one tile: fetch what comes soon; several: each fetches its part of the next panel */
+                ptrdiff_t next_step = tiles == 1 ? PANEL : PANEL / tiles;
+                ptrdiff_t ahead = tiles == 1 ? AHEAD / panels : PANEL * g->k + t * next_step * (k1 - k0);
+                run(a + r0 * lda + k0, lda, w, PANEL * g->k, k1 - k0, block_sums + r0 * PANEL, rows * PANEL,
+                    b == 0, w + ahead, next_step);
+            }
+            if (b == blocks - 1) {
+                for (int i = 0; i < panels; i++) {
+                    finish(g, block_sums + i * rows * PANEL, row0, rows, p + i);
+                }
+            }
+        }
+    }
+}
+
+/* How the work is cut: every block of rows into `chunks` runs of panels. */
+typedef struct {
+    ptrdiff_t panels, chunks, sums_size; /* sums_size: floats of scratch space per thread */
+} division;
+
+static division divide(const product *g, ptrdiff_t rows, int threads) {
+    division d = {.panels = (g->n + PANEL - 1) / PANEL};
+    if (rows <= TILE) {
+        /* each thread streams one long run of memory; several if that leaves each long enough */
+        d.chunks = d.panels >= 128 * threads ? 4 * threads : threads;
+    } else {
+        d.chunks = (d.panels + BLOCK_PANELS - 1) / BLOCK_PANELS;
+        d.chunks = (d.chunks + threads - 1) / threads * threads;
+    }
+    ptrdiff_t longest = (d.panels + d.chunks - 1) / d.chunks;
+    d.sums_size = rows <= TILE ? MAX_PANELS * TILE * PANEL : longest * BLOCK_ROWS * PANEL;
+    return d;
+}
+
+/* Rows row0.. (`rows` of them) of out. a: these rows of x in fp32; sums: d.sums_size floats per thread. */
+static void multiply_rows(const product *g, const division *d, const float *a, ptrdiff_t lda, ptrdiff_t row0,
+                          ptrdiff_t rows, float *sums, int threads) {
+    ptrdiff_t row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        float *own_sums = sums + omp_get_thread_num() * d->sums_size;
+#pragma omp for schedule(dynamic, 1)
+        for (ptrdiff_t task = 0; task < row_blocks * d->chunks; task++) {
+            ptrdiff_t chunk = task / row_blocks, block = task % row_blocks;
+            ptrdiff_t r0 = block * rows / row_blocks, r1 = (block + 1) * rows / row_blocks;
+            ptrdiff_t first = chunk * d->panels / d->chunks, last = (chunk + 1) * d->panels / d->chunks;
+            multiply_block(g, a + r0 * lda, lda, row0 + r0, r1 - r0, first, last, own_sums);
+        }
+    }
+}
+
+/* bf16 rows row0.. of x -> a [rows, lda] fp32. */
+static void widen_rows(const product *g, ptrdiff_t row0, ptrdiff_t rows, float *a, ptrdiff_t lda, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * g->k > SERIAL_WORK)
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const uint16_t *x = (const uint16_t *)g->x + (row0 + r) * g->ldx;
+        ptrdiff_t k = 0;
+        for (; k + LANES <= g->k; k += LANES) {
+            store_fp32(a + r * lda + k, load(x, k, BF16));
+        }
+        for (; k < g->k; k++) {
+            a[r * lda + k] = load_one(x, k, BF16);
+        }
+    }
+}
+
+/* Returns 0, or -1 if there is no memory for scratch space. */
+static int multiply(const product *g, int threads) {
+    if (g->rows * g->n * g->k <= SERIAL_WORK) {
+        threads = 1;
+    }
+    division d = divide(g, g->rows, threads);
+    int widen = g->x_type == BF16;
+    /* the odd multiple of a cache line keeps the rows of a tile from sharing cache sets */
+    ptrdiff_t lda = widen ? (g->k / 16 | 1) * 16 + 32 : g->ldx;
+    ptrdiff_t step = g->rows;
+    if (widen && step * lda * 4 > SCRATCH_BYTES) {
+        ptrdiff_t fitting = SCRATCH_BYTES / (lda * 4) / BLOCK_ROWS * BLOCK_ROWS;
+        step = fitting > BLOCK_ROWS ? fitting : BLOCK_ROWS;
+        step = step < g->rows ? step : g->rows;
+    }
+    size_t widened = widen ? step * lda : 0;
+    float *scratch = aligned_alloc(64, ((widened + threads * d.sums_size) * sizeof(float) + 63) / 64 * 64);
+    if (scratch == NULL) {
+        return -1;
+    }
+    for (ptrdiff_t row0 = 0; row0 < g->rows; row0 += step) {
+        ptrdiff_t rows = g->rows - row0 < step ? g->rows - row0 : step;
+        const float *a = (const float *)g->x + row0 * g->ldx;
+        if (widen) {
+            widen_rows(g, row0, rows, scratch, lda, threads);
+            a = scratch;
+        }
+        multiply_rows(g, &d, a, lda, row0, rows, scratch + widened, threads);
+    }
+    free(scratch);
+    return 0;
+}
+
+/* ---- packing ---- */
+
+/* Panel p of source [n, k]. */
+static void pack_panel(uint16_t *panel, const uint16_t *source, ptrdiff_t n, ptrdiff_t k, ptrdiff_t p) {
+    for (int c = 0; c < PANEL; c++) {
+        const uint16_t *row = source + (p * PANEL + c) * k;
+        int inside = p * PANEL + c < n;
+        for (ptrdiff_t i = 0; i < k; i++) {
+            panel[i * PANEL + place_of(c)] = inside ? row[i] : 0;
+        }
+    }
+}
+
+/* ---- the functions Python calls ---- */
+
+/* () -> the number of rows of a panel */
+ROOTLET_FUNCTION(rootlet_gemm_panel) {
+    ARGUMENTS(0)
+    return PyLong_FromLong(PANEL);
+}
+
+/* (panels, source, n, k, threads): source [n, k] bf16 -> panels */
+ROOTLET_FUNCTION(rootlet_gemm_pack) {
+    ARGUMENTS(5)
+    uint16_t *panels = pointer_argument(args[0]);
+    const uint16_t *source = pointer_argument(args[1]);
+    ptrdiff_t n = integer_argument(args[2]), k = integer_argument(args[3]);
+    int threads = (int)integer_argument(args[4]);
+    ARGUMENTS_END
+    BEGIN_COMPUTE(n * k > SERIAL_WORK)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && n * k > SERIAL_WORK)
+    for (ptrdiff_t p = 0; p < (n + PANEL - 1) / PANEL; p++) {
+        pack_panel(panels + p * PANEL * k, source, n, k, p);
+    }
+    END_COMPUTE
+    Py_RETURN_NONE;
+}
+
+/* (out, panels, ids, count, n, k, threads): rows ids [count] int64 of the packed weight -> out [count, k] */
+ROOTLET_FUNCTION(rootlet_gemm_rows) {
+    ARGUMENTS(7)
+    uint16_t *out = pointer_argument(args[0]);
+    const uint16_t *panels = pointer_argument(args[1]);
+    const int64_t *ids = pointer_argument(args[2]);
+    ptrdiff_t count = integer_argument(args[3]), n = integer_argument(args[4]), k = integer_argument(args[5]);
+    int threads = (int)integer_argument(args[6]);
+    ARGUMENTS_END
+    for (ptrdiff_t t = 0; t < count; t++) {
+        if (ids[t] < 0 || ids[t] >= n) {
+            return PyErr_Format(PyExc_IndexError, "Row %lld is not in 0..%zd.", (long long)ids[t], n - 1);
+        }
+    }
+    BEGIN_COMPUTE(count * k > SERIAL_WORK)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && count * k > SERIAL_WORK)
+    for (ptrdiff_t t = 0; t < count; t++) {
+        const uint16_t *from = panels + ids[t] / PANEL * PANEL * k + place_of((int)(ids[t] % PANEL));
+        for (ptrdiff_t i = 0; i < k; i++) {
+            out[t * k + i] = from[i * PANEL];
+        }
+    }
+    END_COMPUTE
+    Py_RETURN_NONE;
+}
+
+/* (out, out_type, x, x_type, ldx, panels, bias, bias_type, rows, n, k, threads); bias 0 for none */
+ROOTLET_FUNCTION(rootlet_gemm) {
+    ARGUMENTS(12)
+    product g = {
+        .out = pointer_argument(args[0]),
+        .out_type = (int)integer_argument(args[1]),
+        .x = pointer_argument(args[2]),
+        .x_type = (int)integer_argument(args[3]),
+        .ldx = integer_argument(args[4]),
+        .w = pointer_argument(args[5]),
+        .bias = pointer_argument(args[6]),
+        .bias_type = (int)integer_argument(args[7]),
+        .rows = integer_argument(args[8]),
+        .n = integer_argument(args[9]),
+        .k = integer_argument(args[10]),
+    };
+    int threads = (int)integer_argument(args[11]);
+    ARGUMENTS_END
+    BEGIN_COMPUTE(g.rows * g.n * g.k > LARGE_WORK)
+    int failed = g.rows * g.n > 0 && multiply(&g, threads) != 0;
+    END_COMPUTE
+    if (failed) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}

@@ -1,0 +1,81 @@
+/* RMS normalisation of rows, alone or after adding to the residual stream. */
+#include "rootlet.h"
+#include "vector.h"
+
+/* Sum of squares in four chains, to hide the latency of the multiply-add. With a residual, x is added
+ * to it in place first, and what is squared is the rounded sum. */
+INLINE float sum_of_squares(const void *x, void *residual, int64_t size, int type) {
+    vfloat sum[4] = {0};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= size; i += 4 * LANES) {
+        for (int k = 0; k < 4; k++) {
+            vfloat v = load(x, i + k * LANES, type);
+            if (residual != NULL) {
+                store(residual, i + k * LANES, v + load(residual, i + k * LANES, type), type);
+                v = load(residual, i + k * LANES, type);
+            }
+            sum[k] += v * v;
+        }
+    }
+    float total = lanes_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < size; i++) {
+        float v = load_one(x, i, type);
+        if (residual != NULL) {
+            store_one(residual, i, v + load_one(residual, i, type), type);
+            v = load_one(residual, i, type);
+        }
+        total += v * v;
+    }
+    return total;
+}
+
+INLINE void norm_row(void *out, const void *x, void *residual, const void *weight, int64_t size, float eps,
+                     int type) {
+    float total = sum_of_squares(x, residual, size, type);
+    float scale = 1.0f / __builtin_sqrtf(total / (float)size + eps);
+    const void *source = residual != NULL ? residual : x;
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        store(out, i, load(source, i, type) * scale * load(weight, i, type), type);
+    }
+    for (; i < size; i++) {
+        store_one(out, i, load_one(source, i, type) * scale * load_one(weight, i, type), type);
+    }
+}
+
+INLINE void norm_rows(char *out, const char *x, char *residual, const void *weight, int64_t rows,
+                      int64_t size, float eps, int threads, int type) {
+    size_t stride = (size_t)size * element_size(type);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        char *add_to = residual != NULL ? residual + row * stride : NULL;
+        norm_row(out + row * stride, x + row * stride, add_to, weight, size, eps, type);
+    }
+}
+
+/* (out, x, residual or 0, weight, rows, size, eps, type, threads) */
+ROOTLET_FUNCTION(rootlet_rms_norm) {
+    ARGUMENTS(9)
+    char *out = pointer_argument(args[0]);
+    const char *x = pointer_argument(args[1]);
+    char *residual = pointer_argument(args[2]);
+    const void *weight = pointer_argument(args[3]);
+    int64_t rows = integer_argument(args[4]), size = integer_argument(args[5]);
+    float eps = float_argument(args[6]);
+    int type = (int)integer_argument(args[7]), threads = (int)integer_argument(args[8]);
+    ARGUMENTS_END
+    int large = rows * size >= 1 << 16;
+    threads = large ? threads : 1;
+    BEGIN_COMPUTE(large)
+    if (type == BF16 && residual != NULL) {
+        norm_rows(out, x, residual, weight, rows, size, eps, threads, BF16);
+    } else if (type == BF16) {
+        norm_rows(out, x, NULL, weight, rows, size, eps, threads, BF16);
+    } else if (residual != NULL) {
+        norm_rows(out, x, residual, weight, rows, size, eps, threads, F32);
+    } else {
+        norm_rows(out, x, NULL, weight, rows, size, eps, threads, F32);
+    }
+    END_COMPUTE
+    Py_RETURN_NONE;
+}

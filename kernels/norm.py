@@ -1,0 +1,73 @@
+"""Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), alone or after a residual add."""
+
+from __future__ import annotations
+
+import torch
+
+from .native import element_type, load
+
+_C = load()
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return ``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
+
+    x ``[T, H]`` and weight ``[H]`` share one dtype; the result is ``[T, H]`` of that dtype, rounded
+    once from fp32. Raises ValueError if the sizes differ.
+    """
+    kind = None if _C is None else element_type(x, weight)
+    if kind is None:
+        return rms_norm_reference(x, weight, eps)
+    return _run(x, None, weight, eps, kind)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add x to residual in place and return ``rms_norm(residual, weight, eps)``.
+
+    x and residual ``[T, H]``, weight ``[H]``, one dtype. The sum is rounded to that dtype before it
+    is normalised, so that the result is a function of the residual stream alone. Raises ValueError
+    if the sizes differ.
+    """
+    kind = None if _C is None else element_type(x, residual, weight)
+    if kind is None or not residual.is_contiguous():
+        return add_rms_norm_reference(x, residual, weight, eps)
+    return _run(x, residual, weight, eps, kind)
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Compute :func:`rms_norm` in torch."""
+    _check_sizes(x, None, weight)
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * scale * weight.float()).to(x.dtype)
+
+
+def add_rms_norm_reference(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Compute :func:`add_rms_norm` in torch."""
+    _check_sizes(x, residual, weight)
+    residual += x
+    return rms_norm_reference(residual, weight, eps)
+
+
+def _run(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, kind: int
+) -> torch.Tensor:
+    _check_sizes(x, residual, weight)
+    x, weight = x.contiguous(), weight.contiguous()
+    out = torch.empty_like(x)
+    add_to = 0 if residual is None else residual.data_ptr()
+    rows, size = x.shape
+    threads = torch.get_num_threads()
+    _C.rms_norm(out.data_ptr(), x.data_ptr(), add_to, weight.data_ptr(), rows, size, eps, kind, threads)
+    return out
+
+
+def _check_sizes(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor) -> None:
+    if x.shape[1:] != weight.shape or (residual is not None and residual.shape != x.shape):
+        added = "" if residual is None else f", residual {list(residual.shape)}"
+        raise ValueError(
+            f"RMS norm got x {list(x.shape)}{added}, weight {list(weight.shape)};"
+            " it takes x [T, H], a residual of x's shape and weight [H]."
+        )

@@ -1,0 +1,91 @@
+"""RMS norm, alone and after a residual add."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rootlet.kernels import norm
+from rootlet.kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+
+TOLERANCE = {
+    torch.float32: {"atol": 1e-5, "rtol": 1e-5},
+    torch.bfloat16: {"atol": 1e-6, "rtol": 2**-7},  # one unit of the last place
+}
+
+
+@pytest.fixture(params=[(1, 576), (7, 33), (5, 8), (3, 1), (300, 200), (0, 64)], ids=str)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request):
+    return request.param
+
+
+@pytest.mark.usefixtures("implementation")
+def test_rms_norm(shape, dtype):
+    x, weight = torch.randn(shape).to(dtype), torch.randn(shape[1]).to(dtype)
+    actual = rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(actual, rms_norm_reference(x, weight, 1e-5), **TOLERANCE[dtype])
+    expected = torch.nn.functional.rms_norm(x.double(), shape[1:], weight.double(), 1e-5).to(dtype)
+    torch.testing.assert_close(actual, expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("implementation")
+def test_add_rms_norm(shape, dtype):
+    x, residual = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    weight = torch.randn(shape[1]).to(dtype)
+    total = residual + x
+    expected = add_rms_norm_reference(x, residual.clone(), weight, 1e-5)
+    torch.testing.assert_close(add_rms_norm(x, residual, weight, 1e-5), expected, **TOLERANCE[dtype])
+    assert torch.equal(residual, total)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_rows_do_not_depend_on_each_other(dtype):
+    x, weight = torch.randn(100, 577).to(dtype), torch.randn(577).to(dtype)
+    whole = rms_norm(x, weight, 1e-5)
+    if norm._C is not None:
+        assert torch.equal(whole, torch.cat([rms_norm(row[None], weight, 1e-5) for row in x]))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_strided_tensors(dtype):
+    wide = torch.randn(6, 80).to(dtype)
+    x, residual = wide[:, ::2], torch.randn(40, 6).to(dtype).T
+    weight = torch.randn(80).to(dtype)[::2]
+    torch.testing.assert_close(
+        rms_norm(x, weight, 1e-5),
+        rms_norm_reference(x.contiguous(), weight.contiguous(), 1e-5),
+        **TOLERANCE[dtype],
+    )
+    total = residual + x
+    add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(residual, total)
+
+
+@pytest.mark.usefixtures("implementation")
+def test_zeros_and_nan():
+    weight = torch.ones(40)
+    assert torch.equal(rms_norm(torch.zeros(2, 40), weight, 1e-5), torch.zeros(2, 40))
+    x = torch.ones(2, 40)
+    x[1, 3] = float("nan")
+    out = rms_norm(x, weight, 1e-5)
+    assert not out[0].isnan().any()
+    assert out[1].isnan().all()
+
+
+@pytest.mark.usefixtures("implementation")
+def test_mixed_dtypes_take_the_reference():
+    x, weight = torch.randn(3, 40).bfloat16(), torch.randn(40)
+    assert torch.equal(rms_norm(x, weight, 1e-5), rms_norm_reference(x, weight, 1e-5))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="weight"):
+        rms_norm(torch.zeros(2, 8), torch.zeros(9), 1e-5)
+    with pytest.raises(ValueError, match="residual"):
+        add_rms_norm(torch.zeros(2, 8), torch.zeros(3, 8), torch.zeros(8), 1e-5)
