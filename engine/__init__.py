@@ -1,0 +1,1 @@
+"""The in-process engine: requests, scheduler, runner, owner thread, outputs and JSONL jobs."""

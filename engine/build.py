@@ -1,0 +1,222 @@
+"""From options to a running core: load the model, size the pool, wire the collaborators together.
+
+:class:`EngineConfig` is what was asked for; what is decided here (device, sizes, defaults that depend on the
+device) is written down in :class:`Resolved`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..cache.kv_cache import KVCache, plan_num_pages
+from ..cache.page_pool import PagePool
+from ..cache.radix_cache import RadixCache
+from ..cache.slot_pool import SlotPool
+from ..cache.slot_tables import SlotTables
+from ..errors import ConfigError
+from ..kernels.native import describe as describe_kernels
+from ..models.loader import LoadedModel, load_model
+from ..models.tokenizer import load_tokenizer
+from ..sampling.sampler import Sampler
+from .config import EngineConfig
+from .core import EngineCore
+from .detokenizer import Detokenizer
+from .inputs import Limits
+from .policies import make_policy
+from .runner import ModelRunner
+from .scheduler import Scheduler
+
+logger = logging.getLogger("rootlet.engine")
+
+# (CPU, GPU) defaults. A CPU prefill step of 512 tokens keeps decoding neighbours waiting about a second on
+# a small model; a GPU needs thousands of tokens to be busy.
+_CHUNK = (512, 8192)
+_RUNNING = (256, 1024)
+# The host's memory is everybody's; a GPU is usually the engine's alone.
+_FRACTION = (0.25, 0.85)
+
+_END_OF_MESSAGE = "<|eom_id|>"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the engine decided for options left open."""
+
+    device: torch.device
+    dtype: torch.dtype
+    context_length: int
+    num_pages: int  # padding page included
+    page_size: int
+    max_running_requests: int
+    chunked_prefill_size: int | None
+    overlap: bool
+    eos_token_ids: tuple[int, ...]
+    kernels: str
+
+    @property
+    def pool_tokens(self) -> int:
+        """KV room in tokens."""
+        return (self.num_pages - 1) * self.page_size
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A built engine's collaborators."""
+
+    core: EngineCore
+    tokenizer: Any
+    limits: Limits
+    resolved: Resolved
+    release: Callable[[], None]  # frees device memory
+
+
+def build(config: EngineConfig) -> Parts:
+    """Load the model and construct everything. Raises ConfigError, ModelError, WeightsError."""
+    device = _device(config.device)
+    loaded = _load(config, device)
+    tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
+    resolved = _resolve(config, device, loaded, tokenizer)
+    loaded.model.set_context_length(resolved.context_length)
+    kv = KVCache(loaded.model.kv_spec(config.page_size), resolved.num_pages, device)
+    # one row more than runs (row 0 is padding); a row holds a whole context
+    tables = SlotTables(resolved.max_running_requests + 1, resolved.context_length, config.page_size, device)
+    vocab_size = loaded.config.vocab_size
+    runner = ModelRunner(loaded.model, kv, tables, Sampler(vocab_size, device))
+    core = EngineCore(
+        _scheduler(config, resolved),
+        runner,
+        detokenizer=None if tokenizer is None else Detokenizer(tokenizer),
+        overlap=resolved.overlap,
+        stream_interval=config.stream_interval,
+        token_text=None if tokenizer is None else _token_text(tokenizer),
+    )
+
+    def release() -> None:
+        runner.close()
+        tables.close()
+        kv.close()
+
+    limits = Limits(vocab_size, resolved.context_length, resolved.pool_tokens)
+    return Parts(core, tokenizer, limits, resolved, release)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r} was asked for, but torch sees no CUDA GPU. Use device='cpu'.")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}.")
+    return device
+
+
+def _load(config: EngineConfig, device: torch.device) -> LoadedModel:
+    # delay: a model that loads at once shows nothing
+    with tqdm(desc="Loading weights", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return load_model(
+            config.model_path,
+            dtype=config.dtype,
+            device=device,
+            load_format=config.load_format,
+            revision=config.revision,
+            download_dir=config.download_dir,
+            json_model_override_args=config.json_model_override_args,
+            trust_remote_code=config.trust_remote_code,
+            progress=progress,
+        )
+
+
+def _tokenizer(config: EngineConfig) -> Any:
+    return load_tokenizer(
+        config.tokenizer_path or config.model_path,
+        mode=config.tokenizer_mode,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        chat_template=config.chat_template,
+    )
+
+
+def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, tokenizer: Any) -> Resolved:
+    on_gpu = device.type == "cuda"
+    context = config.context_length or loaded.config.context_length
+    if context > loaded.config.context_length:
+        raise ConfigError(
+            f"context_length={context} exceeds the model's {loaded.config.context_length} tokens."
+            " Lower it, or override max_position_embeddings with json_model_override_args if the model"
+            " supports more."
+        )
+    running = config.max_running_requests or _RUNNING[on_gpu]
+    fraction = config.mem_fraction_static
+    if fraction is None and config.max_total_tokens is None:
+        fraction = _FRACTION[on_gpu]
+    num_pages = plan_num_pages(
+        loaded.model.kv_spec(config.page_size),
+        device,
+        max_total_tokens=config.max_total_tokens,
+        kv_cache_bytes=config.kv_cache_bytes,
+        mem_fraction=fraction,
+        # more than every slot full of context is never used
+        cap_tokens=running * (context + config.page_size),
+    )
+    chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
+    overlap = on_gpu if config.disable_overlap_schedule is None else not config.disable_overlap_schedule
+    return Resolved(
+        device=device,
+        dtype=loaded.model.dtype,
+        context_length=context,
+        num_pages=num_pages,
+        page_size=config.page_size,
+        max_running_requests=running,
+        chunked_prefill_size=None if chunk == -1 else chunk,
+        overlap=overlap,
+        eos_token_ids=_eos_token_ids(loaded, tokenizer),
+        kernels=describe_kernels() if not on_gpu else "torch",
+    )
+
+
+def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a sequence, from the model's config, its generation config and its tokenizer."""
+    ids = set(loaded.config.eos_token_ids)
+    declared = loaded.generation_config.get("eos_token_id")
+    ids.update(declared if isinstance(declared, list) else [] if declared is None else [declared])
+    if tokenizer is not None:
+        if tokenizer.eos_token_id is not None:
+            ids.add(tokenizer.eos_token_id)
+        if _END_OF_MESSAGE in tokenizer.get_added_vocab():  # Llama 3.1 ends a tool call with it
+            ids.add(tokenizer.get_added_vocab()[_END_OF_MESSAGE])
+    return tuple(sorted(ids))
+
+
+def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
+    pool = PagePool(resolved.num_pages)
+    return Scheduler(
+        pool=pool,
+        cache=RadixCache(pool, config.page_size, enabled=not config.disable_radix_cache),
+        slots=SlotPool(resolved.max_running_requests + 1),
+        page_size=config.page_size,
+        policy=make_policy(config.schedule_policy, config.random_seed or 0),
+        chunked_prefill_size=resolved.chunked_prefill_size,
+        max_prefill_tokens=config.max_prefill_tokens,
+    )
+
+
+def _token_text(tokenizer: Any) -> Callable[[int], str]:
+    def text(token_id: int) -> str:
+        return tokenizer.decode([token_id])
+
+    return text

