@@ -62,7 +62,6 @@ _QWEN2: Final = _NUMBERED % ""
 
 # value of tokenizer.ggml.pre -> rule, as the tokenizer.json files of these models have it
 _SPLIT_RULES: Final = {
-    "default": _GPT2,
     "gpt-2": _GPT2,
     "smollm": _SplitRule(single_digits=True),
     "llama-bpe": _LLAMA3,
@@ -134,7 +133,7 @@ def _read_vocabulary(file: GGUFFile) -> _Vocabulary:
 
 def _split_rule(file: GGUFFile) -> _SplitRule:
     name = file.metadata.get("tokenizer.ggml.pre")
-    if name is None:
+    if name in (None, "default"):  # both mean that the converter did not know
         logger.warning(
             "%s does not say how its tokenizer splits text (tokenizer.ggml.pre); GPT-2's rule is used. "
             "If output looks odd, convert the model again with a newer converter.",
