@@ -174,8 +174,9 @@ class WindowText:
 
     def _slide(self, text: str) -> None:
         held_back = len(text) - self._shown
-        for size in range(_CONTEXT, _MAX_WINDOW + 1):
-            # A window that begins inside a character decodes to something else: take one token more.
+        for size in range(_CONTEXT, len(self._window) + 1):
+            # A window that begins inside a character decodes to something else, and one of skipped special
+            # tokens to nothing, although characters are held back: take one token more.
             context = self._decode(self._window[-size:])
             if len(context) >= held_back and text.endswith(context):
                 break

@@ -1,1 +1,1 @@
-"""Structured outputs and chat formats. Nothing is here yet; requests with a constraint are refused by name."""
+"""Structured outputs and chat formats: nothing yet; requests with a constraint are refused by name."""

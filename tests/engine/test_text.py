@@ -121,12 +121,14 @@ def test_penalties_and_bias_act(engine, plain):
 
 
 def test_min_new_tokens_postpones_the_end(engine):
-    messages = [{"role": "user", "content": "Say yes."}]
+    messages = [{"role": "user", "content": "What is the capital of Italy? Answer in one short sentence."}]
     prompt = engine.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    short = engine.generate(prompt, GREEDY)
-    longer = engine.generate(prompt, GREEDY | {"min_new_tokens": 24})
-    assert short.completion_tokens < 24
-    assert longer.completion_tokens == 24
+    short = engine.generate(prompt, GREEDY | {"max_new_tokens": 60})
+    least = short.completion_tokens + 5
+    longer = engine.generate(prompt, GREEDY | {"max_new_tokens": 60, "min_new_tokens": least})
+    assert short.finish_reason["type"] == "stop"
+    assert longer.completion_tokens >= least
+    assert longer.token_ids[: short.completion_tokens - 1] == short.token_ids[:-1]
 
 
 def test_unicode_prompts_round_trip_through_the_stream(engine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
+
 from rootlet.cache.kv_cache import KVCache
 from rootlet.kernels.attention import PagedAttentionPlan
 from rootlet.models.forward import ForwardInput

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
 from rootlet.models.config import ModelConfig
 from rootlet.models.registry import resolve
 

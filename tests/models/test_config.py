@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from rootlet.errors import ModelError
 from rootlet.models.config import ModelConfig
 

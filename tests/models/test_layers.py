@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+
 from rootlet.errors import WeightsError
 from rootlet.models.config import ModelConfig
 from rootlet.models.layers.linear import Linear

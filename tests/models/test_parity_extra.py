@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from rootlet.models.layers.attention import Attention
 from rootlet.models.layers.decoder import CausalLM, LayerSpec
 from rootlet.models.layers.linear import Linear

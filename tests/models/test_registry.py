@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import rootlet
 import torch
+
+import rootlet
 from rootlet.errors import ConfigError, ModelError
 from rootlet.models import registry
 from rootlet.models.config import ModelConfig

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from rootlet.errors import ModelError
 from rootlet.models.config import ModelConfig
 from rootlet.models.layers.rope_config import RopeConfig

@@ -1,0 +1,150 @@
+"""The shape of the house: floors, light imports, the packages list, sizes of files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rootlet
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(rootlet.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "__version__": 0,  # stands in the root, which is loaded before anything else anyway
+    "cache": 1,
+    "sampling": 1,
+    "kernels": 1,
+    "models": 2,
+    "grammar": 2,
+    "engine": 3,
+    "cli": 4,
+    "lang": 4,
+    "server": 4,
+    "__main__": 5,
+    "__init__": 6,
+}
+NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "build", "dist", "out"}
+WITHOUT_TORCH = ("rootlet.cache.page_pool", "rootlet.cache.radix_cache", "rootlet.engine.scheduler")
+MAX_LINES = 500
+UNWANTED = ("raise NotImplementedError", "TODO", "FIXME", "os.environ", "getenv")
+
+
+def package_files() -> list[Path]:
+    """Every Python file that is installed."""
+    folders = [
+        p for p in ROOT.iterdir() if p.is_dir() and p.name[0] not in "._" and p.name not in NOT_THE_PACKAGE
+    ]
+    files = [*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    return sorted(file for file in files if file.name != "setup.py")
+
+
+def where(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every import of a file, wherever it stands: (line, absolute module)."""
+    package = ("rootlet", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, node.module] if node.module else base)
+            # `from . import errors` names a module, `from .errors import RootletError` something inside one
+            names = [f"{module}.{alias.name}" for alias in node.names] if node.module is None else [module]
+            yield from ((node.lineno, name) for name in names)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after ``statement``."""
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_imports_point_down():
+    """A file imports from lower floors and from its own folder, also where only type checkers look."""
+    upward = []
+    for path in package_files():
+        mine = where(path).partition("/")[0].removesuffix(".py")
+        for line, module in imports(path):
+            theirs = module.split(".")[1] if module.startswith("rootlet.") else mine
+            if theirs != mine and FLOORS[theirs] >= FLOORS[mine]:
+                upward.append(f"{where(path)}:{line} imports {module}")
+    assert upward == []
+
+
+def test_imports_inside_the_package_are_relative():
+    """They resolve by path, whatever the checkout is called."""
+    absolute = []
+    for path in package_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            absolute += [f"{where(path)}:{node.lineno}" for n in names if n.partition(".")[0] == "rootlet"]
+    assert absolute == []
+
+
+def test_files_are_short_and_finished():
+    flaws = []
+    for path in package_files():
+        text = path.read_text()
+        flaws += [f"{where(path)} has {word}" for word in UNWANTED if word in text]
+        if len(text.splitlines()) > MAX_LINES:
+            flaws.append(f"{where(path)} has more than {MAX_LINES} lines")
+        if any(isinstance(node, ast.Global) for node in ast.walk(ast.parse(text))):
+            flaws.append(f"{where(path)} has a global statement")
+    assert flaws == []
+
+
+def test_the_packages_list_is_complete():
+    """pyproject.toml lists exactly the folders that hold files of the package."""
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {Path(where(path)).parent.parts for path in package_files()}
+    assert sorted(packages) == sorted(".".join(["rootlet", *parts]) for parts in folders)
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_bookkeeping_runs_without_torch(module):
+    assert "torch" not in loaded_by(f"import {module}")
+
+
+def test_importing_rootlet_is_light():
+    heavy = {"torch", "transformers", "tokenizers", "numpy", "xgrammar", "triton", "asyncio"}
+    assert not heavy & loaded_by("import rootlet")
+
+
+def test_public_names():
+    assert rootlet.__all__ == [
+        "Engine",
+        "RequestOutput",
+        "RootletError",
+        "SamplingParams",
+        "__version__",
+        "errors",
+        "register_model",
+        "run_jobs",
+    ]
+    assert dir(rootlet) == rootlet.__all__
+    for name in rootlet.__all__:
+        assert getattr(rootlet, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Enigne'"):
+        rootlet.Enigne  # noqa: B018
+
+
+def test_version_is_written_once_more_only_in_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == rootlet.__version__
+    assert project["scripts"] == {"rootlet": "rootlet.__main__:main"}
