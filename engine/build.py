@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..cache.kv_cache import KVCache, plan_num_pages
 from ..cache.page_pool import PagePool
@@ -29,6 +28,7 @@ from .core import EngineCore
 from .detokenizer import Detokenizer
 from .inputs import Limits
 from .policies import make_policy
+from .progress_bar import ProgressBar
 from .runner import ModelRunner
 from .scheduler import Scheduler
 
@@ -121,8 +121,10 @@ def _device(name: str) -> torch.device:
 
 
 def _load(config: EngineConfig, device: torch.device) -> LoadedModel:
-    # delay: a model that loads at once shows nothing
-    with tqdm(desc="Loading weights", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
+    # delay: a model that loads at once shows nothing; disable=None: nor does anything without a terminal
+    with ProgressBar(
+        desc="Loading weights", unit="B", unit_scale=True, delay=2, leave=False, disable=None
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

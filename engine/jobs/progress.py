@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..progress_bar import ProgressBar
+
 if TYPE_CHECKING:
     from ..outputs import RequestOutput
 
 logger = logging.getLogger("rootlet.jobs")
 
 _LOG_SECONDS = 30.0
-
-
-class _Bar(tqdm):
-    monitor_interval = 0  # tqdm would start a thread that outlives the bar
 
 
 class Progress:
@@ -41,7 +39,7 @@ class Progress:
         self.seconds = 0.0  # wall time inside display()
         self._started = self._last_log = 0.0
         self._show = False
-        self._bar: _Bar | None = None
+        self._bar: ProgressBar | None = None
 
     @contextlib.contextmanager
     def display(self, show: bool) -> Iterator[None]:
@@ -49,7 +47,7 @@ class Progress:
         self._show = show
         self._started = self._last_log = time.monotonic()
         if show and _has_live_display():
-            self._bar = _Bar(total=self.total, initial=self.resumed, unit=" records", **_width())
+            self._bar = ProgressBar(total=self.total, initial=self.resumed, unit=" records", **_width())
         try:
             yield
         finally:

@@ -31,8 +31,12 @@ def build(model, **options):
     return rootlet.Engine(model, load_format="dummy", skip_tokenizer_init=True, **options)
 
 
-def engine_threads():
-    return [t for t in threading.enumerate() if t.name == "rootlet-engine"]
+def threads_since(before):
+    """Threads that are there now and were not in ``before``; ended ones get a moment to go."""
+    started = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in started:
+        thread.join(10)
+    return [thread for thread in started if thread.is_alive()]
 
 
 def tensor_bytes():
@@ -50,6 +54,8 @@ def engine(tiny_model):
 
 @pytest.mark.parametrize("ending", ["close", "shutdown", "with", "del"])
 def test_three_constructions_leave_nothing(tiny_model, ending):
+    threads = threading.enumerate()
+
     def once():
         engine = build(tiny_model)
         core = weakref.ref(engine._loop._core)
@@ -61,8 +67,7 @@ def test_three_constructions_leave_nothing(tiny_model, ending):
             getattr(engine, ending)()
         del engine
         gc.collect()
-        for thread in engine_threads():
-            thread.join(10)
+        assert not threads_since(threads)
         assert core() is None
 
     once()
@@ -70,7 +75,6 @@ def test_three_constructions_leave_nothing(tiny_model, ending):
     for _ in range(3):
         once()
     assert tensor_bytes() == before
-    assert not engine_threads()
 
 
 def test_an_engine_that_never_ran_frees_everything_too(tiny_model):
@@ -264,6 +268,7 @@ def test_close_wakes_the_waiting(tiny_model):
 
 
 def test_a_failing_step_fails_everybody_and_says_why(tiny_model):
+    threads = threading.enumerate()
     engine = build(tiny_model)
     engine._loop._core.runner.model.layers.clear()  # the next forward pass cannot work
     handles = [engine.submit(input_ids=PROMPT) for _ in range(2)]
@@ -273,8 +278,7 @@ def test_a_failing_step_fails_everybody_and_says_why(tiny_model):
         assert isinstance(caught.value.__cause__, Exception)
     with pytest.raises(EngineFailedError):
         engine.generate(input_ids=PROMPT)
-    for thread in engine_threads():
-        thread.join(10)
+    assert not threads_since(threads)
     engine.close()
 
 
@@ -311,6 +315,7 @@ def test_driven_by_hand(tiny_model):
         expected = threaded.generate(input_ids=PROMPT, sampling_params=GREEDY).token_ids
         with pytest.raises(RuntimeError, match="step_by_hand"):
             threaded.step()
+    threads = threading.enumerate()
     with build(tiny_model, step_by_hand=True) as engine:
         handle = engine.submit(input_ids=PROMPT, sampling_params=GREEDY)
         steps = 0
@@ -323,7 +328,7 @@ def test_driven_by_hand(tiny_model):
         chunks = list(engine.generate(input_ids=PROMPT, sampling_params=GREEDY, stream=True))
         assert [c.completion_tokens for c in chunks] == list(range(1, 13))
         assert engine.flush_cache()
-        assert not engine_threads()
+        assert threading.enumerate() == threads
 
 
 def test_a_forked_child_gets_a_clear_error(tiny_model):
