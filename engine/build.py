@@ -76,10 +76,14 @@ class Parts:
     release: Callable[[], None]  # frees device memory
 
 
-def build(config: EngineConfig) -> Parts:
-    """Load the model and construct everything. Raises ConfigError, ModelError, WeightsError."""
+def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Parts:
+    """Load the model and construct everything. Raises ConfigError, ModelError, WeightsError.
+
+    ``check`` is called every now and then; what it raises ends the build.
+    """
     device = _device(config.device)
-    loaded = _load(config, device)
+    loaded = _load(config, device, check)
+    check()
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
     resolved = _resolve(config, device, loaded, tokenizer)
     loaded.model.set_context_length(resolved.context_length)
@@ -120,13 +124,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(config: EngineConfig, device: torch.device) -> LoadedModel:
+def _load(config: EngineConfig, device: torch.device, check: Callable[[], None]) -> LoadedModel:
     # delay: a model that loads at once shows nothing; disable=None: nor does anything without a terminal
     with ProgressBar(
         desc="Loading weights", unit="B", unit_scale=True, delay=2, leave=False, disable=None
     ) as bar:
 
         def progress(done: int, total: int) -> None:
+            check()
             bar.total = total
             bar.update(done - bar.n)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import EngineClosedError, InvalidRequestError
 from . import streams
-from .build import build
+from .build_thread import build_on_thread
 from .config import EngineConfig
 from .core import EngineCore
 from .handle import RequestHandle
@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(self, model_path: str, **options: Any) -> None:
         self.config = EngineConfig.from_options(model_path, options)
-        parts = build(self.config)
+        parts = build_on_thread(self.config)
         self.tokenizer = parts.tokenizer
         self._resolved = parts.resolved
         self._factory = RequestFactory(

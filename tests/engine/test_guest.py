@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import rootlet
+import rootlet.engine.build as build_module
 from rootlet.errors import EngineClosedError, EngineFailedError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
@@ -244,6 +245,24 @@ def test_ctrl_c_aborts_the_call_and_the_next_one_is_clean(engine):
     assert again.token_ids == expected
     while engine.stats().num_running:
         pass
+
+
+def test_ctrl_c_stops_an_engine_under_construction(tiny_model, monkeypatch):
+    threads, before = threading.enumerate(), tensor_bytes()
+    interrupted = threading.Event()
+    load_model = build_module.load_model
+
+    def load(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.wait(60)
+        return load_model(*args, **kwargs)
+
+    monkeypatch.setattr(build_module, "load_model", load)
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_model)
+    interrupted.set()
+    assert not threads_since(threads)
+    assert tensor_bytes() == before
 
 
 def test_close_wakes_the_waiting(tiny_model):
