@@ -24,6 +24,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,16 +104,23 @@ def measure(
 def run(contestant: Contestant, load: Workload, repeat: int) -> float:
     """Return the seconds that an engine needs for a workload.
 
-    Static batches of prompts that all have the same lengths differ in nothing: the first is timed
-    and counted for each.
+    Each run has a thread of its own, and so a team of OpenMP workers of its own: the idle teams of
+    earlier runs would slow down whoever comes next. Static batches of prompts that all have the same
+    lengths differ in nothing: the first is timed and counted for each.
     """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_run, contestant, load, repeat).result()
+
+
+def _run(contestant: Contestant, load: Workload, repeat: int) -> float:
     prompts, lengths, weight = load.prompts(repeat), load.output_lengths, 1.0
     if load.num_shared and contestant.batch_size is not None:
         weight = len(prompts) / len(prompts[: contestant.batch_size])
         prompts, lengths = prompts[: contestant.batch_size], lengths[: contestant.batch_size]
-    start = time.perf_counter()
-    outputs = contestant.generate(prompts, lengths, load.num_shared)
-    elapsed = time.perf_counter() - start
+    with contestant.ready():
+        start = time.perf_counter()
+        outputs = contestant.generate(prompts, lengths, load.num_shared)
+        elapsed = time.perf_counter() - start
     if [len(out) for out in outputs] != lengths:
         raise RuntimeError(f"{contestant.name} returned other lengths than asked for on {load.key!r}.")
     return elapsed * weight
@@ -274,7 +282,8 @@ def main() -> None:
     repeats = 1 if options.quick else options.repeats
     loads = workloads(8 if options.quick else 1)
     with tempfile.TemporaryDirectory() as scratch:
-        engines = contestants(options.model, Path(scratch))
+        with ThreadPoolExecutor(1) as thread:
+            engines = thread.submit(contestants, options.model, Path(scratch)).result()
         seconds = measure(engines, loads, repeats, log=print)
         bandwidth = read_bandwidth()
         for engine in engines:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ class Contestant(Protocol):
 
     name: str
     batch_size: int | None
+
+    def ready(self) -> AbstractContextManager:
+        """The span of one run; what an engine does on entering (warming up, too) is not timed."""
 
     def generate(self, prompts: list[Prompt], num_outputs: list[int], num_shared: int = 0) -> list[list[int]]:
         """Return ``num_outputs[i]`` greedy tokens after ``prompts[i]``, EOS ignored.
@@ -45,7 +49,14 @@ class Rootlet:
     batch_size = None
 
     def __init__(self, model: Path) -> None:
-        self._engine = rootlet.Engine(str(model), dtype="bfloat16", max_total_tokens=64 * 1024)
+        self._path = str(model)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Build the engine for this run; its thread and that thread's workers end with it."""
+        with rootlet.Engine(self._path, dtype="bfloat16", max_total_tokens=64 * 1024) as self._engine:
+            self.generate([[5] * 64], [4])
+            yield
 
     def generate(self, prompts: list[Prompt], num_outputs: list[int], num_shared: int = 0) -> list[list[int]]:
         del num_shared  # the radix cache finds it
@@ -55,7 +66,7 @@ class Rootlet:
         ]
 
     def close(self) -> None:
-        self._engine.close()
+        """Nothing is left of the last run."""
 
 
 class Transformers:
@@ -71,6 +82,9 @@ class Transformers:
         self.batch_size = batch_size
         self._model = model.eval()
         self._model.generation_config.eos_token_id = None  # run to the asked length
+
+    def ready(self) -> AbstractContextManager:
+        return nullcontext()
 
     @staticmethod
     def load(model: Path) -> PreTrainedModel:
@@ -131,6 +145,9 @@ class LlamaCpp:
         self._memory = lib.llama_get_memory(self._context)
         self._num_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
         self._batch = lib.llama_batch_init(self._max_batch, 0, 1)
+
+    def ready(self) -> AbstractContextManager:
+        return nullcontext()
 
     def generate(self, prompts: list[Prompt], num_outputs: list[int], num_shared: int = 0) -> list[list[int]]:
         self._lib.llama_memory_clear(self._memory, True)
