@@ -58,6 +58,11 @@ class KVCache:
         self.v: tuple[torch.Tensor, ...] = tuple(self._data[1])
 
     @property
+    def data(self) -> torch.Tensor | None:
+        """All of it, ``[2, num_layers, num_pages, page_size, Hkv, D]``; None after :meth:`close`."""
+        return self._data
+
+    @property
     def nbytes(self) -> int:
         """Bytes held now; 0 after :meth:`close`."""
         return 0 if self._data is None else self._data.nbytes
@@ -94,13 +99,15 @@ def plan_num_pages(
     kv_cache_bytes: int | None = None,
     mem_fraction: float | None = None,
     cap_tokens: int | None = None,
+    reserve: int = 0,
 ) -> int:
     """Number of pages, the padding page included, to give :class:`KVCache` and the page pool.
 
     The budget in bytes is ``kv_cache_bytes`` if given, else ``mem_fraction`` (0 < f <= 1) of the memory
     *free now* on ``device``, never of its total. ``max_total_tokens`` (the user's) and ``cap_tokens`` (more
     than the engine could ever use) are upper limits on top, rounded up to whole pages beside the padding
-    page; the smallest of all counts. ``max_total_tokens`` alone is enough.
+    page; the smallest of all counts. ``max_total_tokens`` alone is enough. ``reserve`` bytes of the free
+    memory are left for what a step needs.
 
     Raises ConfigError if a value is impossible, if there is nothing to derive a size from, if not one page
     fits beside the padding page, or if more memory was asked for than is free.
@@ -111,6 +118,8 @@ def plan_num_pages(
     if mem_fraction is not None and not 0 < mem_fraction <= 1:
         raise ConfigError(f"mem_fraction must be above 0 and at most 1, got {mem_fraction!r}.")
     free = free_memory(torch.device(device))
+    if free is not None:
+        free = max(0, free - reserve)
     limits = [1 - (-tokens // spec.page_size) for tokens in (max_total_tokens, cap_tokens) if tokens]
     if kv_cache_bytes is not None:
         limits.append(kv_cache_bytes // spec.bytes_per_page)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 
+from .device import has_pdl
 from .native import element_type, load
 
 _C = load()
 
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+"""Names that :func:`gated_activation` takes; gelu is the one by erf."""
+
 # numbers of csrc/activation.c
 _SILU = 0
 _GELU = {"none": 1, "tanh": 2}
+
+
+def gated_activation(gate_up: torch.Tensor, name: str) -> torch.Tensor:
+    """Return ``act(gate) * up`` for gate_up ``[T, 2I]`` and one of :data:`ACTIVATIONS`."""
+    if name == "silu":
+        return silu_and_mul(gate_up)
+    return gelu_and_mul(gate_up, {"gelu": "none", "gelu_tanh": "tanh"}[name])
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -20,6 +34,8 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     The result is ``[T, I]`` in gate_up's dtype, rounded once from fp32 (SwiGLU, arXiv:2002.05202).
     Raises ValueError if gate_up is not a matrix of even width.
     """
+    if gate_up.is_cuda:
+        return _gpu().silu_and_mul(gate_up, pdl=has_pdl(gate_up.device))
     kind = None if _C is None else element_type(gate_up)
     if kind is None:
         return silu_and_mul_reference(gate_up)
@@ -33,6 +49,8 @@ def gelu_and_mul(gate_up: torch.Tensor, approximate: str) -> torch.Tensor:
     as is a gate_up that is not a matrix of even width. The result is ``[T, I]`` in gate_up's dtype,
     rounded once from fp32.
     """
+    if gate_up.is_cuda:
+        return _gpu().gelu_and_mul(gate_up, approximate, pdl=has_pdl(gate_up.device))
     kind = None if _C is None else element_type(gate_up)
     if kind is None or approximate not in _GELU:
         return gelu_and_mul_reference(gate_up, approximate)
@@ -53,6 +71,13 @@ def gelu_and_mul_reference(gate_up: torch.Tensor, approximate: str) -> torch.Ten
     _half_width(gate_up)
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.gelu(gate, approximate=approximate) * up).to(gate_up.dtype)
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    from .gpu import activation
+
+    return activation
 
 
 def _run(gate_up: torch.Tensor, function: int, kind: int) -> torch.Tensor:

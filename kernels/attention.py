@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 
 from .native import element_type, load
 
 _C = load()
+
+
+class AttentionPlan(Protocol):
+    """What a step's layers attend to: planned once per step, run once per layer."""
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> torch.Tensor:
+        """Attention ``[T, Hq, D]`` of one layer's q ``[T, Hq, D]``, as :func:`paged_attention` defines it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,18 @@ class PagedAttentionPlan:
     page_size: int  # tokens in a page
     max_q: int  # largest number of q tokens of a row
     max_kv: int  # largest of kv_lens
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> torch.Tensor:
+        """:func:`paged_attention` with this plan."""
+        return paged_attention(q, k_cache, v_cache, self, scale, window, soft_cap)
 
     @cached_property
     def native_arguments(self) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 Who multiplies is settled when a weight is packed:
 
 ========================  ==========================================================================
-fp32, or not on the CPU   torch (MKL, cuBLAS), rows as they are
+on a GPU                  cuBLAS; up to ``GEMV_ROWS`` rows of x our own kernel (``gpu/gemv.py``)
+fp32 on the CPU           torch (MKL), rows as they are
 bf16, oneDNN knows it     torch (oneDNN with AVX-512 or AMX), rows as they are
 bf16, C extension built   our own kernel (``csrc/gemm.c``), rows interleaved in panels
 bf16, neither             torch, rows as they are, widened to fp32 a piece at a time (slow)
@@ -16,17 +17,27 @@ thing. Inference only: nothing here records gradients.
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 
+from .activation import gated_activation
+from .device import has_pdl
 from .embedding import embed
 from .native import ELEMENT_TYPES, load
+from .norm import rms_norm
 
 _C = load()
 _ONEDNN_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # With fewer rows, torch's own bf16 product is faster than widening the weight.
 _MIN_ROWS_TO_WIDEN = 4
+# Up to so many rows of x a product on the GPU is one reading of the weight, which our kernel does faster.
+GEMV_ROWS = 4
+# Every program of a fused norm computes it anew, which costs more than a launch on rows wider than this.
+_FUSED_NORM_WIDTH = 2048
 # Rows of a weight that are widened to fp32 at a time.
 _WIDEN_ROWS = 1024
 
@@ -146,10 +157,84 @@ def linear(
         )
     if weight.panel:
         return _linear_panels(x, weight, bias, x.dtype if out_dtype is None else out_dtype)
+    if is_few(x):
+        return _gemv().gemv(x, weight.unpack(), bias, out_dtype, pdl=has_pdl(x.device))
+    if x.is_cuda and out_dtype is torch.float32 and x.dtype is not torch.float32 and bias is None:
+        return torch.mm(x, weight.unpack().t(), out_dtype=torch.float32)
     if not _ONEDNN_BF16 and x.dtype is torch.bfloat16 and x.is_cpu and len(x) >= _MIN_ROWS_TO_WIDEN:
         return linear_reference(x, weight, bias, out_dtype)
     out = F.linear(x, weight.unpack(), bias)
     return out if out_dtype is None else out.to(out_dtype)
+
+
+def linear_add(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, residual: torch.Tensor
+) -> torch.Tensor | None:
+    """Add :func:`linear` of x to residual ``[T, N]`` in place, or return it where adding costs a pass.
+
+    None says that it was added; otherwise the caller adds the result, best together with what comes next.
+    """
+    if not is_few(x):
+        return linear(x, weight, bias)
+    if bias is not None:  # never fused with it by a family so far
+        residual += linear(x, weight, bias)
+    else:
+        _gemv().gemv(x, weight.unpack(), residual=residual, pdl=has_pdl(x.device))
+    return None
+
+
+def gated_linear(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    """Return ``act(gate) * up`` ``[T, I]`` for a weight gate | up ``[2I, K]`` and one of ``ACTIVATIONS``."""
+    if is_few(x):
+        return _gemv().gemv_gated(x, weight.unpack(), activation, bias, pdl=has_pdl(x.device))
+    return gated_activation(linear(x, weight, bias), activation)
+
+
+def norm_linear(
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: PackedWeight,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return ``linear(rms_norm(residual))``, in one kernel where that is faster.
+
+    Then the normalised rows are not rounded before they are multiplied.
+    """
+    if is_few(residual) and residual.shape[1] <= _FUSED_NORM_WIDTH:
+        pdl = has_pdl(residual.device)
+        return _gemv().norm_gemv(None, residual, norm_weight, eps, weight.unpack(), bias, pdl=pdl)[0]
+    return linear(rms_norm(residual, norm_weight, eps), weight, bias)
+
+
+def norm_gated_linear(
+    residual: torch.Tensor,
+    norm_weight: torch.Tensor,
+    eps: float,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    activation: str,
+) -> torch.Tensor:
+    """Return ``gated_linear(rms_norm(residual))``, as :func:`norm_linear`."""
+    if is_few(residual) and residual.shape[1] <= _FUSED_NORM_WIDTH:
+        pdl = has_pdl(residual.device)
+        gemv = _gemv().norm_gemv_gated
+        return gemv(None, residual, norm_weight, eps, weight.unpack(), activation, bias, pdl=pdl)[0]
+    return gated_linear(rms_norm(residual, norm_weight, eps), weight, bias, activation)
+
+
+def is_few(x: torch.Tensor) -> bool:
+    """Whether x ``[T, K]`` is so few rows, on a GPU, that its products are a reading of the weights."""
+    return x.is_cuda and x.shape[0] <= GEMV_ROWS
+
+
+@functools.cache
+def _gemv() -> ModuleType:
+    from .gpu import gemv
+
+    return gemv
 
 
 def _linear_panels(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
+
 import torch
 
+from .device import has_pdl
 from .native import element_type, load
 
 _C = load()
@@ -15,6 +19,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x ``[T, H]`` and weight ``[H]`` share one dtype; the result is ``[T, H]`` of that dtype, rounded
     once from fp32. Raises ValueError if the sizes differ.
     """
+    if x.is_cuda:
+        return _gpu().rms_norm(x, weight, eps, pdl=has_pdl(x.device))
     kind = None if _C is None else element_type(x, weight)
     if kind is None:
         return rms_norm_reference(x, weight, eps)
@@ -28,6 +34,8 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
     is normalised, so that the result is a function of the residual stream alone. Raises ValueError
     if the sizes differ.
     """
+    if x.is_cuda:
+        return _gpu().add_rms_norm(x, residual, weight, eps, pdl=has_pdl(x.device))
     kind = None if _C is None else element_type(x, residual, weight)
     if kind is None or not residual.is_contiguous():
         return add_rms_norm_reference(x, residual, weight, eps)
@@ -49,6 +57,13 @@ def add_rms_norm_reference(
     _check_sizes(x, residual, weight)
     residual += x
     return rms_norm_reference(residual, weight, eps)
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    from .gpu import norm
+
+    return norm
 
 
 def _run(

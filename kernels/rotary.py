@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
+
 import torch
 
+from .device import has_pdl
 from .native import element_type, load
 
 _C = load()
@@ -32,6 +36,11 @@ def rotary_and_store(
     Raises ValueError for shapes, dtypes or cache strides that do not fit together, IndexError for a
     position or location outside its table (on the CPU).
     """
+    if qkv.is_cuda:
+        pdl = has_pdl(qkv.device)
+        return _gpu().rotary_and_store(
+            qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads, pdl=pdl
+        )
     tokens, num_kv_heads, head_dim, rotary_dim = _check(
         qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads
     )
@@ -79,6 +88,13 @@ def rotary_and_store_reference(
     k_cache.view(-1, num_kv_heads, head_dim)[kv_slots] = _rotate(k, cos, sin)
     v_cache.view(-1, num_kv_heads, head_dim)[kv_slots] = v
     return _rotate(q, cos, sin)
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    from .gpu import rotary
+
+    return rotary
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.attention import PagedAttentionPlan
+from ..kernels.attention import AttentionPlan
 
 
 @dataclass(frozen=True)
 class ForwardInput:
-    """The T tokens of one step, all rows one after the other, in the order of ``attention.q_starts``."""
+    """The T tokens of one step, all rows one after the other."""
 
     input_ids: torch.Tensor  # [T] int64
-    positions: torch.Tensor  # [T] int64, index of each token within its sequence
+    positions: torch.Tensor  # [T] int64 (int32 too on a GPU), index of each token within its sequence
     kv_slots: torch.Tensor  # [T] int64, page * page_size + offset: where K and V of the token are written
-    attention: PagedAttentionPlan
+    attention: AttentionPlan

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...kernels.attention import paged_attention
 from ...kernels.rotary import rotary_and_store
 from ..config import ModelConfig
 from ..forward import ForwardInput
 from .linear import Linear
+from .norm import Normed
 from .rotary import RotaryTable
 from .storage import NamedSlots
 
@@ -54,12 +54,17 @@ class Attention:
         yield from self.qkv.weights()
         yield from self.output.weights()
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor | Normed) -> Tensor:
         """q | k | v before rotation, ``[T, (Hq + 2 Hkv) * D]``: where a family may normalise them."""
         return self.qkv.forward(x)
 
-    def forward(self, x: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-        """Attend x ``[T, H]`` -> ``[T, H]``; its K and V go to the caches ``[pages, page_size, Hkv, D]``."""
+    def forward(
+        self, x: Tensor | Normed, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor | None:
+        """Attend x ``[T, H]``; its K and V go to the caches ``[pages, page_size, Hkv, D]``.
+
+        Adds the result ``[T, H]`` to ``residual`` and returns None, or returns it to be added.
+        """
         q = rotary_and_store(
             self.project(x),
             self.rotary.cos_sin,
@@ -69,5 +74,5 @@ class Attention:
             v_cache,
             self.num_heads,
         )
-        attended = paged_attention(q, k_cache, v_cache, inp.attention, self.scale, self.window, self.soft_cap)
-        return self.output.forward(attended.flatten(1))
+        attended = inp.attention.attend(q, k_cache, v_cache, self.scale, self.window, self.soft_cap)
+        return self.output.forward_add(attended.flatten(1), residual)

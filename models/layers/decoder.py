@@ -21,7 +21,7 @@ from .attention import Attention
 from .embedding import Embedding, TiedEmbedding
 from .linear import Linear
 from .mlp import GatedMLP
-from .norm import RMSNorm
+from .norm import Normed, RMSNorm
 from .rope_config import RopeConfig
 from .rotary import RotaryTable
 from .storage import NamedSlots, prefixed
@@ -62,19 +62,23 @@ class DecoderLayer:
 
     def forward(
         self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Run the layer on the T tokens of a step.
 
         ``branch`` ``[T, H]`` is what the layer before computed and has not yet added to
-        ``residual`` ``[T, H]`` (None for the first layer), so that the sum and the norm are one
-        operation. Adds to ``residual`` in place and returns this layer's own branch.
+        ``residual`` ``[T, H]`` (None if it has), so that the sum and the norm are one operation. Adds to
+        ``residual`` in place and returns this layer's own branch, or None.
         """
-        if branch is None:
-            normed = self.input_norm.forward(residual)
-        else:
-            normed = self.input_norm.add_forward(branch, residual)
-        attended = self.attention.forward(normed, inp, k_cache, v_cache)
-        return self.mlp.forward(self.post_attention_norm.add_forward(attended, residual))
+        normed = _normed(self.input_norm, branch, residual)
+        attended = self.attention.forward(normed, residual, inp, k_cache, v_cache)
+        return self.mlp.forward(_normed(self.post_attention_norm, attended, residual), residual)
+
+
+def _normed(norm: RMSNorm, branch: Tensor | None, residual: Tensor) -> Tensor | Normed:
+    """The residual stream with ``branch`` added, normalised; or a promise of that where nothing is to add."""
+    if branch is not None:
+        return norm.add_forward(branch, residual)
+    return Normed(residual, norm) if isinstance(norm, RMSNorm) else norm.forward(residual)
 
 
 class CausalLM:
@@ -162,7 +166,7 @@ class CausalLM:
         branch = None
         for layer, k_cache, v_cache in zip(self.layers, kv.k, kv.v):
             branch = layer.forward(branch, residual, inp, k_cache, v_cache)
-        return self.norm.add_forward(branch, residual)
+        return self.norm.forward(residual) if branch is None else self.norm.add_forward(branch, residual)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from ...kernels.activation import gelu_and_mul, silu_and_mul
 from .linear import Linear
+from .norm import Normed
 from .storage import NamedSlots
 
-_GELU: Final = partial(gelu_and_mul, approximate="none")
-_GELU_TANH: Final = partial(gelu_and_mul, approximate="tanh")
-# hidden_act -> act(gate) * up; the names of one formula differ only in how it was once coded
-_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "silu": silu_and_mul,
-    "swish": silu_and_mul,
-    "gelu": _GELU,
-    "gelu_python": _GELU,
-    "gelu_new": _GELU_TANH,
-    "gelu_fast": _GELU_TANH,
-    "gelu_pytorch_tanh": _GELU_TANH,
+# hidden_act -> name in kernels.activation; the names of one formula differ only in how it was once coded
+_ACTIVATIONS: Final = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 
 
@@ -34,7 +30,7 @@ class GatedMLP:
     Raises ModelError for an activation it does not know.
     """
 
-    __slots__ = ("_activate", "down", "gate_up")
+    __slots__ = ("_activation", "down", "gate_up")
 
     def __init__(
         self,
@@ -51,7 +47,7 @@ class GatedMLP:
             raise ModelError(
                 f"config.json: hidden_act = {activation!r} is not supported. Supported: {supported}."
             )
-        self._activate = _ACTIVATIONS[activation]
+        self._activation = _ACTIVATIONS[activation]
         gate_up = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up = Linear(hidden_size, gate_up, bias=bias, dtype=dtype, device=device)
         self.down = Linear(
@@ -63,6 +59,6 @@ class GatedMLP:
         yield from self.gate_up.weights()
         yield from self.down.weights()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x ``[T, H]`` to ``[T, H]``."""
-        return self.down.forward(self._activate(self.gate_up.forward(x)))
+    def forward(self, x: Tensor | Normed, residual: Tensor) -> Tensor | None:
+        """Add the result ``[T, H]`` for x to ``residual`` and return None, or return it to be added."""
+        return self.down.forward_add(self.gate_up.forward_gated(x, self._activation), residual)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,14 @@ class RMSNorm:
     def add_forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add x to ``residual`` in place and return the normalised sum, ``[T, H]`` all three."""
         return add_rms_norm(x, residual, self.weight.data, self.eps)
+
+
+class Normed(NamedTuple):
+    """The residual stream ``[T, H]``, still to be normalised: a product may do that on the way."""
+
+    residual: Tensor
+    norm: RMSNorm
+
+    def compute(self) -> Tensor:
+        """Normalise now."""
+        return self.norm.forward(self.residual)

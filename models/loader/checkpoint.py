@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a checkpoint: its Hugging Face name, its values on the CPU, its bytes on disk."""
+    """A tensor of a checkpoint: its Hugging Face name, its values, its bytes on disk."""
 
     name: str
     tensor: torch.Tensor

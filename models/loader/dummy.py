@@ -10,39 +10,41 @@ import torch
 from .checkpoint import Checkpoint, StoredTensor
 
 _POOL_SIZE = 1_000_003
-"""Values drawn per tensor; larger tensors repeat them. A prime, so that no two rows of a matrix are equal
-at any usual row length; drawing billions of normal values would take most of a minute."""
+"""Values drawn in all; tensors repeat them from different places. A prime, so that no two rows of a matrix
+are equal at any usual row length; drawing billions of normal values would take most of a minute."""
 
 
-def make_dummy(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int = 0) -> Checkpoint:
-    """A checkpoint of small random values for tensors of these names and shapes, in ``dtype`` on the CPU.
+def make_dummy(
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """A checkpoint of small random values for tensors of these names and shapes, in ``dtype`` on ``device``.
 
-    A tensor depends on its name, its shape and ``seed`` alone, not on the order or on the other names.
+    A tensor depends on its name, its shape and ``seed``, not on the order, other names or the device.
     Matrices have variance 1/columns, so that a layer keeps the size of its input and activations
     stay finite at any depth; the scales of norms are near 1, biases near 0.
     """
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
 
     def stream() -> Iterator[StoredTensor]:
+        generator = torch.Generator().manual_seed(seed)
+        pool = torch.empty(_POOL_SIZE).normal_(generator=generator).to(device)
         for name, shape in shapes.items():
-            yield StoredTensor(name, _random_tensor(name, torch.Size(shape), dtype, seed), sizes[name])
+            yield StoredTensor(name, _random_tensor(pool, name, torch.Size(shape), dtype, seed), sizes[name])
 
     return Checkpoint(stream(), sum(sizes.values()), dtype)
 
 
-def _random_tensor(name: str, shape: torch.Size, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    count = shape.numel()
-    pool = torch.empty(min(count, _POOL_SIZE)).normal_(generator=generator)
+def _random_tensor(
+    pool: torch.Tensor, name: str, shape: torch.Size, dtype: torch.dtype, seed: int
+) -> torch.Tensor:
+    values = pool.roll(zlib.crc32(f"{seed}:{name}".encode()) % _POOL_SIZE)
     if len(shape) > 1:
-        pool *= shape[-1] ** -0.5
+        values *= shape[-1] ** -0.5
     else:
-        pool = pool * 0.02 + (1.0 if name.endswith("weight") else 0.0)
-    pool = pool.to(dtype)
-    if count <= _POOL_SIZE:
-        return pool.view(shape)
-    values = torch.empty(count, dtype=dtype)
-    for start in range(0, count, _POOL_SIZE):
-        part = values[start : start + _POOL_SIZE]
-        part.copy_(pool[: part.numel()])
-    return values.view(shape)
+        values = values * 0.02 + (1.0 if name.endswith("weight") else 0.0)
+    values = values.to(dtype)
+    repeats = -(-shape.numel() // _POOL_SIZE)
+    return values.repeat(repeats)[: shape.numel()].view(shape)

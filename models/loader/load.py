@@ -74,7 +74,7 @@ def load_model(
     chosen = choose_dtype(dtype, stored, device)
     model = model_class(config, chosen, device)
     if source.format == "dummy":
-        checkpoint = _open_dummy(model, chosen)
+        checkpoint = _open_dummy(model, chosen, device)
     elif gguf_file is not None:
         checkpoint = open_gguf(gguf_file, config.num_heads, config.num_kv_heads, chosen)
     model.load_weights(named_tensors(checkpoint, progress))
@@ -104,13 +104,13 @@ def _open_folder(source: ModelSource) -> Checkpoint | None:
     return None
 
 
-def _open_dummy(model: Any, dtype: torch.dtype) -> Checkpoint:
+def _open_dummy(model: Any, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
     shapes = getattr(model, "weight_shapes", None)
     if shapes is None:
         raise ModelError(
             f"load_format='dummy' needs {type(model).__name__}.weight_shapes, a dict of names and shapes."
         )
-    return make_dummy(shapes, dtype)
+    return make_dummy(shapes, dtype, device=device)
 
 
 def _read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Triton kernels, one file per operation; imported only where a tensor is on a GPU."""

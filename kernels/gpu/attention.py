@@ -1,0 +1,141 @@
+"""One step's attention on a GPU: decode rows, shared prefixes and prefill rows, each by its own kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .decode_attention import decode_attention
+from .long_prefill import LongRow, attend_long
+from .merge_states import empty_partials
+from .prefill_attention import prefill_attention
+from .prefix_attention import prefix_attention
+
+
+@dataclass(frozen=True)
+class SharedPrefixes:
+    """Groups of decode rows whose page tables begin with the same pages, in tiles of R rows.
+
+    ``rows`` [G, R] int32, indices of decode rows, -1 for none; ``lens`` [G] int32, the tile's shared tokens
+    (0: unused tile); ``starts`` [B] int32, for each decode row the tokens that its own pass leaves out.
+    ``num_splits``: parts that a prefix is divided into.
+    """
+
+    rows: torch.Tensor
+    lens: torch.Tensor
+    starts: torch.Tensor
+    num_splits: int
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """Rows of one token, the first B of the step. ``num_splits``: parts that a context is divided into."""
+
+    slots: torch.Tensor  # [B] int32, row of the slot table
+    kv_lens: torch.Tensor  # [B] int32
+    num_splits: int
+    shared: SharedPrefixes | None = None
+
+
+@dataclass(frozen=True)
+class PrefillRows:
+    """Rows of several tokens, which follow the decodes. All tensors int32.
+
+    Where the layer has neither window nor soft cap, ``long_rows`` go another way and ``short_tiles``
+    [2, NS], those of ``tiles`` with any other token, serve the rest.
+    """
+
+    slots: torch.Tensor  # [P]
+    kv_lens: torch.Tensor  # [P]
+    q_starts: torch.Tensor  # [P + 1], counted from the step's first token
+    tiles: torch.Tensor  # [2, NT], from prefill_tiles
+    long_rows: tuple[LongRow, ...] = ()
+    short_tiles: torch.Tensor | None = None  # given if there are long rows
+
+
+@dataclass(frozen=True)
+class TritonAttentionPlan:
+    """Which q tokens attend to what. ``pages`` [num_slots, max_pages] int32 is the slot table.
+
+    Lengths are read when the kernels run, so a recorded graph serves every length.
+    """
+
+    pages: torch.Tensor
+    decodes: DecodeRows | None
+    prefills: PrefillRows | None
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> torch.Tensor:
+        """Attention ``[T, Hq, D]`` of q ``[T, Hq, D]``, as ``paged_attention`` defines it."""
+        rows = self.prefills
+        long_rows = rows.long_rows if rows is not None and window is None and soft_cap is None else ()
+        if len(long_rows) == 1 and long_rows[0].count == len(q):
+            return self._long(long_rows[0], q, k_cache, v_cache, scale, None)  # saves copying it into place
+        out = torch.empty_like(q)
+        if self.decodes is not None:
+            n = len(self.decodes.slots)
+            self._decode(self.decodes, q[:n], k_cache, v_cache, scale, window, soft_cap, out[:n])
+        if rows is not None:
+            tiles = rows.short_tiles if long_rows else rows.tiles
+            prefill_attention(
+                q, k_cache, v_cache, self.pages, rows.slots, rows.q_starts, rows.kv_lens, tiles,
+                scale=scale, window=window, soft_cap=soft_cap, out=out,
+            )  # fmt: skip
+        for row in long_rows:  # after the tiles, some of which reach into them
+            part = slice(row.q_start, row.q_start + row.count)
+            self._long(row, q[part], k_cache, v_cache, scale, out[part])
+        return out
+
+    def _long(
+        self,
+        row: LongRow,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        scale: float,
+        out: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ids = self.pages[row.slot, : -(-row.kv_len // k_cache.shape[1])]
+        num_prefix = row.kv_len - row.count
+        return attend_long(
+            q, k_cache, v_cache, ids, num_prefix, scale, prefix_parts=row.prefix_parts, out=out
+        )
+
+    def _decode(
+        self,
+        rows: DecodeRows,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+        out: torch.Tensor,
+    ) -> None:
+        caches = (k_cache, v_cache, self.pages, rows.slots)
+        shared = rows.shared if window is None else None  # a window leaves prefixes behind
+        if shared is None:
+            decode_attention(
+                q, *caches, rows.kv_lens,
+                num_splits=rows.num_splits, scale=scale, window=window, soft_cap=soft_cap, out=out,
+            )  # fmt: skip
+            return
+        own = rows.num_splits if rows.num_splits > 1 else 0  # a single part needs no room
+        partials = empty_partials(len(q), q.shape[1], shared.num_splits + own, q.shape[2], q.device)
+        prefix_attention(
+            q, *caches, shared.rows, shared.lens,
+            partials=partials, num_splits=shared.num_splits, scale=scale, soft_cap=soft_cap,
+        )  # fmt: skip
+        decode_attention(
+            q, *caches, rows.kv_lens,
+            num_splits=rows.num_splits, scale=scale, soft_cap=soft_cap, kv_starts=shared.starts,
+            partials=partials, first_split=shared.num_splits, out=out,
+        )  # fmt: skip

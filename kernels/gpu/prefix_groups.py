@@ -1,0 +1,99 @@
+"""Finding rows of a decode batch that share whole pages at their start, on the host; no torch, no Triton."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MERGE_TOKENS = 16
+"""What joining a group costs a row, in tokens of K and V: its fp32 partial result is written and read again
+(2 Hq/Hkv tokens' worth of bf16 K and V), and its suffix starts on a tile of its own."""
+
+LAUNCH_TOKENS = 2048
+"""What the additional kernel launch of a step and layer costs, in tokens of K and V read meanwhile."""
+
+
+@dataclass(frozen=True)
+class SharedGroups:
+    """The arguments of ``prefix_attention`` and ``decode_attention`` that describe shared prefixes."""
+
+    tile_rows: np.ndarray  # [G, R] int32: batch rows of each tile, -1 where there is none
+    tile_lens: np.ndarray  # [G] int32: shared tokens
+    kv_starts: np.ndarray  # [B] int32: where each row's own suffix begins, 0 for rows in no tile
+
+
+def group_rows(
+    page_rows: Sequence[Sequence[int]], page_size: int, rows_per_tile: int, min_shared_tokens: int = 128
+) -> SharedGroups | None:
+    """Return the groups that save most reading, or None if sharing does not pay.
+
+    ``page_rows[b]`` are the pages in use by batch row b; its last one never counts, it is being written. A
+    group is a set of at least two rows with a common beginning of at least ``min_shared_tokens``; it is read
+    once per ``rows_per_tile`` rows. Where prefixes branch (a system prompt, then a few documents) either the
+    common beginning of all or the longer ones of each branch are shared, whichever saves more: a group of n
+    rows and t tiles over s tokens saves ``(n - t) s - n MERGE_TOKENS`` tokens. Sharing pays if all groups
+    together save more than ``LAUNCH_TOKENS``.
+    """
+    heads = Counter(pages[0] for pages in page_rows if len(pages) > 1)
+    candidates = [row for row, pages in enumerate(page_rows) if len(pages) > 1 and heads[pages[0]] > 1]
+    if not candidates:
+        return None
+    # Big-endian bytes of non-negative ids sort like the ids, and compare at memory speed.
+    keys = {row: np.asarray(page_rows[row][:-1], dtype=">i4") for row in candidates}
+    candidates.sort(key=lambda row: keys[row].tobytes())
+    common = [_common_length(keys[a], keys[b]) for a, b in itertools.pairwise(candidates)]
+
+    def saving(count: int, depth: int) -> int:
+        tokens = depth * page_size
+        if count < 2 or tokens < min_shared_tokens:
+            return 0
+        return (count - -(-count // rows_per_tile)) * tokens - count * MERGE_TOKENS
+
+    saved, groups = _best_intervals(common, saving)
+    if saved <= LAUNCH_TOKENS:
+        return None
+    tiles, lengths = [], []
+    kv_starts = np.zeros(len(page_rows), dtype=np.int32)
+    for begin, end, depth in groups:
+        members = sorted(candidates[begin:end])
+        kv_starts[members] = depth * page_size
+        for first in range(0, len(members), rows_per_tile):
+            part = members[first : first + rows_per_tile]
+            tiles.append(part + [-1] * (rows_per_tile - len(part)))
+            lengths.append(depth * page_size)
+    return SharedGroups(np.array(tiles, dtype=np.int32), np.array(lengths, dtype=np.int32), kv_starts)
+
+
+def _common_length(a: np.ndarray, b: np.ndarray) -> int:
+    shorter = min(len(a), len(b))
+    different = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(different[0]) if len(different) else shorter
+
+
+def _best_intervals(
+    common: list[int], saving: Callable[[int, int], int]
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """Return the largest saving over disjoint groups of sorted rows, and the groups (begin, end, depth).
+
+    ``common[i]`` is the length that rows i and i + 1 share. The sets of rows with a common beginning form a
+    tree of intervals (Abouelhoda, Kurtz & Ohlebusch 2004); each is taken whole or left to its children.
+    """
+    stack = [[0, 0, 0, []]]  # open intervals: depth, begin, saving and groups of what is closed inside
+    for end, depth in enumerate([*common, 0], start=1):
+        begin, saved, groups = end - 1, 0, []
+        while stack[-1][0] > depth:
+            closed_depth, begin, saved, groups = stack.pop()
+            whole = saving(end - begin, closed_depth)
+            if whole > saved:
+                saved, groups = whole, [(begin, end, closed_depth)]
+            if stack[-1][0] >= depth:
+                stack[-1][2] += saved
+                stack[-1][3] += groups
+                saved, groups = 0, []
+        if stack[-1][0] < depth:
+            stack.append([depth, begin, saved, groups])
+    return stack[0][2], stack[0][3]
