@@ -6,8 +6,9 @@ step to step (logits, positions, the token table) is passed to ``Sampler.sample`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 
@@ -16,6 +17,10 @@ from .seeds import stream_key
 
 NUCLEUS_HEAD = 1024
 """How many of the most probable tokens top-p and min-p look at before they look at the whole row."""
+
+GREEDY, GREEDY_WITH_TOTAL, PLAIN, FILTERED = range(4)
+"""Kinds of rows, as the GPU kernels know them: greedy, greedy with log-probabilities, drawn from all tokens,
+drawn from those that top-k, top-p and min-p keep."""
 
 _MAX_TEMPERATURE = 1e30  # beyond it a banned token's -inf would be divided by fp32 infinity, giving NaN
 
@@ -43,6 +48,18 @@ class SamplingRow:
     logprobs: bool = False
     top_logprobs: int = 0
 
+    @property
+    def is_argmax(self) -> bool:
+        """The row wants the highest of the model's own logits, unedited, and no log-probabilities."""
+        params = self.params
+        return (
+            params.is_greedy
+            and not (self.logprobs or params.logit_bias)
+            and not (params.min_new_tokens and self.banned_until_min)
+            and not (params.frequency_penalty or params.presence_penalty)
+            and params.repetition_penalty == 1
+        )
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -52,10 +69,10 @@ class Rows:
     count: int
 
     @classmethod
-    def build(cls, index: Sequence[int], total: int, device: torch.device) -> Rows:
+    def build(cls, index: Sequence[int], total: int) -> Rows:
         """The rows ``index`` (ascending) of a tensor of ``total`` rows."""
         whole = len(index) == total
-        return cls(None if whole else torch.tensor(index, dtype=torch.int64, device=device), len(index))
+        return cls(None if whole else torch.tensor(index, dtype=torch.int64), len(index))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The rows of ``values`` [total, ...] -> [count, ...]; ``values`` itself if all."""
@@ -140,7 +157,8 @@ class SamplingBatch:
     """Everything the sampler needs to know of B rows; a stage nobody needs is None (or has no rows).
 
     Attributes:
-        keys: [B] int64, start of each row's random stream.
+        keys: [B] int64, start of each row's random stream; 0 for greedy rows.
+        kinds: [B] int32, GREEDY, GREEDY_WITH_TOTAL, PLAIN or FILTERED.
         temperature: [B, 1] fp32; 1 for greedy rows.
         greedy, sampled: a partition of the B rows.
         plain, filtered: a partition of the *sampled* rows (indices into them) by whether ``filters`` applies;
@@ -151,6 +169,7 @@ class SamplingBatch:
     size: int
     vocab_size: int
     keys: torch.Tensor
+    kinds: torch.Tensor
     temperature: torch.Tensor
     biases: Biases | None
     bans: Bans | None
@@ -168,36 +187,46 @@ class SamplingBatch:
     def build(cls, rows: Sequence[SamplingRow], vocab_size: int, device: torch.device | str) -> SamplingBatch:
         """Lay out ``rows`` (row i of the logits belongs to ``rows[i]``) for a vocabulary of ``vocab_size``.
 
-        Token ids in the parameters must be below ``vocab_size`` (``SamplingParams.check_vocab``).
+        Token ids in the parameters must be below ``vocab_size`` (``SamplingParams.check_vocab``). A GPU gets
+        everything in one copy, which the host does not wait for.
         """
-        device = torch.device(device)
         size = len(rows)
-        greedy = [i for i, row in enumerate(rows) if row.params.is_greedy]
-        sampled = [i for i, row in enumerate(rows) if not row.params.is_greedy]
-        drawn = [rows[i] for i in sampled]
-        filtered = [i for i, row in enumerate(drawn) if _has_filter(row.params, vocab_size)]
-        plain = [i for i, row in enumerate(drawn) if not _has_filter(row.params, vocab_size)]
+        kinds = [_kind(row, vocab_size) for row in rows]
+        greedy = [i for i, kind in enumerate(kinds) if kind < PLAIN]
+        sampled = [i for i, kind in enumerate(kinds) if kind >= PLAIN]
+        filtered = [at for at, i in enumerate(sampled) if kinds[i] == FILTERED]
+        plain = [at for at, i in enumerate(sampled) if kinds[i] == PLAIN]
         asking = [i for i, row in enumerate(rows) if row.logprobs]
         temperature = [
-            1.0 if row.params.is_greedy else min(row.params.temperature, _MAX_TEMPERATURE) for row in rows
+            1.0 if kind < PLAIN else min(row.params.temperature, _MAX_TEMPERATURE)
+            for row, kind in zip(rows, kinds)
         ]
-        return cls(
+        keys = [0 if kind < PLAIN else stream_key(row.seed) for row, kind in zip(rows, kinds)]
+        batch = cls(
             size=size,
             vocab_size=vocab_size,
-            keys=torch.tensor([stream_key(row.seed) for row in rows], dtype=torch.int64, device=device),
-            temperature=_column(temperature, torch.float32, device),
-            biases=_biases(rows, vocab_size, device),
-            bans=_bans(rows, vocab_size, device),
-            penalties=_penalties(rows, device),
-            greedy=Rows.build(greedy, size, device),
-            sampled=Rows.build(sampled, size, device),
-            plain=Rows.build(plain, len(drawn), device),
-            filtered=Rows.build(filtered, len(drawn), device),
-            filtered_in_batch=Rows.build([sampled[i] for i in filtered], size, device),
-            filters=_filters([drawn[i] for i in filtered], vocab_size, device) if filtered else None,
-            logprobs=Rows.build(asking, size, device),
+            keys=torch.tensor(keys, dtype=torch.int64),
+            kinds=torch.tensor(kinds, dtype=torch.int32),
+            temperature=_column(temperature, torch.float32),
+            biases=_biases(rows, vocab_size),
+            bans=_bans(rows, vocab_size),
+            penalties=_penalties(rows),
+            greedy=Rows.build(greedy, size),
+            sampled=Rows.build(sampled, size),
+            plain=Rows.build(plain, len(sampled)),
+            filtered=Rows.build(filtered, len(sampled)),
+            filtered_in_batch=Rows.build([sampled[at] for at in filtered], size),
+            filters=_filters([rows[sampled[at]] for at in filtered], vocab_size) if filtered else None,
+            logprobs=Rows.build(asking, size),
             top_logprobs=min(vocab_size, max((rows[i].top_logprobs for i in asking), default=0)),
         )
+        device = torch.device(device)
+        return batch if device.type == "cpu" else upload(batch, device)
+
+    @property
+    def is_argmax(self) -> bool:
+        """Every row wants just the highest of the model's own logits (grammar masks aside)."""
+        return self.greedy.count == self.size and not (self.logprobs.count or self.changes_logits)
 
     @property
     def changes_logits(self) -> bool:
@@ -205,15 +234,64 @@ class SamplingBatch:
         return not (self.biases is None and self.bans is None and self.penalties is None)
 
 
-def _column(values: list, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
+_ALIGNMENT = 16  # bytes: what kernels load at once, and a multiple of every element size
+
+
+def upload(batch: Any, device: torch.device) -> Any:
+    """A copy of a dataclass whose tensors, at any depth, lie on ``device``: one transfer for all of them.
+
+    The transfer is enqueued on the current stream; the host does not wait for it.
+    """
+    tensors = list(_tensors(batch))
+    starts, size = [], 0
+    for tensor in tensors:
+        starts.append(size)
+        size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+    def part(buffer: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+        return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
+
+    for start, tensor in zip(starts, tensors):
+        part(host, start, tensor).copy_(tensor)
+    # torch keeps the pinned memory from being reused before the copy has read it
+    there = host.to(device, non_blocking=True, copy=True)
+    moved = iter([part(there, start, tensor) for start, tensor in zip(starts, tensors)])
+    return _map_tensors(batch, lambda _: next(moved))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``value`` with every tensor replaced, in the order of ``_tensors``."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if not is_dataclass(value):
+        return value
+    return replace(value, **{f.name: _map_tensors(getattr(value, f.name), change) for f in fields(value)})
+
+
+def _column(values: list, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype).unsqueeze(1)
+
+
+def _kind(row: SamplingRow, vocab_size: int) -> int:
+    if row.params.is_greedy:
+        return GREEDY_WITH_TOTAL if row.logprobs else GREEDY
+    return FILTERED if _has_filter(row.params, vocab_size) else PLAIN
 
 
 def _has_filter(params: SamplingParams, vocab_size: int) -> bool:
     return 1 <= params.top_k < vocab_size or params.top_p < 1 or params.min_p > 0
 
 
-def _biases(rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) -> Biases | None:
+def _biases(rows: Sequence[SamplingRow], vocab_size: int) -> Biases | None:
     entries = [
         (i * vocab_size + token, bias)
         for i, row in enumerate(rows)
@@ -223,12 +301,12 @@ def _biases(rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) 
         return None
     flat, values = zip(*entries)
     return Biases(
-        torch.tensor(flat, dtype=torch.int64, device=device),
-        torch.tensor(values, dtype=torch.float32, device=device),
+        torch.tensor(flat, dtype=torch.int64),
+        torch.tensor(values, dtype=torch.float32),
     )
 
 
-def _bans(rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) -> Bans | None:
+def _bans(rows: Sequence[SamplingRow], vocab_size: int) -> Bans | None:
     entries = [
         (i * vocab_size + token, i, row.prompt_len + row.params.min_new_tokens)
         for i, row in enumerate(rows)
@@ -237,11 +315,11 @@ def _bans(rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) ->
     ]
     if not entries:
         return None
-    flat, row, until = torch.tensor(entries, dtype=torch.int64, device=device).unbind(1)
+    flat, row, until = torch.tensor(entries, dtype=torch.int64).unbind(1)
     return Bans(flat.contiguous(), row.contiguous(), until.contiguous())
 
 
-def _penalties(rows: Sequence[SamplingRow], device: torch.device) -> Penalties | None:
+def _penalties(rows: Sequence[SamplingRow]) -> Penalties | None:
     def linear(p: SamplingParams) -> bool:
         return p.frequency_penalty != 0 or p.presence_penalty != 0
 
@@ -250,28 +328,28 @@ def _penalties(rows: Sequence[SamplingRow], device: torch.device) -> Penalties |
         return None
     asking = [rows[i] for i in index]
     return Penalties(
-        rows=Rows.build(index, len(rows), device),
-        slots=torch.tensor([r.slot for r in asking], dtype=torch.int64, device=device),
-        prompt_lens=torch.tensor([r.prompt_len for r in asking], dtype=torch.int64, device=device),
-        frequency=_column([r.params.frequency_penalty for r in asking], torch.float32, device),
-        presence=_column([r.params.presence_penalty for r in asking], torch.float32, device),
-        repetition=_column([r.params.repetition_penalty for r in asking], torch.float32, device),
+        rows=Rows.build(index, len(rows)),
+        slots=torch.tensor([r.slot for r in asking], dtype=torch.int64),
+        prompt_lens=torch.tensor([r.prompt_len for r in asking], dtype=torch.int64),
+        frequency=_column([r.params.frequency_penalty for r in asking], torch.float32),
+        presence=_column([r.params.presence_penalty for r in asking], torch.float32),
+        repetition=_column([r.params.repetition_penalty for r in asking], torch.float32),
         any_linear=any(linear(r.params) for r in asking),
         any_repetition=any(r.params.repetition_penalty != 1 for r in asking),
     )
 
 
-def _filters(rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) -> Filters:
+def _filters(rows: Sequence[SamplingRow], vocab_size: int) -> Filters:
     top_k = [min(r.params.top_k, vocab_size) if r.params.top_k > 0 else vocab_size for r in rows]
     by_mass = [r.params.top_p < 1 or r.params.min_p > 0 for r in rows]
     head = max(NUCLEUS_HEAD if mass else k for k, mass in zip(top_k, by_mass))
     off = float("inf")  # probabilities rounded to fp32 may sum to a little more than 1
     top_p = [r.params.top_p if r.params.top_p < 1 else off for r in rows]
     return Filters(
-        top_k=_column(top_k, torch.int64, device),
-        top_p=_column(top_p, torch.float64, device),
-        min_p=_column([r.params.min_p for r in rows], torch.float64, device),
-        top_p_logprobs=_column([r.logprobs and r.params.top_p < 1 for r in rows], torch.bool, device),
+        top_k=_column(top_k, torch.int64),
+        top_p=_column(top_p, torch.float64),
+        min_p=_column([r.params.min_p for r in rows], torch.float64),
+        top_p_logprobs=_column([r.logprobs and r.params.top_p < 1 for r in rows], torch.bool),
         any_min_p=any(r.params.min_p > 0 for r in rows),
         head=min(vocab_size, head),
     )

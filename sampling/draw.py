@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from .batch import PLAIN
 from .scratch import Scratch
 from .seeds import GOLDEN, MULTIPLIERS, SHIFTS
 
@@ -105,3 +106,31 @@ def invert(weights: torch.Tensor, running: torch.Tensor, uniform: torch.Tensor) 
     # the two differences may round to the same number, which points past the last token that has weight
     offset = torch.where(inside.gather(1, offset) == 0, inside.argmax(1, keepdim=True), offset)
     return (block * _BLOCK + offset).squeeze(1)
+
+
+def draw_rows_reference(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    kinds: torch.Tensor,
+    keys: torch.Tensor,
+    positions: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The GPU kernel ``draw_rows`` in torch: (token_ids, highest, total, uniform), all [B].
+
+    Arguments and results as there (``kernels/gpu/sampling.py``). Probabilities are integers of the same
+    scale, so only the rounding of ``exp`` can tell the two apart.
+    """
+    scale = 2.0**42
+    x = logits.float()
+    x = torch.where(x.isnan(), -torch.inf, x)
+    highest, arg = x.amax(1, keepdim=True), most_probable(x)
+    finite = highest.isfinite()
+    gap = torch.where(finite, x, -torch.inf) - torch.where(finite, highest, 0.0)
+    masses = (torch.exp(gap * (1 / temperature.view(-1, 1))) * scale).long()
+    running = masses.cumsum(1)
+    total = running[:, -1:]
+    uniform = uniforms(keys, positions)
+    target = torch.minimum((uniform.unsqueeze(1) * total.double()).long(), total - 1)
+    drawn = torch.searchsorted(running, target, right=True).squeeze(1)
+    token_ids = torch.where((kinds == PLAIN) & (total.squeeze(1) > 0), drawn, arg)
+    return token_ids, highest.squeeze(1), total.squeeze(1), uniform

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from . import penalties as edits
 from .batch import SamplingBatch, SamplingRow
 from .draw import draw, most_probable, uniforms
 from .filters import FilteredDraw, draw_filtered
 from .logprobs import sampled_logprobs
-from .penalties import add_biases, apply_penalties, ban_until_min, mask_disallowed
+from .penalties import add_biases, ban_until_min
 from .scratch import Scratch
+
+if TYPE_CHECKING:
+    from ..kernels.gpu.sampling import RowDraw
 
 __all__ = ["SampleOutput", "Sampler", "SamplingBatch", "SamplingRow"]
 
@@ -42,11 +47,19 @@ class Sampler:
     Args:
         vocab_size: V, the width of the logits.
         device: where logits live.
+        fused: use the Triton kernels, which never make the host wait for the device. None: on a GPU.
+            They draw by the same rule from the same random numbers as the torch path.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+    def __init__(self, vocab_size: int, device: torch.device | str, *, fused: bool | None = None) -> None:
         self.vocab_size = vocab_size
-        self._scratch = Scratch(torch.device(device))
+        device = torch.device(device)
+        self._scratch = Scratch(device)
+        self._fused = None
+        if device.type == "cuda" if fused is None else fused:
+            from . import fused as kernels  # loads triton, which a machine without a GPU need not have
+
+            self._fused = kernels
 
     @torch.no_grad()
     def sample(
@@ -78,6 +91,11 @@ class Sampler:
             allowed_mask: [B, ceil(V / 32)] int32, bit ``t % 32`` of word ``t // 32`` allows token ``t``.
         """
         logits = self._process(logits, batch, positions, tokens, allowed_mask)
+        if self._fused is not None:
+            found, filtered = self._fused.draw(logits, batch, positions)
+            if batch.logprobs.count == 0:
+                return SampleOutput(found.token_ids)
+            return self._with_logprobs(logits, batch, found.token_ids, filtered, found)
         token_ids = torch.empty(batch.size, dtype=torch.int64, device=logits.device)
         if batch.greedy.count:
             batch.greedy.put(token_ids, most_probable(batch.greedy.take(logits)))
@@ -97,18 +115,23 @@ class Sampler:
         tokens: torch.Tensor,
         allowed_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Stages 1 to 6: fp32 logits [B, V], the caller's own tensor if nothing had to change."""
-        if not batch.changes_logits and allowed_mask is None and logits.dtype == torch.float32:
+        """Stages 1 to 6: fp32 logits [B, V], the caller's own tensor if nothing had to change.
+
+        The Triton kernels read any floating dtype, so for them widening alone is no reason to copy.
+        """
+        wide = logits.dtype == torch.float32 or self._fused is not None
+        if not batch.changes_logits and allowed_mask is None and wide:
             return logits
         logits = self._scratch.get("logits", tuple(logits.shape)).copy_(logits)
         if batch.biases is not None:
             add_biases(logits, batch.biases)
         if batch.bans is not None:
             ban_until_min(logits, batch.bans, positions)
+        stages = edits if self._fused is None else self._fused
         if batch.penalties is not None:
-            apply_penalties(logits, batch.penalties, positions, tokens, self._scratch)
+            stages.apply_penalties(logits, batch.penalties, positions, tokens, self._scratch)
         if allowed_mask is not None:
-            mask_disallowed(logits, allowed_mask)
+            stages.mask_disallowed(logits, allowed_mask)
         return logits
 
     def _draw(
@@ -137,21 +160,28 @@ class Sampler:
         batch: SamplingBatch,
         token_ids: torch.Tensor,
         filtered: FilteredDraw | None,
+        found: RowDraw | None = None,
     ) -> SampleOutput:
-        """Stage 10: ``token_ids`` [B] together with what was asked about them."""
+        """Stage 10: ``token_ids`` [B] together with what was asked about them.
+
+        ``found``: what the Triton kernels know of the rows, which spares log_softmax its passes.
+        """
         mass = torch.ones(batch.size, dtype=torch.float64, device=logits.device)
         count = torch.full((batch.size,), self.vocab_size, dtype=torch.int64, device=logits.device)
         if filtered is not None:
             batch.filtered_in_batch.put(mass, filtered.nucleus_mass)
             batch.filtered_in_batch.put(count, filtered.nucleus_count)
         rows, width = batch.logprobs, batch.top_logprobs
-        shape = (rows.count, self.vocab_size)
-        scores = self._scratch.get("scores", shape)
-        torch.div(rows.take(logits), rows.take(batch.temperature), out=scores)
-        work = self._scratch.get("probs", shape)
-        chosen, values, ids = sampled_logprobs(
-            scores, rows.take(token_ids), rows.take(mass), rows.take(count), width, work
-        )
+        if found is not None:
+            chosen, values, ids = self._fused.logprobs(logits, batch, found, mass, count)
+        else:
+            shape = (rows.count, self.vocab_size)
+            scores = self._scratch.get("scores", shape)
+            torch.div(rows.take(logits), rows.take(batch.temperature), out=scores)
+            work = self._scratch.get("probs", shape)
+            chosen, values, ids = sampled_logprobs(
+                scores, rows.take(token_ids), rows.take(mass), rows.take(count), width, work
+            )
         logprobs = torch.full((batch.size,), float("nan"), device=logits.device)
         rows.put(logprobs, chosen)
         if values is None or ids is None:

@@ -22,8 +22,8 @@ FLOORS = {
     "errors": 0,
     "__version__": 0,  # stands in the root, which is loaded before anything else anyway
     "cache": 1,
-    "sampling": 1,
     "kernels": 1,
+    "sampling": 2,
     "models": 2,
     "grammar": 2,
     "engine": 3,
