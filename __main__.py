@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .cli import batch, chat, generate
+from .cli import batch, bench, chat, generate
 from .errors import EngineClosedError, EngineFailedError, RootletError
 
 EXIT_USAGE = 2
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rootlet {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (batch, generate, chat):
+    for command in (batch, generate, chat, bench):
         command.add_parser(commands)
     return parser
 

@@ -1,1 +1,1 @@
-"""The command line: ``python -m rootlet {batch,generate,chat}``. Importing it loads no model code."""
+"""The command line: ``python -m rootlet {batch,generate,chat,bench}``. Importing it loads no model code."""
