@@ -1,13 +1,15 @@
 """What one step computes: a frozen list of rows and the table updates they need.
 
-A batch is built by the scheduler, read by the runner and thrown away. Rows need not be of one kind:
-a row with many tokens is a piece of a prefill, a row with one token a decode; the runner does not care.
+A batch is built by the scheduler, read by the runner and thrown away. Rows need not be of one kind: a row
+with many tokens is a piece of a prefill, a row with one token a decode (or the last token of a prompt).
 """
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,6 +36,24 @@ class BatchRow(NamedTuple):
         return self.start + self.num_tokens
 
 
+# BatchRow._make without the Python call: a step may have a thousand rows.
+_row_of = partial(tuple.__new__, BatchRow)
+
+
+class Decodes(NamedTuple):
+    """Plain decodes, as columns: one committed or pending output token each, followed by a sampled one."""
+
+    requests: list[Request]
+    slots: array  # array('i')
+    starts: array  # array('i'), position of the token
+
+    @classmethod
+    def of(cls, requests: list[Request]) -> Decodes:
+        """The decodes of requests whose counters say that this step has run."""
+        slots = array("i", [request.slot for request in requests])
+        return cls(requests, slots, array("i", [request.num_computed_tokens - 1 for request in requests]))
+
+
 class PageWrite(NamedTuple):
     """Pages that enter a slot's page table at entries ``start : start + len(pages)``."""
 
@@ -49,24 +69,53 @@ class TokenWrite(NamedTuple):
     ids: array  # array('i')
 
 
+_NO_DECODES = Decodes([], array("i"), array("i"))
+
+
 @dataclass(frozen=True)
 class Batch:
-    """One step's work. ``page_copies`` (source, destination) happen before anything is computed."""
+    """One step's work.
 
-    rows: tuple[BatchRow, ...]
+    The plain decodes come first and are kept as columns, because steady decoding is nothing else and
+    building a row for each costs more than scheduling it; ``other_rows`` follow. The first ``num_decodes``
+    rows of all have one token each, the others several: kernels for one query per row and for many each
+    see one range of tokens. ``page_copies`` (source, destination) happen before anything is computed.
+    """
+
+    other_rows: tuple[BatchRow, ...]
+    num_decodes: int
     page_copies: tuple[tuple[int, int], ...] = ()
     page_writes: tuple[PageWrite, ...] = ()
     token_writes: tuple[TokenWrite, ...] = ()
+    decodes: Decodes = _NO_DECODES
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of any kind."""
+        return len(self.decodes.requests) + len(self.other_rows)
 
     @property
     def num_tokens(self) -> int:
         """Tokens computed by the step."""
-        return sum(row.num_tokens for row in self.rows)
+        return len(self.decodes.requests) + sum(row.num_tokens for row in self.other_rows)
+
+    @cached_property
+    def rows(self) -> tuple[BatchRow, ...]:
+        """All rows in batch order, built at the first use."""
+        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None))
+        return (*map(_row_of, columns), *self.other_rows)
 
     @property
     def sampling_rows(self) -> list[BatchRow]:
         """The rows that draw a token, in batch order: the order of every per-token result."""
         return [row for row in self.rows if row.samples]
+
+    @cached_property
+    def sampling_requests(self) -> list[Request]:
+        """The requests of ``sampling_rows``, without building rows. Read only."""
+        if not self.other_rows:
+            return self.decodes.requests
+        return self.decodes.requests + [row.request for row in self.other_rows if row.samples]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..cache.radix_cache import RadixCache
 from ..cache.slot_pool import SlotPool
 from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
+from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
 from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer
@@ -31,6 +32,7 @@ from .policies import make_policy
 from .progress_bar import ProgressBar
 from .runner import ModelRunner
 from .scheduler import Scheduler
+from .step_inputs import TorchInputs
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -38,6 +40,8 @@ logger = logging.getLogger("rootlet.engine")
 # a small model; a GPU needs thousands of tokens to be busy.
 _CHUNK = (512, 8192)
 _RUNNING = (256, 1024)
+# 64 tokens are what one bulk copy of the attention kernels moves at a time.
+_PAGE = (16, 64)
 # The host's memory is everybody's; a GPU is usually the engine's alone.
 _FRACTION = (0.25, 0.85)
 
@@ -58,6 +62,7 @@ class Resolved:
     overlap: bool
     eos_token_ids: tuple[int, ...]
     kernels: str
+    attention_backend: str
 
     @property
     def pool_tokens(self) -> int:
@@ -87,11 +92,12 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
     resolved = _resolve(config, device, loaded, tokenizer)
     loaded.model.set_context_length(resolved.context_length)
-    kv = KVCache(loaded.model.kv_spec(config.page_size), resolved.num_pages, device)
+    kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
     # one row more than runs (row 0 is padding); a row holds a whole context
-    tables = SlotTables(resolved.max_running_requests + 1, resolved.context_length, config.page_size, device)
-    vocab_size = loaded.config.vocab_size
-    runner = ModelRunner(loaded.model, kv, tables, Sampler(vocab_size, device))
+    tables = SlotTables(
+        resolved.max_running_requests + 1, resolved.context_length, resolved.page_size, device
+    )
+    runner = _runner(config, resolved, loaded, kv, tables)
     core = EngineCore(
         _scheduler(config, resolved),
         runner,
@@ -105,9 +111,40 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         runner.close()
         tables.close()
         kv.close()
+        give_back_memory(device)  # nobody but the runner held the model
 
-    limits = Limits(vocab_size, resolved.context_length, resolved.pool_tokens)
+    limits = Limits(loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens)
     return Parts(core, tokenizer, limits, resolved, release)
+
+
+def _runner(
+    config: EngineConfig, resolved: Resolved, loaded: LoadedModel, kv: KVCache, tables: SlotTables
+) -> ModelRunner:
+    sampler = Sampler(loaded.config.vocab_size, resolved.device)
+    if resolved.attention_backend == "torch":
+        return ModelRunner(loaded.model, kv, tables, sampler, TorchInputs(tables, resolved.page_size))
+    from .decode_graphs import DecodeGraphs  # loads Triton
+    from .gpu_inputs import TritonInputs
+
+    inputs = TritonInputs(
+        tables,
+        kv.spec,
+        loaded.config.num_heads,
+        share_prefixes=not config.disable_shared_prefix_attention,
+    )
+    graphs = None
+    if not config.disable_cuda_graph:
+        limit = config.cuda_graph_max_bs or resolved.max_running_requests
+        graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_running_requests))
+    return ModelRunner(loaded.model, kv, tables, sampler, inputs, graphs)
+
+
+def _attention_backend(config: EngineConfig, on_gpu: bool) -> str:
+    if config.attention_backend == "triton" and not on_gpu:
+        raise ConfigError("attention_backend='triton' needs a CUDA GPU; use 'auto' or 'torch' on a CPU.")
+    if config.attention_backend == "auto":
+        return "triton" if on_gpu else "torch"
+    return config.attention_backend
 
 
 def _device(name: str) -> torch.device:
@@ -160,6 +197,7 @@ def _tokenizer(config: EngineConfig) -> Any:
 
 def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, tokenizer: Any) -> Resolved:
     on_gpu = device.type == "cuda"
+    chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
     context = config.context_length or loaded.config.context_length
     if context > loaded.config.context_length:
         raise ConfigError(
@@ -168,32 +206,53 @@ def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, to
             " supports more."
         )
     running = config.max_running_requests or _RUNNING[on_gpu]
+    page_size = config.page_size or _PAGE[on_gpu]
     fraction = config.mem_fraction_static
     if fraction is None and config.max_total_tokens is None:
         fraction = _FRACTION[on_gpu]
     num_pages = plan_num_pages(
-        loaded.model.kv_spec(config.page_size),
+        loaded.model.kv_spec(page_size),
         device,
         max_total_tokens=config.max_total_tokens,
         kv_cache_bytes=config.kv_cache_bytes,
         mem_fraction=fraction,
         # more than every slot full of context is never used
-        cap_tokens=running * (context + config.page_size),
+        cap_tokens=running * (context + page_size),
+        reserve=_rehearse(config, loaded, device, context, page_size, running, chunk),
     )
-    chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
     overlap = on_gpu if config.disable_overlap_schedule is None else not config.disable_overlap_schedule
     return Resolved(
         device=device,
         dtype=loaded.model.dtype,
         context_length=context,
         num_pages=num_pages,
-        page_size=config.page_size,
+        page_size=page_size,
         max_running_requests=running,
         chunked_prefill_size=None if chunk == -1 else chunk,
         overlap=overlap,
         eos_token_ids=_eos_token_ids(loaded, tokenizer),
-        kernels=describe_kernels() if not on_gpu else "torch",
+        kernels="triton" if on_gpu else describe_kernels(),
+        attention_backend=_attention_backend(config, on_gpu),
     )
+
+
+def _rehearse(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    device: torch.device,
+    context: int,
+    page_size: int,
+    running: int,
+    chunk: int,
+) -> int:
+    """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only."""
+    if _attention_backend(config, device.type == "cuda") != "triton":
+        return 0
+    from .rehearsal import rehearse  # loads Triton
+
+    loaded.model.set_context_length(context)
+    prefill = min(context, config.max_prefill_tokens, config.max_prefill_tokens if chunk == -1 else chunk)
+    return rehearse(loaded.model, device, context, page_size, num_prefill_tokens=prefill, num_decodes=running)
 
 
 def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
@@ -213,9 +272,9 @@ def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,
-        cache=RadixCache(pool, config.page_size, enabled=not config.disable_radix_cache),
+        cache=RadixCache(pool, resolved.page_size, enabled=not config.disable_radix_cache),
         slots=SlotPool(resolved.max_running_requests + 1),
-        page_size=config.page_size,
+        page_size=resolved.page_size,
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,

@@ -56,7 +56,9 @@ class EngineConfig:
         None,
         "KV pool as a fraction of the memory free at construction (default 0.85 on a GPU, 0.25 on a CPU)",
     )
-    page_size: int = _option(16, "tokens per KV page; prefix reuse is token-exact whatever it is")
+    page_size: int | None = _option(
+        None, "tokens per KV page (default 16 CPU, 64 GPU); prefix reuse is token-exact whatever it is"
+    )
     disable_radix_cache: bool = _option(False, "compute every prompt from its first token")
 
     max_running_requests: int | None = _option(None, "requests that run at once (default 256 CPU, 1024 GPU)")
@@ -67,6 +69,16 @@ class EngineConfig:
     schedule_policy: str = _option("lpm", "order in which waiting requests start", POLICY_NAMES)
     disable_overlap_schedule: bool | None = _option(
         None, "commit each step before launching the next (default: on a CPU yes, on a GPU no)"
+    )
+    attention_backend: str = _option(
+        "auto", "attention kernels; 'auto' takes the fastest for the device", ("auto", "torch", "triton")
+    )
+    disable_cuda_graph: bool = _option(False, "launch every kernel of a decode step from the host")
+    cuda_graph_max_bs: int | None = _option(
+        None, "largest decode batch that is recorded as a CUDA graph (default: max_running_requests)"
+    )
+    disable_shared_prefix_attention: bool = _option(
+        False, "read a prefix that running requests share once per request, not once per step"
     )
     step_by_hand: bool = _option(False, "no thread of its own: the engine moves only when you call step()")
     stream_interval: int = _option(1, "tokens between two chunks of a stream")
@@ -82,7 +94,7 @@ class EngineConfig:
                 )
         for name in ("context_length", "max_total_tokens", "kv_cache_bytes", "max_running_requests"):
             self._require_positive(name)
-        for name in ("page_size", "max_prefill_tokens", "stream_interval"):
+        for name in ("page_size", "max_prefill_tokens", "stream_interval", "cuda_graph_max_bs"):
             self._require_positive(name)
         if self.chunked_prefill_size is not None and self.chunked_prefill_size != -1:
             self._require_positive("chunked_prefill_size", "or -1 to compute prompts whole")

@@ -214,6 +214,8 @@ class Engine:
             "device": str(resolved.device),
             "dtype": str(resolved.dtype).removeprefix("torch."),
             "kernels": resolved.kernels,
+            "attention_backend": resolved.attention_backend,
+            "page_size": resolved.page_size,
             "context_length": resolved.context_length,
             "max_total_num_tokens": resolved.pool_tokens,
             "max_req_input_len": min(resolved.context_length - 1, resolved.pool_tokens),

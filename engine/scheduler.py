@@ -18,11 +18,12 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from ..cache.page_pool import PagePool
 from ..cache.radix_cache import Match, RadixCache
 from ..cache.slot_pool import SlotPool
-from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
+from .batch import Batch, BatchRow, Decodes, PageWrite, StepResult, TokenWrite
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
@@ -44,19 +45,29 @@ class SchedulerStats:
     num_finished: int = 0
 
 
+_arrival = attrgetter("arrival")
+
+
 class _Step:
     """The batch under construction."""
 
     def __init__(self, prefill_budget: int) -> None:
         self.prefill_budget = prefill_budget
-        self.rows: list[BatchRow] = []
+        self.decodes: list[Request] = []  # nothing but their newest token; counters are moved already
+        self.singles: list[BatchRow] = []  # one token of a prompt or of a recomputation
+        self.prefills: list[BatchRow] = []  # several
         self.page_copies: list[tuple[int, int]] = []
         self.page_writes: list[PageWrite] = []
         self.token_writes: list[TokenWrite] = []
 
     def freeze(self) -> Batch:
         return Batch(
-            tuple(self.rows), tuple(self.page_copies), tuple(self.page_writes), tuple(self.token_writes)
+            other_rows=(*self.singles, *self.prefills),
+            num_decodes=len(self.decodes) + len(self.singles),
+            page_copies=tuple(self.page_copies),
+            page_writes=tuple(self.page_writes),
+            token_writes=tuple(self.token_writes),
+            decodes=Decodes.of(self.decodes),
         )
 
 
@@ -91,7 +102,7 @@ class Scheduler:
         self.policy = policy
         self.stats = SchedulerStats()
         self.waiting: list[Request] = []  # arrival order
-        self.running: list[Request] = []  # arrival order; decode rows first is not needed
+        self.running: list[Request] = []  # arrival order
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._prefilling = PrefixIndex()
@@ -140,46 +151,57 @@ class Scheduler:
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)
-        if not step.rows:
+        if not (step.decodes or step.singles or step.prefills):
             return None
+        batch = step.freeze()
         # Pages computed by this step are findable from the next one on: steps run in order.
-        for row in step.rows:
+        for row in batch.other_rows:
             if row.start < row.request.num_prompt_tokens or row.num_tokens > 1:
                 self._publish(row.request)
         self.stats.num_steps += 1
-        self.stats.num_computed_tokens += sum(row.num_tokens for row in step.rows)
-        return step.freeze()
+        self.stats.num_computed_tokens += batch.num_tokens
+        return batch
 
     def commit(self, batch: Batch, result: StepResult) -> list[Request]:
-        """Take in what a step produced. Returns the requests that got a token and did not end before it.
+        """Take in what a step produced. Returns the requests that got a token and ended by it or are watched.
 
         Requests whose newest token ends them by the token rules are finished on return.
         """
         for index, scores in (result.prompt_scores or {}).items():
             batch.rows[index].request.prompt_logprobs += scores
-        advanced = []
-        for index, row in enumerate(batch.sampling_rows):
-            request = row.request
-            if request.is_finished:  # ended while this step was in flight: the token is nobody's
+        requests = batch.sampling_requests
+        for request, logprob in zip(requests, result.logprobs or ()):
+            if logprob is not None and not request.is_finished:
+                request.output_logprobs.append(logprob)
+        noteworthy = []
+        num_late = 0
+        for request, token_id in zip(requests, result.token_ids):
+            if request.finish_reason is not None:  # ended while this step was in flight: nobody's token
+                num_late += 1
                 continue
-            request.num_pending_tokens -= 1
-            request.token_ids.append(result.token_ids[index])
-            if result.logprobs is not None and result.logprobs[index] is not None:
-                request.output_logprobs.append(result.logprobs[index])
-            self.stats.num_generated_tokens += 1
-            advanced.append(request)
-            if (reason := request.check_finish()) is not None:
-                self.finish(request, reason)
-        return advanced
+            token_ids = request.token_ids
+            token_ids.append(token_id)
+            if len(token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids:
+                self.finish(request, request.check_finish())
+                noteworthy.append(request)
+            elif request.is_watched:
+                noteworthy.append(request)
+        self.stats.num_generated_tokens += len(requests) - num_late
+        return noteworthy
 
     # ---- running requests --------------------------------------------------------------------------
 
     def _continue_running(self, step: _Step) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
-        index = 0
-        while index < len(self.running):
-            request = self.running[index]
+        decodes = step.decodes
+        for request in self.running:  # preemption may shorten it at the far end while we walk
+            start = request.num_computed_tokens
+            if start < request.decodes_until:  # the common case by far, kept short: nothing to decide
+                request.num_computed_tokens = start + 1
+                request.num_tokens += 1
+                decodes.append(request)
+                continue
             count = self._num_tokens_for(request, step)
             if count:
                 while not self._extend_pages(request, count, step):
@@ -188,7 +210,6 @@ class Scheduler:
                     if request.status is not RequestStatus.RUNNING:
                         return True  # it was the last in the list
                 self._add_row(request, count, step)
-            index += 1
         return preempted
 
     def _num_tokens_for(self, request: Request, step: _Step) -> int:
@@ -196,8 +217,7 @@ class Scheduler:
         remaining = request.num_remaining_tokens
         if remaining <= 1:
             # A decode. Nothing to do (0) only while its last possible token is still on the device.
-            limit = request.num_prompt_tokens + max(request.max_new_tokens, 1)
-            return remaining if request.num_tokens < limit else 0
+            return remaining if request.num_tokens < request.max_num_tokens else 0
         if self._in_chunks:
             return min(remaining, max(step.prefill_budget, 0))
         fits = remaining <= step.prefill_budget or step.prefill_budget == self._prefill_budget
@@ -207,6 +227,14 @@ class Scheduler:
         start = request.num_computed_tokens
         end = start + count
         samples = end == request.num_tokens
+        request.num_computed_tokens = end
+        if samples:
+            request.num_tokens += 1
+            # From here on it merely decodes, until its pages are full or its last token is pending.
+            request.decodes_until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
+            if count == 1 and start >= request.num_prompt_tokens:
+                step.decodes.append(request)
+                return
         score = None
         if request.wants_prompt_logprobs:
             first, last = request.num_prompt_logprobs, min(end, request.num_prompt_tokens - 1)
@@ -215,9 +243,8 @@ class Scheduler:
                 request.num_prompt_logprobs = last
         if count > 1 or start < request.num_prompt_tokens:
             step.prefill_budget -= count
-        request.num_computed_tokens = end
-        request.num_pending_tokens += samples
-        step.rows.append(BatchRow(request, request.slot, start, count, samples, score))
+        rows = step.singles if count == 1 else step.prefills
+        rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
     def _extend_pages(self, request: Request, count: int, step: _Step) -> bool:
         """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
@@ -243,7 +270,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.status = RequestStatus.WAITING
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.decodes_until = 0
         request.num_preemptions += 1
         self.stats.num_preemptions += 1
         position = next(
@@ -342,8 +369,7 @@ class Scheduler:
 
     def _start(self, request: Request, match: Match, pages: list[int], step: _Step) -> None:
         self.waiting.remove(request)
-        self.running.append(request)
-        self.running.sort(key=lambda r: r.arrival)
+        bisect.insort(self.running, request, key=_arrival)
         request.status = RequestStatus.RUNNING
         request.cache_node = match.node
         request.pages = [*match.pages, *pages]
@@ -375,22 +401,28 @@ class Scheduler:
 
         1. free + held by tables or tree = all pages but the padding page (in the pool's own check)
         2. a page's refcount = tables holding it + 1 if the tree does
-        3. num_cached <= num_computed <= num_tokens for every request
+        3. num_cached <= num_computed <= num_tokens for every request, and at most one token is pending
         4. a running request has exactly the pages its computed tokens need, and a slot of its own
+        5. one that may decode unexamined has one token to compute, a page for it, and room below its limit
         """
         self.cache.check_invariants()
         self.pool.check_invariants()
         tables: Counter[int] = Counter()
         for request in self.running:
             assert request.status is RequestStatus.RUNNING
-            assert request.num_computed_tokens <= request.num_tokens
+            assert request.num_computed_tokens <= request.num_tokens <= request.max_num_tokens
+            assert 0 <= request.num_pending_tokens <= 1
+            if request.num_computed_tokens < request.decodes_until:
+                assert request.num_prompt_tokens <= request.num_computed_tokens == request.num_tokens - 1
+                assert request.num_computed_tokens < len(request.pages) * self.page_size
+                assert request.num_tokens < request.max_num_tokens
             assert len(request.pages) == self._num_pages(request.num_computed_tokens)
             tables.update(request.pages)
         for request in self.waiting:
             assert request.status is RequestStatus.WAITING
             assert not request.pages
             assert request.slot is None
-            assert request.num_computed_tokens == 0
+            assert request.num_computed_tokens == request.decodes_until == 0
         in_tree = [self.pool.refcount(page) - tables[page] for page in range(self.pool.num_pages)]
         assert set(in_tree) <= {0, 1}
         assert sum(in_tree) == self.cache.num_pages

@@ -289,7 +289,7 @@ def test_close_wakes_the_waiting(tiny_model):
 def test_a_failing_step_fails_everybody_and_says_why(tiny_model):
     threads = threading.enumerate()
     engine = build(tiny_model)
-    engine._loop._core.runner.model.layers.clear()  # the next forward pass cannot work
+    engine._loop._core.runner.model.layers = None  # the next forward pass cannot work
     handles = [engine.submit(input_ids=PROMPT) for _ in range(2)]
     for handle in handles:
         with pytest.raises(EngineFailedError) as caught:

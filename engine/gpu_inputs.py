@@ -1,0 +1,131 @@
+"""From a batch's layout to what the Triton kernels read: a few copies that nobody waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..kernels.gpu.attention import DecodeRows, PrefillRows, SharedPrefixes, TritonAttentionPlan
+from ..kernels.gpu.decode_attention import num_decode_splits
+from ..kernels.gpu.long_prefill import can_use, long_rows, tiles_outside
+from ..kernels.gpu.page_copy import copy_pages
+from ..kernels.gpu.prefill_attention import prefill_config, prefill_tiles, tile_tokens
+from ..kernels.gpu.step_inputs import prepare_step, store_tokens
+from ..models.forward import ForwardInput
+from .batch import Batch
+from .shared_prefixes import PrefixGroups
+from .step_inputs import StepInput
+from .step_layout import StepLayout
+
+if TYPE_CHECKING:
+    from ..cache.kv_cache import KVCache, KVCacheSpec
+    from ..cache.slot_tables import SlotTables
+
+# Triton compiles a kernel once more for pointers that are not multiples of 16 bytes.
+_ALIGN = 4  # int32 elements
+
+
+def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    """Send int32 arrays to the device in one copy that the host does not wait for."""
+    ends, size = [], 0
+    for array in arrays:
+        ends.append((size, size + array.size))
+        size += -(-array.size // _ALIGN) * _ALIGN
+    host = torch.empty(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+    view = host.numpy()
+    for array, (begin, end) in zip(arrays, ends):
+        view[begin:end] = array.reshape(-1)
+    sent = host.to(device, non_blocking=True)
+    return [sent[begin:end].view(array.shape) for array, (begin, end) in zip(arrays, ends)]
+
+
+class TritonInputs:
+    """Builds a step's tensors for the Triton kernels; ids and pages are gathered on the device.
+
+    ``share_prefixes``: decode rows that begin with the same pages read them together.
+    """
+
+    def __init__(
+        self, tables: SlotTables, spec: KVCacheSpec, num_q_heads: int, *, share_prefixes: bool
+    ) -> None:
+        self.tables = tables
+        self.spec = spec
+        self.device = tables.device
+        self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size) if share_prefixes else None
+        config = prefill_config(spec.head_dim, spec.page_size, spec.dtype)
+        self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
+        self._has_long_rows = can_use(self.device, spec.dtype, spec.head_dim)
+
+    def build(self, batch: Batch) -> StepInput:
+        """The inputs of one step."""
+        layout = StepLayout.of(batch)
+        token_slots, positions, last_tokens, sample_slots, sample_positions = upload(
+            self.device,
+            layout.token_slots,
+            layout.positions,
+            layout.last_tokens,
+            layout.sample_slots,
+            layout.sample_positions,
+        )
+        plan = TritonAttentionPlan(
+            self.tables.pages, self._decode_rows(batch, layout), self._prefill_rows(layout)
+        )
+        input_ids, kv_slots = self.gather(token_slots, positions)
+        return StepInput(
+            ForwardInput(input_ids, positions, kv_slots, plan),
+            None if len(last_tokens) == layout.num_tokens else last_tokens,
+            sample_slots,
+            sample_positions.long(),
+        )
+
+    def num_decode_splits(self, num_rows: int) -> int:
+        """Parts that the contexts of so many decode rows are divided into."""
+        return num_decode_splits(num_rows, self.spec.num_kv_heads)
+
+    def _decode_rows(self, batch: Batch, layout: StepLayout) -> DecodeRows | None:
+        n = layout.num_decodes
+        if not n:
+            return None
+        slots, kv_lens = upload(self.device, layout.slots[:n], layout.kv_lens[:n])
+        groups = None if self.groups is None else self.groups.of(batch.rows[:n])
+        shared = None
+        if groups is not None:
+            sent = upload(self.device, groups.tile_rows, groups.tile_lens, groups.kv_starts)
+            shared = SharedPrefixes(*sent, self.groups.num_splits(groups))
+        return DecodeRows(slots, kv_lens, self.num_decode_splits(n), shared)
+
+    def _prefill_rows(self, layout: StepLayout) -> PrefillRows | None:
+        n = layout.num_decodes
+        if n == layout.num_rows:
+            return None
+        slots, counts, kv_lens, q_starts = (
+            layout.slots[n:],
+            layout.counts[n:],
+            layout.kv_lens[n:],
+            layout.q_starts[n:],
+        )
+        tiles = prefill_tiles(counts, self._tile_tokens, kv_lens)
+        parts = long_rows(slots, q_starts, counts, kv_lens) if self._has_long_rows else ()
+        if not parts:
+            return PrefillRows(*upload(self.device, slots, kv_lens, q_starts, tiles))
+        short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
+        *sent, short_tiles = upload(self.device, slots, kv_lens, q_starts, tiles, short)
+        return PrefillRows(*sent, parts, short_tiles)
+
+    def gather(self, token_slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [T] int64 at these places of the slot tables, and where their K and V go [T] int64."""
+        return prepare_step(
+            self.tables.tokens, self.tables.pages, token_slots, positions, self.spec.page_size
+        )
+
+    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
+        """Put sampled ids [S] into the token table, where the next launch finds them."""
+        store_tokens(self.tables.tokens, step.sample_slots, step.sample_positions, token_ids)
+
+    def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy pages (source, destination) in every layer, all as if at once."""
+        [pairs] = upload(self.device, np.array(copies, dtype=np.int32).T)
+        copy_pages(kv.data, pairs[0].contiguous(), pairs[1].contiguous())

@@ -1,0 +1,106 @@
+"""A step under way: what it sampled, on its way from the device to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..sampling.sampler import SampleOutput
+from .batch import Batch, StepResult
+from .request import TokenLogprob
+
+
+class HostCopy:
+    """Copies tensors to the host without making anybody wait: begun at launch, read at commit.
+
+    A plain ``tensor.tolist()`` at commit would queue behind the step launched since, and the overlap of
+    host and device would be gone.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor | None]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if any(tensor.is_cuda for tensor in self._tensors.values()):
+            self._tensors = {name: _to_pinned(tensor) for name, tensor in self._tensors.items()}
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def get(self, name: str) -> list | None:
+        """The values of a tensor as lists; None if there was none. Blocks until the copy is complete."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        tensor = self._tensors.get(name)
+        return None if tensor is None else tensor.tolist()
+
+
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Log-probabilities of consecutive prompt tokens.
+
+    ``row`` is an index into ``batch.rows``; ``values`` holds ``target_ids`` [n] int64, ``logprobs`` [n] fp32
+    and, if asked for, ``top_values`` and ``top_ids`` [n, K].
+    """
+
+    row: int
+    values: HostCopy
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step whose kernels are enqueued; ``wait`` blocks until its results are on the host."""
+
+    batch: Batch
+    sampled: HostCopy | None
+    scores: tuple[PromptScores, ...] = ()
+
+    def wait(self) -> StepResult:
+        """Block until the step is done and return what it produced."""
+        token_ids = [] if self.sampled is None else self.sampled.get("token_ids")
+        return StepResult(token_ids, self._logprobs(token_ids), self._prompt_scores())
+
+    def _logprobs(self, token_ids: list[int]) -> list[TokenLogprob | None] | None:
+        logprobs = None if self.sampled is None else self.sampled.get("logprobs")
+        if logprobs is None:
+            return None
+        values, ids = self.sampled.get("top_values"), self.sampled.get("top_ids")
+        result: list[TokenLogprob | None] = []
+        for i, row in enumerate(self.batch.sampling_rows):
+            options = row.request.logprobs
+            if options is None:
+                result.append(None)
+                continue
+            top = tuple(zip(values[i], ids[i]))[: options.top] if options.top else None
+            result.append(TokenLogprob(logprobs[i], token_ids[i], top))
+        return result
+
+    def _prompt_scores(self) -> dict[int, list[TokenLogprob]] | None:
+        if not self.scores:
+            return None
+        result: dict[int, list[TokenLogprob]] = {}
+        for part in self.scores:
+            ids, logprobs = part.values.get("target_ids"), part.values.get("logprobs")
+            values, top_ids = part.values.get("top_values"), part.values.get("top_ids")
+            tops = [tuple(zip(v, t)) for v, t in zip(values, top_ids)] if values else [None] * len(ids)
+            result.setdefault(part.row, []).extend(
+                TokenLogprob(logprob, token, top) for logprob, token, top in zip(logprobs, ids, tops)
+            )
+        return result
+
+
+def copy_sampled(sampled: SampleOutput) -> HostCopy:
+    """Begin to copy what was sampled."""
+    return HostCopy(
+        {
+            "token_ids": sampled.token_ids,
+            "logprobs": sampled.logprobs,
+            "top_values": sampled.top_values,
+            "top_ids": sampled.top_ids,
+        }
+    )
