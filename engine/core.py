@@ -105,6 +105,7 @@ class EngineCore:
         text = None
         if self._detokenizer is not None and (submission.stream or request.params.stop):
             text = self._detokenizer.start(request.params, request.token_ids)
+        request.is_watched = submission.stream or text is not None
         self._tracked[request.rid] = _Tracked(submission, listener, text)
         self.scheduler.add(request)
 

@@ -22,6 +22,7 @@ from .batch import Batch
 from .gpu_inputs import TritonInputs, upload
 from .shared_prefixes import padded
 from .step_inputs import StepInput
+from .step_layout import StepLayout
 
 if TYPE_CHECKING:
     from ..cache.kv_cache import KVCache
@@ -59,25 +60,24 @@ class DecodeGraphs:
 
     def fits(self, batch: Batch) -> bool:
         """Whether the batch is nothing but decodes, and not too many."""
-        rows = batch.rows
-        if batch.num_decodes != len(rows) or len(rows) > self._sizes[-1]:
+        if batch.num_decodes != batch.num_rows or batch.num_rows > self._sizes[-1]:
             return False
-        return all(row.samples and row.score is None for row in rows)
+        return all(row.samples and row.score is None for row in batch.other_rows)
 
     def replay(self, batch: Batch, *, greedy: bool) -> tuple[torch.Tensor, StepInput | None]:
         """Enqueue the step: greedy token ids [B] already stored, or hidden states [B, H] and their input."""
-        count = len(batch.rows)
+        count = batch.num_rows
         size = self._sizes[bisect_left(self._sizes, count)]
         finder = self._inputs.groups
-        groups = None if finder is None else finder.of(batch.rows)
+        groups = None if finder is None else finder.of(batch.sampling_requests)
         num_tiles = 0 if groups is None else finder.capacity(groups)
         recorded = self._graphs.get((size, greedy, num_tiles))
         if recorded is None:
             recorded = self._graphs[size, greedy, num_tiles] = self._record(size, greedy, num_tiles)
         rows = np.zeros(recorded.rows.shape, dtype=np.int32)  # padding: slot 0, nothing to attend to
-        _, slots, positions, *_ = zip(*batch.rows)
-        rows[0, :count] = slots
-        rows[1, :count] = positions
+        layout = StepLayout.of(batch)
+        rows[0, :count] = layout.slots
+        rows[1, :count] = layout.starts
         rows[2, :count] = rows[1, :count] + 1
         if groups is None:
             [sent] = upload(self._inputs.device, rows)

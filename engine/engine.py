@@ -51,9 +51,9 @@ class Engine:
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
         self._pump = self._loop.step if self.config.step_by_hand else None
-        # The loop refers to the core and never to this object, so this runs when the last reference goes.
+        # The loop refers to the core and never to this object, so this runs when the last reference goes. It
+        # runs at interpreter exit as well: a thread stopped in the middle of a step would abort the process.
         self._finalizer = weakref.finalize(self, self._loop.close)
-        self._finalizer.atexit = False  # a daemon thread needs no farewell at interpreter exit
 
     # ---- generating --------------------------------------------------------------------------------
 

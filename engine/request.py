@@ -74,7 +74,7 @@ class TokenLogprob:
     top: tuple[tuple[float, int], ...] | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """A single sequence being generated. Owned by the scheduler's thread once submitted."""
 
@@ -88,6 +88,8 @@ class Request:
     namespace: Hashable = None  # prefix-cache namespace: adapter, weights version
 
     num_prompt_tokens: int = field(init=False)
+    max_num_tokens: int = field(init=False)  # prompt and output tokens at which it ends by length
+    num_tokens: int = field(init=False)  # prompt and output tokens, those still on the device included
     arrival: int = field(init=False, default=-1)  # submission order, set by the scheduler
     status: RequestStatus = field(init=False, default=RequestStatus.WAITING)
     finish_reason: FinishReason | None = field(init=False, default=None)
@@ -95,24 +97,26 @@ class Request:
     pages: list[int] = field(init=False, default_factory=list)
     cache_node: object | None = field(init=False, default=None)  # locked node of the radix tree
     num_computed_tokens: int = field(init=False, default=0)  # KV written by launched steps
-    num_pending_tokens: int = field(init=False, default=0)
+    decodes_until: int = field(init=False, default=0)  # below this num_computed it merely decodes
     num_cached_tokens: int = field(init=False, default=0)  # prefix hit of the first admission
     num_preemptions: int = field(init=False, default=0)
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
     num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
+    is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.num_prompt_tokens = len(self.token_ids)
+        self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
+        self.max_num_tokens = self.num_prompt_tokens + max(self.max_new_tokens, 1)
         if self.logprobs is not None and self.logprobs.prompt_start is not None:
             self.num_prompt_logprobs = self.logprobs.prompt_start
 
     @property
-    def num_tokens(self) -> int:
-        """Prompt and output tokens, those still on the device included."""
-        return len(self.token_ids) + self.num_pending_tokens
+    def num_pending_tokens(self) -> int:
+        """Output tokens whose values are not committed yet."""
+        return self.num_tokens - len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -132,7 +136,7 @@ class Request:
     @property
     def is_finished(self) -> bool:
         """True once the terminal event was decided."""
-        return self.status is RequestStatus.FINISHED
+        return self.finish_reason is not None
 
     @property
     def match_limit(self) -> int:
@@ -157,7 +161,7 @@ class Request:
 
     def check_finish(self) -> FinishReason | None:
         """The token-level finish rule for the newest token: the length limit first, then stop tokens."""
-        if self.num_output_tokens >= max(self.max_new_tokens, 1):
+        if len(self.token_ids) >= self.max_num_tokens:
             return FinishReason("length", length=self.max_new_tokens)
         if self.num_output_tokens and self.token_ids[-1] in self.stop_token_ids:
             return FinishReason("stop", matched=self.token_ids[-1])

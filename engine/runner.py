@@ -128,7 +128,7 @@ class ModelRunner:
 
     def _sampling(self, batch: Batch) -> SamplingBatch:
         """The sampling tensors of these rows, rebuilt only when the rows change."""
-        wanted = [row.request.sampling_row for row in batch.rows if row.samples]
+        wanted = [request.sampling_row for request in batch.sampling_requests]
         same = len(wanted) == len(self._sampling_rows) and all(map(is_, wanted, self._sampling_rows))
         if self._sampling_batch is None or not same:
             device = self.tables.tokens.device
@@ -138,6 +138,8 @@ class ModelRunner:
 
     def _score_prompts(self, batch: Batch, hidden: torch.Tensor) -> Iterator[PromptScores]:
         """Score the rows that want it, in chunks of ``SCORE_CHUNK`` positions."""
+        if all(row.score is None for row in batch.other_rows):
+            return
         begin = 0
         for index, row in enumerate(batch.rows):
             if row.score is not None:

@@ -175,7 +175,7 @@ class Scheduler:
                 request.output_logprobs.append(logprob)
         noteworthy = []
         num_late = 0
-        for request, token_id in zip(requests, result.token_ids):
+        for request, token_id in zip(requests, result.token_ids, strict=True):
             if request.finish_reason is not None:  # ended while this step was in flight: nobody's token
                 num_late += 1
                 continue

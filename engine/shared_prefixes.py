@@ -14,7 +14,6 @@ from ..kernels.gpu.prefix_attention import num_prefix_splits, rows_per_tile
 from ..kernels.gpu.prefix_groups import SharedGroups, group_rows
 
 if TYPE_CHECKING:
-    from .batch import BatchRow
     from .request import Request
 
 
@@ -31,12 +30,11 @@ class PrefixGroups:
         self._requests: list[Request] = []
         self._groups: SharedGroups | None = None
 
-    def of(self, rows: Sequence[BatchRow]) -> SharedGroups | None:
-        """The groups of these decode rows, None where sharing does not pay."""
-        requests = [row.request for row in rows]
+    def of(self, requests: Sequence[Request]) -> SharedGroups | None:
+        """The groups of decode rows of these requests, None where sharing does not pay."""
         known = self._requests
         if len(requests) != len(known) or not all(map(is_, requests, known)):
-            self._requests = requests
+            self._requests = list(requests)
             self._groups = group_rows([r.pages for r in requests], self._page_size, self._rows_per_tile)
         return self._groups
 

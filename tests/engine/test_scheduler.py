@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from fake_runner import Recorder, expected_output, make_core, make_submission, run_to_end
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from rootlet.engine.batch import StepResult
+from rootlet.engine.request import TokenLogprob
+from rootlet.engine.step_layout import StepLayout
 
 PREFIX = list(range(50))
 
@@ -184,6 +189,73 @@ def test_zero_new_tokens_still_samples_one():
     out = run_all(core, [make_submission("z", [1, 2, 3], 0)])["z"].outputs[-1]
     assert out.completion_tokens == 1
     assert out.finish_reason == {"type": "length", "length": 0}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, None])
+def test_the_columns_of_a_batch_agree_with_its_rows(chunk):
+    core, runner = make_core(num_pages=22, page_size=4, chunk=chunk, overlap=True)
+    run_all(core, [make_submission(str(i), prompt, 12) for i, prompt in enumerate(PROMPTS)])
+    assert core.scheduler.stats.num_preemptions > 0
+    kinds = set()
+    for batch in runner.batches:
+        rows, n = batch.rows, len(batch.decodes.requests)
+        kinds.add((n > 0, len(rows) > n, batch.num_decodes > n))
+        assert len(rows) == batch.num_rows
+        assert sum(row.num_tokens for row in rows) == batch.num_tokens
+        assert all(row.samples and row.num_tokens == 1 and row.score is None for row in rows[:n])
+        assert [row.num_tokens == 1 for row in rows] == [i < batch.num_decodes for i in range(len(rows))]
+        assert batch.sampling_requests == [row.request for row in batch.sampling_rows]
+        layout = StepLayout.of(batch)
+        for column, values in zip(list(zip(*rows))[1:5], (layout.slots, layout.starts, layout.counts)):
+            assert values.dtype == np.int32
+            assert values.tolist() == list(column)
+        assert layout.samples.tolist() == [row.samples for row in rows]
+    assert {(True, False, False), (True, True, chunk == 1), (False, True, chunk == 1)} <= kinds
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+def test_nothing_is_computed_behind_the_last_token(page_size, overlap):
+    for length, count in itertools.product((15, 16, 17), (1, 2, 15, 16, 17, 18)):
+        core, runner = make_core(page_size=page_size, num_pages=300, overlap=overlap)
+        run_all(core, [make_submission("a", list(range(length)), count)])
+        assert runner.num_computed == length + count - 1
+
+
+def test_a_commit_reports_those_that_ended_or_are_watched():
+    core, _ = make_core(chunk=64)
+    submissions = [
+        make_submission("long", [1, 2], 9),
+        make_submission("short", [3, 4], 2),
+        make_submission("stream", [5, 6], 9, stream=True),
+        make_submission("aborted", [7, 8], 9),
+    ]
+    requests = [submission.request for submission in submissions]
+    recorders = [Recorder() for _ in submissions]
+    for submission, recorder in zip(submissions, recorders):
+        core.add(submission, recorder)
+    scheduler = core.scheduler
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert scheduler.commit(first, StepResult([10, 11, 12, 13])) == [requests[2]]
+    scheduler.abort(requests[3], "enough")
+    logprobs = [TokenLogprob(-1.0, 20), None, None, TokenLogprob(-2.0, 23)]
+    assert scheduler.commit(second, StepResult([20, 21, 22, 23], logprobs)) == requests[1:3]
+    assert [r.output_ids for r in requests] == [[10, 20], [11, 21], [12, 22], [13]]
+    assert [r.output_logprobs for r in requests] == [logprobs[:1], [], [], []]
+    assert scheduler.stats.num_generated_tokens == 7
+    assert scheduler.stats.num_finished == 2
+    assert [r.is_finished for r in requests] == [False, True, False, True]
+    scheduler.check_invariants()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_stream_hears_every_token_and_the_rest_only_the_end(overlap):
+    core, _ = make_core(overlap=overlap)
+    recorders = run_all(
+        core, [make_submission("s", [1, 2, 3], 6, stream=True), make_submission("q", [1, 2, 3], 6)]
+    )
+    assert [out.completion_tokens for out in recorders["s"].outputs] == [1, 2, 3, 4, 5, 6]
+    assert [out.completion_tokens for out in recorders["q"].outputs] == [6]
 
 
 def test_a_failing_step_reaches_every_waiter():
