@@ -170,11 +170,19 @@ class Prompts:
         return Requests(prompts, [self._cut(output_length)] * len(prompts))
 
     def warm_up(self) -> Iterator[Requests]:
-        """Small requests of every kind: alone, many at once, and a prompt of more than one chunk."""
+        """Small requests of every kind, so that kernels are compiled and decode steps recorded.
+
+        Alone and a few, many at once that end one after the other (every batch size in between), prefixes
+        shared by groups of several sizes, and a prompt of more than one chunk.
+        """
         ids = np.random.default_rng(9000)
-        for count, length, output_length in ((1, 128, 16), (256, 32, 16), (1000, 16, 4), (1, 9000, 2)):
+        for count, length, longest in ((1, 128, 16), (3, 32, 4), (256, 32, 16), (1000, 16, 72), (1, 9000, 2)):
             prompts = [self._ids(ids, self._cut(length)) for _ in range(self._cut(count))]
-            yield Requests(prompts, [output_length] * len(prompts))
+            yield Requests(prompts, [max(1, longest * (i + 1) // len(prompts)) for i in range(len(prompts))])
+        for groups, size in ((1, 8), (2, 32), (8, 32), (32, 32)):
+            prefixes = [self._ids(ids, self._cut(1024)) for _ in range(groups)]
+            prompts = [prefix + self._ids(ids, 8) for prefix in prefixes for _ in range(self._cut(size))]
+            yield Requests(prompts, [8] * len(prompts), groups)
 
     def _cut(self, number: int) -> int:
         return max(1, int(number) // self._scale)

@@ -278,6 +278,7 @@ def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,
+        even_steps=resolved.device.type == "cuda",
     )
 
 

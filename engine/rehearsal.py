@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # What no rehearsal shows: recorded graphs, sampling with filters, fragments between blocks.
 _MARGIN = 512 * 2**20
-_FEW_ROWS = 1  # has kernels of its own
 
 
 def rehearse(
@@ -43,7 +42,7 @@ def rehearse(
     stream = STREAMS.borrow(device)
     step = partial(_run_step, model, kv, inputs, stream)
     small = min(num_prefill_tokens, 128)
-    first = [_decodes(_FEW_ROWS), _decodes(num_decodes), _prefill(small)]
+    first = [_decodes(1), _decodes(num_decodes), _prefill(small)]
     with ThreadPoolExecutor(len(first)) as threads:
         for done in [threads.submit(step, batch) for batch in first]:
             done.result()

@@ -82,6 +82,8 @@ class Scheduler:
         policy: order of consideration of waiting requests.
         chunked_prefill_size: prompt tokens a step may compute, in pieces; None computes prompts whole.
         max_prefill_tokens: prompt tokens a step may compute; one prompt may exceed it when whole.
+        even_steps: count decodes against the prompt tokens of a step (down to half of them), so that steps
+            keep one size: matrix products on a GPU go by whole tiles, and one more costs all of it.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Scheduler:
         policy: Policy,
         chunked_prefill_size: int | None,
         max_prefill_tokens: int,
+        even_steps: bool = False,
     ) -> None:
         self.pool = pool
         self.cache = cache
@@ -105,6 +108,7 @@ class Scheduler:
         self.running: list[Request] = []  # arrival order
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
+        self._even_steps = even_steps and self._in_chunks
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
 
@@ -147,7 +151,10 @@ class Scheduler:
         one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
         duplicate pages, or everybody waits for a commit): call again after the commit.
         """
-        step = _Step(self._prefill_budget)
+        budget = self._prefill_budget
+        if self._even_steps:
+            budget -= min(len(self.running), budget // 2)
+        step = _Step(budget)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)

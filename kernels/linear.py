@@ -173,13 +173,16 @@ def linear_add(
     """Add :func:`linear` of x to residual ``[T, N]`` in place, or return it where adding costs a pass.
 
     None says that it was added; otherwise the caller adds the result, best together with what comes next.
+    On a GPU the product adds as it writes, with one rounding for both.
     """
-    if not is_few(x):
+    if not x.is_cuda:
         return linear(x, weight, bias)
-    if bias is not None:  # never fused with it by a family so far
+    if bias is not None:
         residual += linear(x, weight, bias)
-    else:
+    elif is_few(x):
         _gemv().gemv(x, weight.unpack(), residual=residual, pdl=has_pdl(x.device))
+    else:
+        residual.addmm_(x, weight.unpack().t())
     return None
 
 

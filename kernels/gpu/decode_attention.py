@@ -100,6 +100,7 @@ def decode_attention(
         pages.stride(0),
         0 if partials is None else partials.out.shape[2],
         scale * LOG2_E,
+        first_split,
         KV_HEADS=num_kv_heads,
         GROUP=group,
         BLOCK_M=max(16, triton.next_power_of_2(group)),
@@ -110,7 +111,7 @@ def decode_attention(
         WINDOW=window or 0,
         SOFT_CAP=soft_cap or 0.0,
         HAS_STARTS=kv_starts is not None,
-        FIRST_SPLIT=first_split,
+        HAS_PREFIX=first_split > 0,
         SPLIT=num_splits > 1,
         DOT=dot_type(q),
         num_warps=num_warps,
@@ -123,7 +124,7 @@ def decode_attention(
 
 # One compiled kernel for all batches: else a slice's alignment or a count's value would make another.
 @triton.jit(
-    do_not_specialize=["table_stride", "stride_split"],
+    do_not_specialize=["table_stride", "stride_split", "first_split"],
     do_not_specialize_on_alignment=["pages", "slots", "kv_lens", "kv_starts", "lses"],
 )
 def _decode_kernel(
@@ -144,6 +145,7 @@ def _decode_kernel(
     table_stride,
     stride_split,  # parts of a row in ``parts``
     score_scale,
+    first_split,  # parts of a shared prefix, 0 without; not constexpr: its number varies with the groups
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -154,7 +156,7 @@ def _decode_kernel(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     HAS_STARTS: tl.constexpr,
-    FIRST_SPLIT: tl.constexpr,
+    HAS_PREFIX: tl.constexpr,
     SPLIT: tl.constexpr,
     DOT: tl.constexpr,
 ):
@@ -213,14 +215,14 @@ def _decode_kernel(
     )
     part = (row * (KV_HEADS * GROUP) + heads) * stride_split
     if SPLIT:
-        part += FIRST_SPLIT + split
+        part += first_split + split
         result, lse = finish_state(acc, row_max, row_sum)
         tl.store(lses + part, lse, mask=members < GROUP)
         tl.store(parts + part[:, None] * HEAD_DIM + dims[None, :], result, mask=real & (row_sum > 0)[:, None])
     else:
         # A shared prefix is merged here: its partial results are read once and the suffix writes none.
-        if FIRST_SPLIT > 0:
-            for index in range(FIRST_SPLIT):
+        if HAS_PREFIX:
+            for index in range(first_split):
                 lse = tl.load(lses + part + index, mask=members < GROUP, other=float("-inf"))
                 lse = tl.where(start > 0, lse, float("-inf"))
                 seen = lse > float("-inf")

@@ -269,7 +269,8 @@ def _launch(
     n = out.shape[1]
     if not m or not n:
         return
-    defaults = configuration(n, k, m, bool(kind), weight.element_size())
+    padded = 1 if m == 1 else max(4, triton.next_power_of_2(m))  # a few kernels for all row counts
+    defaults = configuration(n, k, padded, bool(kind), weight.element_size())
     rows, block_k, num_warps = (given or default for given, default in zip(config, defaults))
     _gemv_kernel[(triton.cdiv(n, rows),)](
         out,
@@ -286,7 +287,7 @@ def _launch(
         0 if branch is None else branch.stride(0),
         eps,
         K=k,
-        M=triton.next_power_of_2(m),
+        M=padded,
         ROWS=rows,
         BLOCK_K=min(block_k, triton.next_power_of_2(k)),
         KIND=kind,

@@ -69,10 +69,11 @@ def merge_states(
         out.stride(1),
         partials.out.shape[2],
         first_split + num_splits,
-        FIRST=0 if kv_starts is None else first_split,
+        first_split,
+        HAS_STARTS=kv_starts is not None,
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
-        BLOCK_S=max(32, triton.next_power_of_2(first_split + num_splits)),  # few variants to compile
+        BLOCK_S=max(32, triton.next_power_of_2(first_split + num_splits)),  # one variant to compile
         num_warps=num_warps,
     )
     return out
@@ -99,17 +100,20 @@ def merge_states_reference(
     return out.copy_((weights[..., None] * parts).sum(dim=2))
 
 
-@triton.jit(do_not_specialize=["stride_split", "end"], do_not_specialize_on_alignment=["kv_starts", "lses"])
+@triton.jit(
+    do_not_specialize=["stride_split", "end", "first"], do_not_specialize_on_alignment=["kv_starts", "lses"]
+)
 def _merge_kernel(
     out,
     parts,
     lses,
-    kv_starts,  # read if FIRST > 0
+    kv_starts,  # read if HAS_STARTS
     out_stride_row,
     out_stride_head,
     stride_split,
     end,
-    FIRST: tl.constexpr,
+    first,
+    HAS_STARTS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -120,8 +124,8 @@ def _merge_kernel(
     dims = tl.arange(0, BLOCK_D)
     base = (row * tl.num_programs(0) + head) * stride_split
     begin = 0
-    if FIRST > 0:
-        begin = tl.where(tl.load(kv_starts + row) > 0, 0, FIRST)
+    if HAS_STARTS:
+        begin = tl.where(tl.load(kv_starts + row) > 0, 0, first)
     used = (splits >= begin) & (splits < end)
     lse = tl.load(lses + base + splits, mask=used, other=float("-inf"))
     seen = lse > float("-inf")

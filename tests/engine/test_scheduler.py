@@ -125,6 +125,30 @@ def test_decoding_goes_on_beside_a_long_prefill():
         assert sum(row.num_tokens for row in batch.rows) <= 8 + 1
 
 
+def test_even_steps_count_decodes_against_the_prompt_tokens():
+    core, runner = make_core(num_pages=400, page_size=4, chunk=16, even_steps=True, max_running=64)
+    for i in range(3):
+        core.add(make_submission(f"talker {i}", [i + 1], 60), Recorder())
+    core.step()
+    core.add(make_submission("reader", [i % 97 for i in range(160)], 1), Recorder())
+    run_to_end(core)
+    sizes = [batch.num_tokens for batch in runner.batches if batch.num_decodes < batch.num_rows]
+    # 3 decodes and 13 prompt tokens; the reader counts as running too from its second step on
+    assert sizes[0] == 16
+    assert set(sizes[1:-1]) == {15}
+
+
+def test_even_steps_leave_prompts_half_of_a_step():
+    core, runner = make_core(num_pages=800, page_size=4, chunk=16, even_steps=True, max_running=64)
+    for i in range(40):
+        core.add(make_submission(f"talker {i}", [i + 1], 60), Recorder())
+    for _ in range(8):
+        core.step()
+    core.add(make_submission("reader", [i % 97 for i in range(160)], 1), Recorder())
+    run_to_end(core)
+    assert max(row.num_tokens for batch in runner.batches for row in batch.rows) == 8
+
+
 def test_whole_prompts_are_not_cut_without_chunking():
     core, runner = make_core(num_pages=200, chunk=None, max_prefill_tokens=64)
     lengths = [100, 30, 30, 30]
@@ -302,14 +326,15 @@ events = st.lists(
     policy=st.sampled_from(["lpm", "dfs-weight", "fcfs", "lof", "random"]),
     cache=st.booleans(),
     overlap=st.booleans(),
+    even_steps=st.booleans(),
 )
 def test_any_history_ends_every_request_once_and_right(
-    events, page_size, room, chunk, running, policy, cache, overlap
+    events, page_size, room, chunk, running, policy, cache, overlap, even_steps
 ):
     """Random arrivals, aborts and flushes in tiny pools; invariants after every step."""
     core, _ = make_core(
         num_pages=-(-room // page_size) + 1, page_size=page_size, chunk=chunk, max_running=running,
-        policy=policy, cache=cache, overlap=overlap, max_prefill_tokens=32,
+        policy=policy, cache=cache, overlap=overlap, max_prefill_tokens=32, even_steps=even_steps,
     )  # fmt: skip
     history = []
     for event in events:

@@ -135,6 +135,7 @@ def make_core(
     policy: str = "lpm",
     cache: bool = True,
     overlap: bool = False,
+    even_steps: bool = False,
 ) -> tuple[EngineCore, FakeRunner]:
     """A core around a fake runner."""
     pool = PagePool(num_pages)
@@ -146,6 +147,7 @@ def make_core(
         policy=make_policy(policy),
         chunked_prefill_size=chunk,
         max_prefill_tokens=max_prefill_tokens,
+        even_steps=even_steps,
     )
     runner = FakeRunner(page_size)
     return EngineCore(scheduler, runner, overlap=overlap), runner
