@@ -109,6 +109,7 @@ class Scheduler:
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
+        self._num_decodes = 0  # of the step before
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
 
@@ -153,7 +154,7 @@ class Scheduler:
         """
         budget = self._prefill_budget
         if self._even_steps:
-            budget -= min(len(self.running), budget // 2)
+            budget -= min(self._num_decodes, budget // 2)
         step = _Step(budget)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
@@ -161,6 +162,7 @@ class Scheduler:
         if not (step.decodes or step.singles or step.prefills):
             return None
         batch = step.freeze()
+        self._num_decodes = batch.num_decodes
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
             if row.start < row.request.num_prompt_tokens or row.num_tokens > 1:
