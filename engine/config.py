@@ -80,6 +80,9 @@ class EngineConfig:
     disable_shared_prefix_attention: bool = _option(
         False, "read a prefix that running requests share once per request, not once per step"
     )
+    return_hidden_states: bool = _option(
+        False, "return hidden states with every result; costs memory and time"
+    )
     step_by_hand: bool = _option(False, "no thread of its own: the engine moves only when you call step()")
     stream_interval: int = _option(1, "tokens between two chunks of a stream")
     random_seed: int | None = _option(None, "makes unseeded sampling repeatable; default: drawn afresh")

@@ -47,7 +47,11 @@ class Engine:
         self.tokenizer = parts.tokenizer
         self._resolved = parts.resolved
         self._factory = RequestFactory(
-            parts.tokenizer, parts.limits, parts.resolved.eos_token_ids, self.config.random_seed
+            parts.tokenizer,
+            parts.limits,
+            parts.resolved.eos_token_ids,
+            self.config.random_seed,
+            hidden_states=self.config.return_hidden_states,
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
         self._pump = self._loop.step if self.config.step_by_hand else None
@@ -69,6 +73,8 @@ class Engine:
         return_text_in_logprobs: bool = False,
         stream: bool = False,
         rid: str | list[str] | None = None,
+        custom_logit_processor: Any = None,
+        return_hidden_states: bool | list[bool] | None = None,
     ) -> Any:
         """Generate from one prompt or many and wait for all of them.
 
@@ -83,6 +89,11 @@ class Engine:
             stream: return an iterator of cumulative outputs; many prompts interleave and carry ``index``.
                 Leaving the iterator early aborts what is unfinished.
             rid: your id of the request (one per prompt), else a random one.
+            custom_logit_processor: a :class:`~rootlet.CustomLogitProcessor` (or its ``to_str()``), or any
+                callable that takes and returns logits, for all prompts or one per prompt; it sees the
+                ``custom_params`` of each request's sampling parameters.
+            return_hidden_states: also return the hidden states behind every token, in ``meta_info``; default:
+                the engine's option of that name.
 
         Returns: a :class:`~rootlet.RequestOutput`, or a list in order (``index = prompt * n + sample``)
         when a list was passed or ``n > 1``.
@@ -92,7 +103,7 @@ class Engine:
         """
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
-            return_text_in_logprobs, stream, rid,
+            return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
         )  # fmt: skip
         handles, is_batch = self._submit(args)
         if stream:
@@ -116,6 +127,8 @@ class Engine:
         return_text_in_logprobs: bool = False,
         stream: bool = False,
         rid: str | list[str] | None = None,
+        custom_logit_processor: Any = None,
+        return_hidden_states: bool | list[bool] | None = None,
     ) -> Any:
         """:meth:`generate` for a running event loop, which is never blocked by the model.
 
@@ -124,7 +137,7 @@ class Engine:
         """
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
-            return_text_in_logprobs, stream, rid,
+            return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
         )  # fmt: skip
         handles, is_batch = self._submit(args)
         if stream:
@@ -148,6 +161,8 @@ class Engine:
         return_text_in_logprobs: bool = False,
         stream: bool = True,
         rid: str | None = None,
+        custom_logit_processor: Any = None,
+        return_hidden_states: bool | None = None,
     ) -> RequestHandle:
         """Start one request and return at once with its handle.
 
@@ -156,7 +171,7 @@ class Engine:
         """
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
-            return_text_in_logprobs, stream, rid,
+            return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
         )  # fmt: skip
         submissions, is_batch = self._factory.build(args)
         if is_batch:

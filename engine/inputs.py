@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidRequestError, RequestTooLongError
+from ..sampling.custom import resolve_processor
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import SamplingRow
 from ..sampling.seeds import derive_seed
@@ -54,6 +55,8 @@ class GenerateArgs:
     return_text_in_logprobs: bool = False
     stream: bool = False
     rid: Any = None
+    custom_logit_processor: Any = None
+    return_hidden_states: Any = None
 
 
 class RequestFactory:
@@ -64,14 +67,22 @@ class RequestFactory:
         limits: sizes to check against.
         eos_token_ids: ids that end every request unless ``ignore_eos``.
         random_seed: makes the seeds drawn for requests that bring none repeatable; None draws them afresh.
+        hidden_states: what ``return_hidden_states`` is for requests that do not say.
     """
 
     def __init__(
-        self, tokenizer: Any, limits: Limits, eos_token_ids: Iterable[int], random_seed: int | None
+        self,
+        tokenizer: Any,
+        limits: Limits,
+        eos_token_ids: Iterable[int],
+        random_seed: int | None,
+        *,
+        hidden_states: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos_token_ids = frozenset(eos_token_ids)
+        self.hidden_states = hidden_states
         self._seeds = None if random_seed is None else random.Random(random_seed)
 
     def build(self, args: GenerateArgs) -> tuple[list[Submission], bool]:
@@ -90,13 +101,15 @@ class RequestFactory:
         wanted = _per_prompt("return_logprob", args.return_logprob, count, False)
         starts = _per_prompt("logprob_start_len", args.logprob_start_len, count, None)
         tops = _per_prompt("top_logprobs_num", args.top_logprobs_num, count, None)
+        processors = _per_prompt("custom_logit_processor", args.custom_logit_processor, count, None)
+        hidden = _per_prompt("return_hidden_states", args.return_hidden_states, count, self.hidden_states)
         rids = self._rids(args.rid, count, is_list=isinstance(args.prompt or args.input_ids, (list, tuple)))
         submissions = []
         for i, ids in enumerate(prompts):
             logprobs = _logprob_options(wanted[i], starts[i], tops[i], len(ids), self.limits.vocab_size)
             for j in range(n):
                 rid = rids[i] if n == 1 else f"{rids[i]}-{j}"
-                request = self._request(ids, params[i], rid, logprobs, sample=j)
+                request = self._request(ids, params[i], rid, logprobs, processors[i], hidden[i], sample=j)
                 index = i * n + j if is_batch else None
                 submissions.append(Submission(request, index, args.stream, args.return_text_in_logprobs))
         return submissions, is_batch
@@ -160,7 +173,7 @@ class RequestFactory:
                 f"sampling_params must be a dict or SamplingParams, got {type(given).__name__}: {given!r}."
             )
         params.check_vocab(self.limits.vocab_size)
-        for name in ("json_schema", "regex", "ebnf", "custom_params"):
+        for name in ("json_schema", "regex", "ebnf"):
             if getattr(params, name) is not None:
                 raise InvalidRequestError(
                     f"sampling_params[{name!r}] is not available in this version; leave it out."
@@ -190,6 +203,8 @@ class RequestFactory:
         params: SamplingParams,
         rid: str,
         logprobs: LogprobOptions | None,
+        processor: Any,
+        hidden_states: Any,
         *,
         sample: int,
     ) -> Request:
@@ -207,6 +222,7 @@ class RequestFactory:
             banned_until_min=tuple(sorted(named | self.eos_token_ids)),
             logprobs=logprobs is not None,
             top_logprobs=logprobs.top if logprobs else 0,
+            processor=resolve_processor(processor, params.custom_params),
         )
         return Request(
             rid=rid,
@@ -216,6 +232,7 @@ class RequestFactory:
             stop_token_ids=stops,
             sampling_row=row,
             logprobs=logprobs,
+            return_hidden_states=_flag("return_hidden_states", hidden_states),
         )
 
     def _max_new_tokens(self, prompt: int, asked: int | None) -> int:
@@ -247,6 +264,12 @@ class RequestFactory:
                 " mem_fraction_static."
             )
         return asked
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{name} must be a bool, got {value!r}.")
+    return value
 
 
 def _texts(prompt: Any) -> tuple[list[str], bool]:

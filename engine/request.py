@@ -85,6 +85,7 @@ class Request:
     stop_token_ids: frozenset[int]  # end the request when sampled
     sampling_row: SamplingRow  # slot is filled in on admission
     logprobs: LogprobOptions | None = None
+    return_hidden_states: bool = False
     namespace: Hashable = None  # prefix-cache namespace: adapter, weights version
 
     num_prompt_tokens: int = field(init=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .custom import LogitProcessor
 from .params import SamplingParams
 from .seeds import stream_key
 
@@ -38,6 +39,7 @@ class SamplingRow:
             ``params.min_new_tokens`` tokens were generated.
         logprobs: report the log-probability of the sampled token.
         top_logprobs: report this many of the most probable tokens too; only read if ``logprobs``.
+        processor: the caller's own edit of the logits, with ``params.custom_params``.
     """
 
     params: SamplingParams
@@ -47,6 +49,7 @@ class SamplingRow:
     banned_until_min: tuple[int, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    processor: LogitProcessor | None = None
 
     @property
     def is_argmax(self) -> bool:
