@@ -13,6 +13,7 @@ from .core import EngineCore
 from .handle import RequestHandle
 from .inputs import GenerateArgs, RequestFactory, Submission
 from .loop import EngineLoop
+from .scoring import SCORING_PARAMS, ScoreOutput, ScorePlan
 from .stats import EngineStats, collect
 
 
@@ -178,6 +179,28 @@ class Engine:
             raise InvalidRequestError("submit() takes one prompt with n=1; use generate() for batches.")
         return self._start(submissions)[0]
 
+    def score(self, prompts: Any, continuations: Any) -> list[ScoreOutput] | list[list[ScoreOutput]]:
+        """Log-likelihoods of continuations after prompts; a prompt is computed once for all of its own.
+
+        Args:
+            prompts: a text (or list of token ids), or a list of those.
+            continuations: for one prompt a list of texts (or of lists of token ids), for a list of prompts a
+                list of such lists.
+
+        Returns: a :class:`~rootlet.engine.scoring.ScoreOutput` per continuation, in the argument's shape.
+
+        Raises InvalidRequestError, RequestTooLongError; EngineClosedError, EngineFailedError.
+        """
+        plan = ScorePlan(self.tokenizer, prompts, continuations)
+        return plan.collect(self.generate(**_scoring_arguments(plan)) if plan.input_ids else [])
+
+    async def async_score(
+        self, prompts: Any, continuations: Any
+    ) -> list[ScoreOutput] | list[list[ScoreOutput]]:
+        """:meth:`score` for a running event loop."""
+        plan = ScorePlan(self.tokenizer, prompts, continuations)
+        return plan.collect(await self.async_generate(**_scoring_arguments(plan)) if plan.input_ids else [])
+
     def _submit(self, args: GenerateArgs) -> tuple[list[RequestHandle], bool]:
         submissions, is_batch = self._factory.build(args)
         return self._start(submissions), is_batch
@@ -262,6 +285,16 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._loop.is_closed else str(self._resolved.device)
         return f"<rootlet.Engine {self.config.model_path!r} ({state})>"
+
+
+def _scoring_arguments(plan: ScorePlan) -> dict[str, Any]:
+    return {
+        "input_ids": plan.input_ids,
+        "sampling_params": SCORING_PARAMS,
+        "return_logprob": True,
+        "logprob_start_len": plan.logprob_starts,
+        "return_hidden_states": False,
+    }
 
 
 def _flush(core: EngineCore) -> bool:
