@@ -20,7 +20,7 @@ DEMO_INPUT := examples/questions.jsonl
 DEMO_OUTPUT := out/answers.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench-cpu clean
+.PHONY: help install demo test test-gpu sanitize lint bench-cpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,13 @@ lint: $(STAMP)  ## check style and formatting
 
 test: lint  ## check style and run the whole test suite
 	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP)  ## run the GPU suite and the kernel tests on a CUDA GPU
+	$(BIN)/python -m pytest tests/gpu tests/kernels
+
+sanitize: $(STAMP)  ## look for invalid memory accesses of the Triton kernels (slow; needs compute-sanitizer)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
+		$(BIN)/python -m pytest tests/kernels -k gpu -x
 
 bench-cpu: $(STAMP)  ## compare with transformers (and llama.cpp, where installed); a quarter of an hour
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) $(PIP_ARGS) accelerate

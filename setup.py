@@ -54,4 +54,5 @@ extensions = [extension("_cpu_base", [])]
 if platform.machine().lower() in ("x86_64", "amd64"):
     extensions += [extension("_cpu_v3", V3), extension("_cpu_v4", V4)]
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildOnePerFolder})
+# script_name: the root is the package, and setuptools would take this file for a module of it
+setup(script_name="setup.py", ext_modules=extensions, cmdclass={"build_ext": BuildOnePerFolder})
