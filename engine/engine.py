@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 from ..errors import EngineClosedError, InvalidRequestError
-from . import streams
+from . import progress_bar, streams
 from .build_thread import build_on_thread
 from .config import EngineConfig
 from .core import EngineCore
@@ -14,6 +14,7 @@ from .handle import RequestHandle
 from .inputs import GenerateArgs, RequestFactory, Submission
 from .loop import EngineLoop
 from .scoring import SCORING_PARAMS, ScoreOutput, ScorePlan
+from .sessions import Sessions
 from .stats import EngineStats, collect
 
 
@@ -47,12 +48,14 @@ class Engine:
         parts = build_on_thread(self.config)
         self.tokenizer = parts.tokenizer
         self._resolved = parts.resolved
+        self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))
         self._factory = RequestFactory(
             parts.tokenizer,
             parts.limits,
             parts.resolved.eos_token_ids,
             self.config.random_seed,
             hidden_states=self.config.return_hidden_states,
+            sessions=self._sessions,
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
         self._pump = self._loop.step if self.config.step_by_hand else None
@@ -76,6 +79,8 @@ class Engine:
         rid: str | list[str] | None = None,
         custom_logit_processor: Any = None,
         return_hidden_states: bool | list[bool] | None = None,
+        session_params: dict[str, Any] | list[dict[str, Any]] | None = None,
+        progress: bool = False,
     ) -> Any:
         """Generate from one prompt or many and wait for all of them.
 
@@ -95,6 +100,9 @@ class Engine:
                 ``custom_params`` of each request's sampling parameters.
             return_hidden_states: also return the hidden states behind every token, in ``meta_info``; default:
                 the engine's option of that name.
+            session_params: continue a session of :meth:`open_session`: a dict with ``id`` and, as needed,
+                ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.sessions.SessionParams`).
+            progress: show a bar that counts finished requests; not with ``stream``.
 
         Returns: a :class:`~rootlet.RequestOutput`, or a list in order (``index = prompt * n + sample``)
         when a list was passed or ``n > 1``.
@@ -105,11 +113,15 @@ class Engine:
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
+            session_params,
         )  # fmt: skip
+        _check_progress(progress, stream)
         handles, is_batch = self._submit(args)
         if stream:
             return streams.iterate(handles, self._pump)
         try:
+            if progress:
+                progress_bar.watch(handles, self._pump)
             results = [handle.result() for handle in handles]
         finally:  # Ctrl-C, or one of several failed: nobody waits for the others any more
             for handle in handles:
@@ -130,6 +142,8 @@ class Engine:
         rid: str | list[str] | None = None,
         custom_logit_processor: Any = None,
         return_hidden_states: bool | list[bool] | None = None,
+        session_params: dict[str, Any] | list[dict[str, Any]] | None = None,
+        progress: bool = False,
     ) -> Any:
         """:meth:`generate` for a running event loop, which is never blocked by the model.
 
@@ -139,11 +153,15 @@ class Engine:
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
+            session_params,
         )  # fmt: skip
+        _check_progress(progress, stream)
         handles, is_batch = self._submit(args)
         if stream:
             return streams.iterate_async(handles)
         try:
+            if progress:
+                await progress_bar.watch_async(handles)
             results = [await handle for handle in handles]
         finally:
             for handle in handles:
@@ -164,6 +182,7 @@ class Engine:
         rid: str | None = None,
         custom_logit_processor: Any = None,
         return_hidden_states: bool | None = None,
+        session_params: dict[str, Any] | None = None,
     ) -> RequestHandle:
         """Start one request and return at once with its handle.
 
@@ -173,6 +192,7 @@ class Engine:
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
+            session_params,
         )  # fmt: skip
         submissions, is_batch = self._factory.build(args)
         if is_batch:
@@ -224,7 +244,21 @@ class Engine:
 
         if handles:
             loop.post(add, refuse)  # one command: a batch is scheduled as a whole
+        for submission, handle in zip(submissions, handles):
+            if submission.turn is not None:
+                submission.turn.record(handle)
         return handles
+
+    def open_session(self, session_id: str | None = None) -> str:
+        """Open a session, a conversation that later requests continue by ``session_params``; return its id.
+
+        Raises InvalidRequestError if that id is open already.
+        """
+        return self._sessions.open(session_id)
+
+    def close_session(self, session_id: str) -> None:
+        """Forget a session and abort what still runs of it. Raises InvalidRequestError if it is not open."""
+        self._sessions.close(session_id)
 
     # ---- control -----------------------------------------------------------------------------------
 
@@ -295,6 +329,14 @@ def _scoring_arguments(plan: ScorePlan) -> dict[str, Any]:
         "logprob_start_len": plan.logprob_starts,
         "return_hidden_states": False,
     }
+
+
+def _check_progress(progress: bool, stream: bool) -> None:
+    if progress and stream:
+        raise InvalidRequestError(
+            "progress=True counts finished requests while you wait, stream=True returns at once: "
+            "leave one of them out."
+        )
 
 
 def _flush(core: EngineCore) -> bool:

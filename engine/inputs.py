@@ -19,6 +19,7 @@ from ..sampling.sampler import SamplingRow
 from ..sampling.seeds import derive_seed
 from ..sampling.seeds import random_seed as draw_seed
 from .request import LogprobOptions, Request
+from .sessions import SessionParams, Sessions, Turn
 
 Prompt = "str | Sequence[str]"
 
@@ -40,6 +41,7 @@ class Submission:
     index: int | None  # position in the batch, None for a single request
     stream: bool
     with_token_text: bool
+    turn: Turn | None = None  # in a session
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class GenerateArgs:
     rid: Any = None
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
+    session_params: Any = None
 
 
 class RequestFactory:
@@ -68,6 +71,7 @@ class RequestFactory:
         eos_token_ids: ids that end every request unless ``ignore_eos``.
         random_seed: makes the seeds drawn for requests that bring none repeatable; None draws them afresh.
         hidden_states: what ``return_hidden_states`` is for requests that do not say.
+        sessions: the open ones; none if left out.
     """
 
     def __init__(
@@ -78,17 +82,21 @@ class RequestFactory:
         random_seed: int | None,
         *,
         hidden_states: bool = False,
+        sessions: Sessions | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos_token_ids = frozenset(eos_token_ids)
         self.hidden_states = hidden_states
+        self._sessions = sessions or Sessions(None)
         self._seeds = None if random_seed is None else random.Random(random_seed)
 
     def build(self, args: GenerateArgs) -> tuple[list[Submission], bool]:
         """Return the submissions in order (index = prompt * n + sample) and whether the result is a list."""
         prompts, is_batch = self._prompt_ids(args)
         count = len(prompts)
+        turns = self._turns(args.session_params, prompts)
+        prompts = [ids if turn is None else turn.input_ids for ids, turn in zip(prompts, turns)]
         params = self._params(args.sampling_params, count)
         samples = {p.n for p in params}
         if len(samples) > 1:
@@ -97,6 +105,8 @@ class RequestFactory:
                 f" Got n in {sorted(samples)}: send prompts with different n in separate calls."
             )
         n = samples.pop() if samples else 1
+        if n > 1 and any(turns):
+            raise InvalidRequestError(f"A session continues one output at a time: leave n={n} out.")
         is_batch = is_batch or n > 1
         wanted = _per_prompt("return_logprob", args.return_logprob, count, False)
         starts = _per_prompt("logprob_start_len", args.logprob_start_len, count, None)
@@ -111,7 +121,9 @@ class RequestFactory:
                 rid = rids[i] if n == 1 else f"{rids[i]}-{j}"
                 request = self._request(ids, params[i], rid, logprobs, processors[i], hidden[i], sample=j)
                 index = i * n + j if is_batch else None
-                submissions.append(Submission(request, index, args.stream, args.return_text_in_logprobs))
+                submissions.append(
+                    Submission(request, index, args.stream, args.return_text_in_logprobs, turns[i])
+                )
         return submissions, is_batch
 
     # ---- prompts -----------------------------------------------------------------------------------
@@ -148,6 +160,13 @@ class RequestFactory:
         if not texts:
             return []
         return [list(ids) for ids in self.tokenizer(texts)["input_ids"]]
+
+    def _turns(self, given: Any, prompts: list[list[int]]) -> list[Turn | None]:
+        turns: list[Turn | None] = []
+        for ids, one in zip(prompts, _per_prompt("session_params", given, len(prompts), None)):
+            params = SessionParams.parse(one)
+            turns.append(None if params is None else self._sessions.extend(params, ids))
+        return turns
 
     # ---- parameters --------------------------------------------------------------------------------
 
@@ -223,6 +242,7 @@ class RequestFactory:
             logprobs=logprobs is not None,
             top_logprobs=logprobs.top if logprobs else 0,
             processor=resolve_processor(processor, params.custom_params),
+            custom_params=dict(params.custom_params or {}),
         )
         return Request(
             rid=rid,

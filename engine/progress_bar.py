@@ -2,10 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
 from tqdm import tqdm
+
+from . import streams
+
+if TYPE_CHECKING:
+    from .handle import RequestHandle
+    from .outputs import RequestOutput
 
 
 class ProgressBar(tqdm):
     """tqdm's bar, without the monitor thread it would start: that thread outlives every bar."""
 
     monitor_interval = 0
+
+
+def watch(handles: Sequence[RequestHandle], pump: Callable[[], object] | None = None) -> None:
+    """Show a bar until all ``handles`` have ended; being interrupted aborts them, as without a bar.
+
+    The waiting thread draws, never the engine's. The handles' requests must not stream: each of their outputs
+    counts as a finished request. ``pump`` advances an engine that has no thread of its own. Raises the error
+    of the first request that failed.
+    """
+    with _request_bar(len(handles)) as count:
+        for output in streams.iterate(handles, pump):
+            count(output)
+
+
+async def watch_async(handles: Sequence[RequestHandle]) -> None:
+    """:func:`watch` for a running event loop, which is never blocked."""
+    with _request_bar(len(handles)) as count:
+        async for output in streams.iterate_async(handles):
+            count(output)
+
+
+@contextlib.contextmanager
+def _request_bar(total: int) -> Iterator[Callable[[RequestOutput], None]]:
+    """A bar over ``total`` requests with generated tokens per second; yields what counts one output."""
+    started, tokens = time.monotonic(), 0
+    with ProgressBar(total=total, unit=" requests") as bar:
+
+        def count(output: RequestOutput) -> None:
+            nonlocal tokens
+            tokens += output.completion_tokens
+            rate = tokens / max(time.monotonic() - started, 1e-9)
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            bar.update()
+
+        yield count

@@ -48,8 +48,8 @@ class _News:
             output = handle.latest()
             if ended:
                 self._open.remove(handle)
-            if output is not None:
-                yield output
+            if output is not None and (ended or output.finish_reason is None):
+                yield output  # a final one that came between the two reads has its own mark
 
 
 @contextlib.contextmanager
