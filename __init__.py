@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from .engine.jobs import run_jobs
     from .engine.outputs import RequestOutput
     from .models.registry import register_model
+    from .sampling.custom import CustomLogitProcessor
     from .sampling.params import SamplingParams
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CustomLogitProcessor",
     "Engine",
     "RequestOutput",
     "RootletError",
@@ -38,6 +40,7 @@ __all__ = [
 
 # name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
 _LAZY = {
+    "CustomLogitProcessor": ".sampling.custom",
     "Engine": ".engine.engine",
     "RequestOutput": ".engine.outputs",
     "SamplingParams": ".sampling.params",

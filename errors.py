@@ -10,6 +10,8 @@
     │   └── WeightsError                     missing, leftover, truncated or misshapen weights
     ├── MissingDependencyError (ImportError) an optional package is needed; names the extra to install
     ├── JobError (ValueError)                a JSONL job cannot start or resume
+    ├── LogitProcessorError (RuntimeError)   a caller's logit processor raised or returned no logits
+    ├── NumericalError (ArithmeticError)     a request's logits leave no token to choose: NaN, or all -inf
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
     ├── EngineClosedError (RuntimeError)     the engine was closed
     └── EngineFailedError (RuntimeError)     a step raised; ``__cause__`` is the original error
@@ -62,6 +64,14 @@ class MissingDependencyError(RootletError, ImportError):
 
 class JobError(RootletError, ValueError):
     """A JSONL job cannot be started or resumed."""
+
+
+class LogitProcessorError(RootletError, RuntimeError):
+    """A caller's logit processor raised (``__cause__``) or returned no logits; only its requests end."""
+
+
+class NumericalError(RootletError, ArithmeticError):
+    """A request's logits leave no token to choose: they are NaN, or all of them -inf."""
 
 
 class OutOfPagesError(RootletError, MemoryError):

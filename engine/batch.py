@@ -7,12 +7,14 @@ with many tokens is a piece of a prefill, a row with one token a decode (or the 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from .request import Request
 
 
@@ -80,6 +82,7 @@ class Batch:
     building a row for each costs more than scheduling it; ``other_rows`` follow. The first ``num_decodes``
     rows of all have one token each, the others several: kernels for one query per row and for many each
     see one range of tokens. ``page_copies`` (source, destination) happen before anything is computed.
+    ``collects_states``: requests that want hidden states are running, perhaps in this batch.
     """
 
     other_rows: tuple[BatchRow, ...]
@@ -88,6 +91,7 @@ class Batch:
     page_writes: tuple[PageWrite, ...] = ()
     token_writes: tuple[TokenWrite, ...] = ()
     decodes: Decodes = _NO_DECODES
+    collects_states: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -124,8 +128,12 @@ class StepResult:
 
     ``token_ids``: one per sampling row. ``logprobs``: per sampling row, or None where not asked.
     ``prompt_scores``: request -> scored prompt tokens, for rows with ``score``.
+    ``hidden_states``: (request, tensor [n, H]) for requests that collect them.
+    ``failures``: sampling row -> the error that ends its request; its token means nothing.
     """
 
     token_ids: list[int]
     logprobs: list[object | None] | None = None  # TokenLogprob per sampling row
     prompt_scores: dict[int, list[object]] | None = None  # row index -> TokenLogprobs
+    hidden_states: Sequence[tuple[Request, object]] = ()
+    failures: Mapping[int, Exception] = field(default_factory=dict)

@@ -141,13 +141,22 @@ class EngineCore:
             self._commit(launched)
 
     def _commit(self, launched: Launched) -> None:
-        for request in self.scheduler.commit(launched.batch, launched.wait()):
+        result = launched.wait()
+        for index, error in result.failures.items():
+            self._fail(launched.batch.sampling_requests[index], error)
+        for request in self.scheduler.commit(launched.batch, result):
             tracked = self._tracked[request.rid]
             self._extend_text(request, tracked)
             if request.is_finished:
                 self._finish(request.rid)
             elif tracked.submission.stream:
                 self._stream(request, tracked)
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """End one request by an error. No-op when it ended while the step was in flight."""
+        if not request.is_finished:
+            self.scheduler.abort(request, str(error))
+            self._tracked.pop(request.rid).listener.fail(error)
 
     def _extend_text(self, request: Request, tracked: _Tracked) -> None:
         """Push the newest token; a stop string it completes ends the request (unless the token did)."""

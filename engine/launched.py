@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import RootletError
+from ..sampling.processors import explain
 from ..sampling.sampler import SampleOutput
 from .batch import Batch, StepResult
 from .request import TokenLogprob
+
+if TYPE_CHECKING:
+    from .hidden_states import CollectedStates
 
 
 class HostCopy:
@@ -16,9 +23,14 @@ class HostCopy:
 
     A plain ``tensor.tolist()`` at commit would queue behind the step launched since, and the overlap of
     host and device would be gone.
+
+    ``errors``: what went wrong already while the tensors were made, by row.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor | None]) -> None:
+    def __init__(
+        self, tensors: dict[str, torch.Tensor | None], errors: Mapping[int, RootletError] | None = None
+    ) -> None:
+        self.errors = errors or {}
         self._event: torch.cuda.Event | None = None
         self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         if any(tensor.is_cuda for tensor in self._tensors.values()):
@@ -28,11 +40,15 @@ class HostCopy:
 
     def get(self, name: str) -> list | None:
         """The values of a tensor as lists; None if there was none. Blocks until the copy is complete."""
+        tensor = self.tensor(name)
+        return None if tensor is None else tensor.tolist()
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The tensor on the host, not to be written to; None if there was none. Blocks like :meth:`get`."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None
-        tensor = self._tensors.get(name)
-        return None if tensor is None else tensor.tolist()
+        return self._tensors.get(name)
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,11 +75,27 @@ class LaunchedStep:
     batch: Batch
     sampled: HostCopy | None
     scores: tuple[PromptScores, ...] = ()
+    states: CollectedStates | None = None
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it produced."""
         token_ids = [] if self.sampled is None else self.sampled.get("token_ids")
-        return StepResult(token_ids, self._logprobs(token_ids), self._prompt_scores())
+        states = () if self.states is None else self.states.wait()
+        return StepResult(
+            token_ids, self._logprobs(token_ids), self._prompt_scores(), states, self._failures()
+        )
+
+    def _failures(self) -> dict[int, RootletError]:
+        if self.sampled is None:
+            return {}
+        failures = dict(self.sampled.errors)
+        flags = self.sampled.get("flags") or ()  # none: a recorded greedy step, which looks for no NaN
+        if any(flags):
+            requests = self.batch.sampling_requests
+            for i, flag in enumerate(flags):
+                if flag:
+                    failures.setdefault(i, explain(flag, requests[i].sampling_row))
+        return failures
 
     def _logprobs(self, token_ids: list[int]) -> list[TokenLogprob | None] | None:
         logprobs = None if self.sampled is None else self.sampled.get("logprobs")
@@ -102,5 +134,7 @@ def copy_sampled(sampled: SampleOutput) -> HostCopy:
             "logprobs": sampled.logprobs,
             "top_values": sampled.top_values,
             "top_ids": sampled.top_ids,
-        }
+            "flags": sampled.flags,
+        },
+        sampled.errors,
     )

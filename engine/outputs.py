@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
+from .hidden_states import assembled
 from .request import Request, TokenLogprob
+from .timing import RequestTiming
+
+if TYPE_CHECKING:
+    import torch
 
 # (logprob or None, token id, text or None), the documented triple
 LogprobTriple = tuple["float | None", int, "str | None"]
@@ -35,6 +41,13 @@ class RequestOutput(Mapping):
         cached_tokens: prompt tokens that came from the prefix cache.
         index: position in a batch (``prompt * n + sample``), None for a single request.
         weights_version: how often the weights had been updated when the request ended.
+        hidden_states: in the final output of a request with ``return_hidden_states``: states after the final
+            norm, on the CPU, in the model's dtype. Entry 0 [prompt_tokens, H] holds those of the prompt,
+            entry i [H] that of generated token i - 1; so there is one entry per generated token, the one it
+            was drawn from. A request aborted before its first token has entry 0 as far as it got, or none.
+        timing: where the time went, in the final output; see :class:`RequestTiming`.
+
+    Outputs are compared without ``hidden_states`` and ``timing``.
     """
 
     rid: str
@@ -50,6 +63,8 @@ class RequestOutput(Mapping):
     output_top_logprobs: list[list[LogprobTriple] | None] | None = None
     index: int | None = None
     weights_version: int = 0
+    hidden_states: list[torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    timing: RequestTiming | None = field(default=None, compare=False)
 
     @cached_property
     def meta_info(self) -> dict[str, object]:
@@ -63,10 +78,15 @@ class RequestOutput(Mapping):
             "weights_version": self.weights_version,
         }
         logprobs = {name: getattr(self, name) for name in _LOGPROB_FIELDS}
-        return meta | {name: value for name, value in logprobs.items() if value is not None}
+        meta |= {name: value for name, value in logprobs.items() if value is not None}
+        if self.hidden_states is not None:
+            meta["hidden_states"] = self.hidden_states
+        if self.timing is not None:
+            meta["timing"] = self.timing.as_dict()
+        return meta
 
     def as_dict(self) -> dict[str, object]:
-        """A plain dictionary in the documented shape, ready for ``json.dumps``."""
+        """A plain dictionary in the documented shape, ready for ``json.dumps`` but for hidden states."""
         return dict(self)
 
     def __getitem__(self, key: str) -> object:
@@ -115,6 +135,8 @@ def build_output(
         cached_tokens=request.num_cached_tokens,
         index=index,
         weights_version=weights_version,
+        hidden_states=assembled(request) if request.is_finished and request.return_hidden_states else None,
+        timing=request.stamps.timing() if request.is_finished else None,
         **logprobs,
     )
 

@@ -16,6 +16,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .timing import Stamps
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -107,6 +109,9 @@ class Request:
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
+    num_collected_states: int = field(init=False, default=0)  # hidden states collected before a preemption
+    hidden_states: list[object] = field(init=False, default_factory=list)  # tensors [n, H], in order
+    stamps: Stamps = field(init=False, default_factory=Stamps)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
@@ -143,10 +148,12 @@ class Request:
     def match_limit(self) -> int:
         """How many leading tokens may come from the prefix cache.
 
-        At least one token is computed; prompt positions whose log-probabilities are still wanted need
-        their logits and therefore a computation as well.
+        At least one token is computed; positions whose hidden states, and prompt positions whose
+        log-probabilities are still wanted need a computation as well.
         """
         limit = self.num_tokens - 1
+        if self.return_hidden_states:
+            limit = min(limit, self.num_collected_states)
         if self.wants_prompt_logprobs:
             limit = min(limit, self.num_prompt_logprobs)
         return limit

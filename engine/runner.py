@@ -18,6 +18,7 @@ from ..kernels.device import STREAMS
 from ..sampling.logprobs import prompt_logprobs
 from ..sampling.sampler import Sampler, SamplingBatch, SamplingRow
 from .batch import Batch
+from .hidden_states import CollectedStates, Piece, wanted_pieces
 from .launched import HostCopy, LaunchedStep, PromptScores, copy_sampled
 from .step_inputs import StepInput
 
@@ -87,24 +88,27 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> LaunchedStep:
         """Enqueue one step: table updates, forward pass, prompt scores, sampling."""
+        pieces = wanted_pieces(batch)
         with self._on_stream():
             self._apply_updates(batch)
             if self._graphs is not None and self._graphs.fits(batch):
-                return self._launch_graph(batch)
+                return self._launch_graph(batch, pieces)
             step = self._inputs.build(batch)
             hidden = self.model.forward(step.forward, self.kv)
             scores = tuple(self._score_prompts(batch, hidden))
+            states = CollectedStates.begin(pieces, hidden)
             if step.last_tokens is not None:
                 hidden = hidden.index_select(0, step.last_tokens)
-            return LaunchedStep(batch, self._sample(batch, hidden, step), scores)
+            return LaunchedStep(batch, self._sample(batch, hidden, step), scores, states)
 
-    def _launch_graph(self, batch: Batch) -> LaunchedStep:
+    def _launch_graph(self, batch: Batch, pieces: list[Piece]) -> LaunchedStep:
         sampling = self._sampling(batch)
-        if sampling.is_argmax:
+        if sampling.is_argmax and not pieces:
             token_ids, _ = self._graphs.replay(batch, greedy=True)
             return LaunchedStep(batch, HostCopy({"token_ids": token_ids}))
-        hidden, step = self._graphs.replay(batch, greedy=False)
-        return LaunchedStep(batch, self._sample(batch, hidden, step))
+        hidden, step = self._graphs.replay(batch, greedy=False)  # one token per row: T is B
+        states = CollectedStates.begin(pieces, hidden)
+        return LaunchedStep(batch, self._sample(batch, hidden, step), states=states)
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -15,6 +15,7 @@ This module knows token ids and page ids only; it imports no torch.
 from __future__ import annotations
 
 import bisect
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class _Step:
         self.page_writes: list[PageWrite] = []
         self.token_writes: list[TokenWrite] = []
 
-    def freeze(self) -> Batch:
+    def freeze(self, *, collects_states: bool) -> Batch:
         return Batch(
             other_rows=(*self.singles, *self.prefills),
             num_decodes=len(self.decodes) + len(self.singles),
@@ -68,6 +69,7 @@ class _Step:
             page_writes=tuple(self.page_writes),
             token_writes=tuple(self.token_writes),
             decodes=Decodes.of(self.decodes),
+            collects_states=collects_states,
         )
 
 
@@ -110,6 +112,7 @@ class Scheduler:
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
         self._num_decodes = 0  # of the step before
+        self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
 
@@ -141,6 +144,7 @@ class Scheduler:
             self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
+        request.stamps.finished = time.monotonic()
         self.stats.num_finished += 1
 
     # ---- one step ----------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ class Scheduler:
             self._admit_waiting(step)
         if not (step.decodes or step.singles or step.prefills):
             return None
-        batch = step.freeze()
+        batch = step.freeze(collects_states=self._num_collecting > 0)
         self._num_decodes = batch.num_decodes
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
@@ -178,6 +182,10 @@ class Scheduler:
         """
         for index, scores in (result.prompt_scores or {}).items():
             batch.rows[index].request.prompt_logprobs += scores
+        for request, states in result.hidden_states:
+            if not request.is_finished:
+                request.hidden_states.append(states)
+        _stamp_first_tokens(batch)
         requests = batch.sampling_requests
         for request, logprob in zip(requests, result.logprobs or ()):
             if logprob is not None and not request.is_finished:
@@ -279,6 +287,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.status = RequestStatus.WAITING
+        request.num_collected_states = max(request.num_collected_states, request.num_computed_tokens)
         request.num_computed_tokens = request.decodes_until = 0
         request.num_preemptions += 1
         self.stats.num_preemptions += 1
@@ -300,6 +309,7 @@ class Scheduler:
         request.pages = []
         self.slots.release(request.slot)
         request.slot = None
+        self._num_collecting -= request.return_hidden_states
         self._prefilling.discard(request)
 
     def _publish(self, request: Request) -> None:
@@ -388,7 +398,9 @@ class Scheduler:
         step.page_writes.append(PageWrite(request.slot, 0, list(request.pages)))
         step.token_writes.append(TokenWrite(request.slot, request.token_ids[:]))
         self._prefilling.add(request)
+        self._num_collecting += request.return_hidden_states
         if not request.num_preemptions:
+            request.stamps.scheduled = time.monotonic()
             request.num_cached_tokens = match.num_tokens
             self.stats.num_prompt_tokens_cached += match.num_tokens
             self.stats.num_prompt_tokens_computed += request.num_prompt_tokens - match.num_tokens
@@ -440,3 +452,12 @@ class Scheduler:
         assert len(set(slots)) == len(slots)
         assert [r.arrival for r in self.running] == sorted(r.arrival for r in self.running)
         assert [r.arrival for r in self.waiting] == sorted(r.arrival for r in self.waiting)
+
+
+def _stamp_first_tokens(batch: Batch) -> None:
+    """Note when first tokens arrive; they come with the last piece of a prompt."""
+    stamps = [row.request.stamps for row in batch.other_rows if row.samples]
+    if stamps:  # never in steady decoding
+        now = time.monotonic()
+        for each in stamps:
+            each.first_token = each.first_token or now

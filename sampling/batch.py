@@ -7,13 +7,14 @@ step to step (logits, positions, the token table) is passed to ``Sampler.sample`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 
 from .custom import LogitProcessor
 from .params import SamplingParams
+from .processors import ProcessorGroup, group_processors
 from .seeds import stream_key
 
 NUCLEUS_HEAD = 1024
@@ -39,7 +40,8 @@ class SamplingRow:
             ``params.min_new_tokens`` tokens were generated.
         logprobs: report the log-probability of the sampled token.
         top_logprobs: report this many of the most probable tokens too; only read if ``logprobs``.
-        processor: the caller's own edit of the logits, with ``params.custom_params``.
+        processor: the caller's own edit of the logits.
+        custom_params: what it is told about the request; a dict of the request's own, for it may write to it.
     """
 
     params: SamplingParams
@@ -50,6 +52,7 @@ class SamplingRow:
     logprobs: bool = False
     top_logprobs: int = 0
     processor: LogitProcessor | None = None
+    custom_params: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def is_argmax(self) -> bool:
@@ -57,6 +60,7 @@ class SamplingRow:
         params = self.params
         return (
             params.is_greedy
+            and self.processor is None
             and not (self.logprobs or params.logit_bias)
             and not (params.min_new_tokens and self.banned_until_min)
             and not (params.frequency_penalty or params.presence_penalty)
@@ -167,6 +171,7 @@ class SamplingBatch:
         plain, filtered: a partition of the *sampled* rows (indices into them) by whether ``filters`` applies;
             ``filtered_in_batch`` are the filtered ones as indices into all B.
         logprobs: rows whose log-probabilities are wanted; ``top_logprobs`` is the largest wanted list.
+        processors: the callers' own edits, each with its rows.
     """
 
     size: int
@@ -185,6 +190,7 @@ class SamplingBatch:
     filters: Filters | None
     logprobs: Rows
     top_logprobs: int
+    processors: tuple[ProcessorGroup, ...]
 
     @classmethod
     def build(cls, rows: Sequence[SamplingRow], vocab_size: int, device: torch.device | str) -> SamplingBatch:
@@ -193,6 +199,7 @@ class SamplingBatch:
         Token ids in the parameters must be below ``vocab_size`` (``SamplingParams.check_vocab``). A GPU gets
         everything in one copy, which the host does not wait for.
         """
+        device = torch.device(device)
         size = len(rows)
         kinds = [_kind(row, vocab_size) for row in rows]
         greedy = [i for i, kind in enumerate(kinds) if kind < PLAIN]
@@ -222,8 +229,8 @@ class SamplingBatch:
             filters=_filters([rows[sampled[at]] for at in filtered], vocab_size) if filtered else None,
             logprobs=Rows.build(asking, size),
             top_logprobs=min(vocab_size, max((rows[i].top_logprobs for i in asking), default=0)),
+            processors=group_processors(rows, device),
         )
-        device = torch.device(device)
         return batch if device.type == "cpu" else upload(batch, device)
 
     @property
@@ -234,7 +241,8 @@ class SamplingBatch:
     @property
     def changes_logits(self) -> bool:
         """True if some row's logits are edited before the choice (grammar masks aside)."""
-        return not (self.biases is None and self.bans is None and self.penalties is None)
+        edited = self.biases is not None or self.bans is not None or self.penalties is not None
+        return edited or bool(self.processors)
 
 
 _ALIGNMENT = 16  # bytes: what kernels load at once, and a multiple of every element size

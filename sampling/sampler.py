@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import RootletError
 from . import penalties as edits
 from .batch import SamplingBatch, SamplingRow
 from .draw import draw, most_probable, uniforms
 from .filters import FilteredDraw, draw_filtered
 from .logprobs import sampled_logprobs
 from .penalties import add_biases, ban_until_min
+from .processors import Edited, run_processors
 from .scratch import Scratch
 
 if TYPE_CHECKING:
@@ -30,12 +32,16 @@ class SampleOutput:
         logprobs: [B] fp32, NaN in rows that did not ask; None if no row asked.
         top_values, top_ids: [B, K] fp32 and int64, descending, K the longest list asked for; NaN and -1
             in rows that asked for no log-probabilities; None if K is 0.
+        flags: [B] bool or uint8, not 0 in rows that failed (``processors.explain``): no token
+        errors: what ended rows whose logit processor failed, by row; None if nothing did.
     """
 
     token_ids: torch.Tensor
     logprobs: torch.Tensor | None = None
     top_values: torch.Tensor | None = None
     top_ids: torch.Tensor | None = None
+    flags: torch.Tensor | None = None
+    errors: dict[int, RootletError] | None = None
 
 
 class Sampler:
@@ -77,11 +83,14 @@ class Sampler:
         3. -inf on stop tokens of rows short of ``min_new_tokens``
         4. presence and frequency penalties
         5. repetition penalty
-        6. -inf where ``allowed_mask`` forbids
-        7. greedy rows: the highest logit, the lowest id among equals
-        8. other rows: divide by the temperature, softmax
-        9. rows with top-k, top-p or min-p: draw among the kept tokens; the rest: draw from all
-        10. log-probabilities of rows that ask
+        6. the callers' own logit processors
+        7. -inf where ``allowed_mask`` forbids
+        8. greedy rows: the highest logit, the lowest id among equals
+        9. other rows: divide by the temperature, softmax
+        10. rows with top-k, top-p or min-p: draw among the kept tokens; the rest: draw from all
+        11. log-probabilities of rows that ask
+
+        Never raises for what is in the logits or what a processor does: such rows are flagged.
 
         Args:
             logits: [B, V] bf16, fp16 or fp32.
@@ -90,22 +99,21 @@ class Sampler:
             tokens: [num_slots, max_tokens] integer token table, read by penalties only.
             allowed_mask: [B, ceil(V / 32)] int32, bit ``t % 32`` of word ``t // 32`` allows token ``t``.
         """
-        logits = self._process(logits, batch, positions, tokens, allowed_mask)
+        logits, edited = self._process(logits, batch, positions, tokens, allowed_mask)
+        found = None
         if self._fused is not None:
             found, filtered = self._fused.draw(logits, batch, positions)
-            if batch.logprobs.count == 0:
-                return SampleOutput(found.token_ids)
-            return self._with_logprobs(logits, batch, found.token_ids, filtered, found)
-        token_ids = torch.empty(batch.size, dtype=torch.int64, device=logits.device)
-        if batch.greedy.count:
-            batch.greedy.put(token_ids, most_probable(batch.greedy.take(logits)))
-        filtered = None
-        if batch.sampled.count:
-            drawn, filtered = self._draw(logits, batch, positions)
-            batch.sampled.put(token_ids, drawn)
-        if batch.logprobs.count == 0:
-            return SampleOutput(token_ids)
-        return self._with_logprobs(logits, batch, token_ids, filtered)
+            token_ids, weight = found.token_ids, found.highest
+        else:
+            token_ids, weight, filtered = self._choose(logits, batch, positions)
+        flags = ~(weight > -torch.inf)  # true of NaN as well
+        if batch.logprobs.count:
+            output = self._with_logprobs(logits, batch, token_ids, filtered, found)
+        else:
+            output = SampleOutput(token_ids)
+        if edited is None:
+            return replace(output, flags=flags)
+        return replace(output, flags=flags | edited.flags, errors=edited.errors or None)
 
     def _process(
         self,
@@ -114,14 +122,15 @@ class Sampler:
         positions: torch.Tensor,
         tokens: torch.Tensor,
         allowed_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Stages 1 to 6: fp32 logits [B, V], the caller's own tensor if nothing had to change.
+    ) -> tuple[torch.Tensor, Edited | None]:
+        """Stages 1 to 7: fp32 logits [B, V], the caller's own tensor if nothing had to change; and what
+        became of the rows with processors, if any.
 
         The Triton kernels read any floating dtype, so for them widening alone is no reason to copy.
         """
         wide = logits.dtype == torch.float32 or self._fused is not None
         if not batch.changes_logits and allowed_mask is None and wide:
-            return logits
+            return logits, None
         logits = self._scratch.get("logits", tuple(logits.shape)).copy_(logits)
         if batch.biases is not None:
             add_biases(logits, batch.biases)
@@ -130,14 +139,35 @@ class Sampler:
         stages = edits if self._fused is None else self._fused
         if batch.penalties is not None:
             stages.apply_penalties(logits, batch.penalties, positions, tokens, self._scratch)
+        edited = run_processors(logits, batch.processors) if batch.processors else None
         if allowed_mask is not None:
             stages.mask_disallowed(logits, allowed_mask)
-        return logits
+        return logits, edited
+
+    def _choose(
+        self, logits: torch.Tensor, batch: SamplingBatch, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, FilteredDraw | None]:
+        """Stages 8 to 10: token ids [B]; the logits (of greedy rows) or probabilities [B] they were chosen
+        by, NaN or -inf if there was no choice; and what the filters did.
+        """
+        token_ids = torch.empty(batch.size, dtype=torch.int64, device=logits.device)
+        weight = torch.empty(batch.size, device=logits.device)
+        filtered = None
+        if batch.greedy.count:
+            rows = batch.greedy.take(logits)
+            chosen = most_probable(rows)
+            batch.greedy.put(token_ids, chosen)
+            batch.greedy.put(weight, rows.gather(1, chosen.unsqueeze(1)).squeeze(1))
+        if batch.sampled.count:
+            chosen, probs, filtered = self._draw(logits, batch, positions)
+            batch.sampled.put(token_ids, chosen)
+            batch.sampled.put(weight, probs.gather(1, chosen.unsqueeze(1)).squeeze(1))
+        return token_ids, weight, filtered
 
     def _draw(
         self, logits: torch.Tensor, batch: SamplingBatch, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, FilteredDraw | None]:
-        """Stages 8 and 9: token ids [S] of the sampled rows, and what the filters did to theirs."""
+    ) -> tuple[torch.Tensor, torch.Tensor, FilteredDraw | None]:
+        """Stages 9 and 10: token ids [S] of the sampled rows, probabilities [S, V], what the filters did."""
         rows = batch.sampled
         shape = (rows.count, self.vocab_size)
         scores = self._scratch.get("scores", shape)
@@ -149,10 +179,10 @@ class Sampler:
             drawn = draw(batch.plain.take(probs), batch.plain.take(uniform), self._scratch)
             batch.plain.put(token_ids, drawn)
         if batch.filters is None:
-            return token_ids, None
+            return token_ids, probs, None
         filtered = draw_filtered(batch.filtered.take(probs), batch.filtered.take(uniform), batch.filters)
         batch.filtered.put(token_ids, filtered.token_ids)
-        return token_ids, filtered
+        return token_ids, probs, filtered
 
     def _with_logprobs(
         self,
@@ -162,7 +192,7 @@ class Sampler:
         filtered: FilteredDraw | None,
         found: RowDraw | None = None,
     ) -> SampleOutput:
-        """Stage 10: ``token_ids`` [B] together with what was asked about them.
+        """Stage 11: ``token_ids`` [B] together with what was asked about them.
 
         ``found``: what the Triton kernels know of the rows, which spares log_softmax its passes.
         """

@@ -289,8 +289,15 @@ def test_close_wakes_the_waiting(tiny_model):
 def test_a_failing_step_fails_everybody_and_says_why(tiny_model):
     threads = threading.enumerate()
     engine = build(tiny_model)
-    engine._loop._core.runner.model.layers = None  # the next forward pass cannot work
+    submitted = threading.Event()
+
+    def launch(batch):
+        assert submitted.wait(30)
+        raise ArithmeticError("the step cannot work")
+
+    engine._loop._core.runner.launch = launch
     handles = [engine.submit(input_ids=PROMPT) for _ in range(2)]
+    submitted.set()
     for handle in handles:
         with pytest.raises(EngineFailedError) as caught:
             handle.result(30)
