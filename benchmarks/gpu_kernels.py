@@ -1,16 +1,17 @@
 """The small GPU kernels one by one: correct or not, microseconds and GB/s in a CUDA graph.
 
-    python benchmarks/gpu_kernels.py [--only correct|gemv|step|rows] [--workers 8] [--rows M]
+    python benchmarks/gpu_kernels.py [--only correct|products|step|rows] [--rows 1,256] [--models L8B]
 
-`gemv` tries configurations of each linear layer of Llama-3.1-8B (L8B) and Qwen2.5-0.5B (Q05B) over rotating
-copies of the weights, several times the L2 cache in all, next to torch; `step` runs all linear layers, norms
-and activations of a decode step; `rows` is everything else. GB/s counts what an operation must read and
-write. Worker processes compile the kernels beforehand, into Triton's cache. About a minute on one GPU.
+`products` tries configurations of each linear layer of Llama-3.1-8B (L8B) and Qwen2.5-0.5B (Q05B) over
+rotating copies of the weights, several times the L2 cache in all, next to torch; `step` runs all linear
+layers, norms and activations of a decode step; `rows` is everything else. GB/s counts what an operation
+must read and write. Worker processes compile the kernels beforehand, into Triton's cache. About a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,10 +24,15 @@ import torch.nn.functional as F
 from rootlet.kernels import activation, norm, rotary
 from rootlet.kernels.gpu import activation as gpu_activation
 from rootlet.kernels.gpu import argmax as gpu_argmax
+from rootlet.kernels.gpu import gemm as gpu_gemm
 from rootlet.kernels.gpu import gemv as gpu_gemv
 from rootlet.kernels.gpu import norm as gpu_norm
 from rootlet.kernels.gpu import page_copy, step_inputs
 from rootlet.kernels.gpu import rotary as gpu_rotary
+from rootlet.kernels.gpu.gemm import GemmConfig
+from rootlet.kernels.gpu.gemv import GemvConfig
+from rootlet.kernels.gpu.products import Product
+from rootlet.kernels.norm import NormWeight
 
 DTYPE = torch.bfloat16
 ROTATION = 300e6  # bytes of weight copies in turn: several L2 caches
@@ -59,6 +65,29 @@ CONFIGS = {  # K: (rows, block_k, warps)
     4864: [(1, 1024, 2), (1, 1024, 4), (2, 1024, 4), (1, 2048, 4), (1, 8192, 8), (4, 512, 2)],
 }
 
+GEMM_CONFIGS = [  # (block_m, block_n, block_k, warps, stages)
+    (64, 32, 64, 4, 5),
+    (64, 32, 128, 4, 4),
+    (64, 64, 64, 4, 5),
+    (64, 64, 128, 4, 3),
+    (64, 64, 128, 4, 4),
+    (64, 128, 64, 4, 4),
+    (64, 128, 128, 4, 3),
+    (128, 32, 64, 4, 5),
+    (128, 32, 128, 4, 4),
+    (128, 64, 64, 4, 4),
+    (128, 64, 128, 4, 3),
+    (128, 64, 64, 8, 4),
+    (128, 128, 64, 4, 3),
+    (128, 128, 64, 8, 4),
+    (128, 256, 64, 8, 3),
+    (256, 32, 64, 8, 4),
+    (256, 64, 64, 8, 4),
+    (256, 64, 128, 8, 3),
+    (128, 128, 128, 8, 3),
+    (64, 256, 64, 8, 3),
+]
+
 
 def graph_time(calls: list[Callable[[], object]], repeats: int = 7) -> float:
     """Median microseconds per call of the calls captured one after the other in a CUDA graph."""
@@ -86,89 +115,127 @@ def randn(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=dtype)
 
 
-def layer_call(x, weight, fused: str, norm_weight, residual, config=(None, None, None), pdl=False):
-    """A linear layer as a decode step runs it: after its norm, gated, or added to the residual."""
-    options = dict(zip(("rows", "block_k", "num_warps"), config), pdl=pdl)
+def layer_product(x, weight, fused: str, norm_weight, residual) -> Product:
+    """A linear layer as a step runs it: gated or added to the residual; of few rows, with its norm."""
     if fused == "residual":
-        return gpu_gemv.gemv(x, weight, residual=residual, **options)
-    if fused == "gated":
-        return gpu_gemv.norm_gemv_gated(None, x, norm_weight, 1e-5, weight, "silu", **options)
-    return gpu_gemv.norm_gemv(None, x, norm_weight, 1e-5, weight, **options)
+        return Product(x, weight, residual=residual)
+    activation = "silu" if fused == "gated" else None
+    norm = NormWeight(norm_weight, 1e-5) if len(x) <= gpu_gemv.MAX_ROWS else None
+    return Product(x, weight, norm=norm, activation=activation)
 
 
-def configs(m: int, k: int, fused: str) -> list[tuple[int, int, int]]:
+def apart(product: Product) -> torch.Tensor:
+    """The same through cuBLAS, and our kernels for what is around it."""
+    x = product.x if product.norm is None else gpu_norm.rms_norm(product.x, *product.norm, pdl=True)
+    if product.residual is not None:
+        return product.residual.addmm_(x, product.weight.t())
+    result = F.linear(x, product.weight)
+    return result if product.activation is None else gpu_activation.silu_and_mul(result, pdl=True)
+
+
+def gemv_configs(m: int, k: int, fused: str) -> list[GemvConfig]:
     """Those of CONFIGS whose sums fit into the registers: M rows of x hold M of them per weight."""
     room = 128 // (m * (2 if fused == "gated" else 1))
     wide = [(1, 1024, 4), (2, 1024, 4), (1, 1024, 8), (1, 512, 2), (2, 512, 2)] if m > 1 else []
-    return [config for config in CONFIGS[k] + wide if config[0] * config[1] <= room * 32 * config[2]]
+    return [GemvConfig(*each) for each in CONFIGS[k] + wide if each[0] * each[1] <= room * 32 * each[2]]
 
 
-def jobs(m: int) -> Iterator[tuple[int, int, int, str, tuple[int, int, int], bool]]:
-    """(M, N, K, what is fused, configuration, pdl) of everything that the sweep runs, once per kernel."""
+def gemm_configs(m: int, fused: str) -> list[GemmConfig]:
+    """Those of GEMM_CONFIGS that have no more rows than x, and whose sums and tiles fit."""
+    found = []
+    for tma in (False, True):
+        for block_m, block_n, block_k, warps, stages in GEMM_CONFIGS:
+            sums = block_m * block_n * (2 if fused == "gated" else 1) / (32 * warps)
+            tiles = (block_m + block_n * (2 if fused == "gated" else 1)) * block_k * 2 * stages
+            if block_m <= max(m, 64) and sums <= 128 and tiles <= 220_000:
+                found.append(GemmConfig(block_m, block_n, block_k, warps, stages, tma))
+    return found
+
+
+def variants(m: int, k: int, fused: str) -> Iterator[tuple[bool, object, bool]]:
+    """What the sweep tries for a layer: (whether with gemm, configuration, pdl)."""
+    few = m <= gpu_gemv.MAX_ROWS
+    for config in gemv_configs(m, k, fused) if few else gemm_configs(m, fused):
+        for pdl in (False, True) if few else (True,):
+            yield not few, config, pdl
+
+
+def run_variant(product: Product, with_gemm: bool, config: object, pdl: bool) -> torch.Tensor:
+    """Run the product as the variant says."""
+    return (gpu_gemm.gemm if with_gemm else gpu_gemv.gemv)(product, config=config, pdl=pdl)
+
+
+def layers_of(model: str, m: int) -> dict[str, tuple[int, int, str]]:
+    """The linear layers that our kernels may run; of many rows the output layer is cuBLAS's."""
+    shapes = LAYERS[model][1]
+    few = m <= gpu_gemv.MAX_ROWS
+    return {name: shape for name, shape in shapes.items() if few or name != "lm_head"}
+
+
+def jobs(m: int, models: list[str]) -> Iterator[tuple]:
+    """(M, N, K, what is fused, variant) of everything that the sweep runs, once per kernel."""
     seen = set()
-    for _, shapes in LAYERS.values():
-        for n, k, fused in shapes.values():
-            for config in configs(m, k, fused):
-                for pdl in (False, True):
-                    if (k, fused, config, pdl) not in seen:
-                        seen.add((k, fused, config, pdl))
-                        yield m, n, k, fused, config, pdl
+    for model in models:
+        for n, k, fused in layers_of(model, m).values():
+            for variant in variants(m, k, fused):
+                if (k, fused, variant) not in seen:
+                    seen.add((k, fused, variant))
+                    yield m, n, k, fused, variant
 
 
 def compile_job(job) -> str | None:
     """Compile one configuration by running it; what went wrong, if anything."""
-    m, n, k, fused, config, pdl = job
+    m, n, k, fused, variant = job
     try:
         weight = torch.zeros((n, k), device="cuda", dtype=DTYPE)
-        layer_call(randn(m, k), weight, fused, randn(k), randn(m, n), config, pdl)
+        run_variant(layer_product(randn(m, k), weight, fused, randn(k), randn(m, n)), *variant)
         torch.cuda.synchronize()
     except Exception as error:
         return f"{job}: {type(error).__name__}: {error}"
     return None
 
 
-def gemv_sweep(m: int, workers: int) -> None:
+def sweep(rows: list[int], models: list[str], workers: int, shown: int = 4) -> None:
+    """Configurations of every linear layer, the fastest ``shown`` of them, beside torch."""
+    todo = [job for m in rows for job in jobs(m, models)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for problem in pool.map(compile_job, jobs(m), chunksize=4):
+        for problem in pool.map(compile_job, todo, chunksize=4):
             if problem:
-                print("FAILED TO RUN", problem)
-    for model, (layers, shapes) in LAYERS.items():
-        sums = {"torch": 0.0, "best": 0.0, "best pdl": 0.0, "default pdl": 0.0}
-        for name, (n, k, fused) in shapes.items():
-            nbytes = n * k * DTYPE.itemsize
-            copies = max(2, -int(-ROTATION // nbytes))
-            weights, x = [randn(n, k) for _ in range(copies)], randn(m, k)
-            run = partial(layer_call, fused=fused, norm_weight=randn(k), residual=randn(m, n))
-            turns = [weights[i % copies] for i in range(max(copies, 20))]
-
-            def line(label: str, us: float, name=name, model=model, nbytes=nbytes) -> None:
-                print(f"{model} {name:8} {label:34} {us:8.2f} us {nbytes / us / 1000:7.0f} GB/s")
-
-            if m == 1:
-                reference = graph_time([partial(torch.mv, weight, x[0]) for weight in turns])
-            else:
-                reference = graph_time([partial(F.linear, x, weight) for weight in turns])
-            line("torch, the product alone", reference)
-            gated = fused == "gated"
-            best: dict[bool, tuple[float, object]] = {}
-            for pdl in (False, True):
-                default = graph_time([partial(run, x, w, pdl=pdl) for w in turns])
-                line(f"default {gpu_gemv.configuration(n // (1 + gated), k, m, gated)} pdl={pdl}", default)
-                for config in configs(m, k, fused):
+                print("FAILED TO RUN", problem[:300])
+    for model in models:
+        layers, _ = LAYERS[model]
+        for m in rows:
+            shapes = layers_of(model, m)
+            sums = {"torch": 0.0, "apart": 0.0, "best": 0.0}
+            for name, (n, k, fused) in shapes.items():
+                nbytes = n * k * DTYPE.itemsize
+                copies = max(2, -int(-ROTATION // nbytes))
+                weights, x = [randn(n, k) for _ in range(copies)], randn(m, k)
+                residual = torch.zeros(m, n, device="cuda", dtype=DTYPE)
+                turns = [weights[i % copies] for i in range(max(copies, 20))]
+                products = [layer_product(x, weight, fused, randn(k), residual) for weight in turns]
+                product_alone = [partial(F.linear, x, weight) for weight in turns]
+                results = [
+                    ("torch, the product alone", graph_time(product_alone)),
+                    ("torch, the rest by our kernels", graph_time([partial(apart, p) for p in products])),
+                ]
+                tried = []
+                for variant in variants(m, k, fused):
                     try:
-                        us = graph_time([partial(run, x, w, config=config, pdl=pdl) for w in turns])
+                        us = graph_time([partial(run_variant, p, *variant) for p in products])
                     except Exception as error:
-                        print(f"{config} pdl={pdl} FAILED: {error}")
+                        print(f"{variant} FAILED: {str(error)[:200]}")
                         continue
-                    line(f"{config} pdl={pdl}", us)
-                    best[pdl] = min(best.get(pdl, (1e9, None)), (us, config))
-            for pdl, (us, config) in best.items():
-                line(f"BEST {config} pdl={pdl}", us)
-            times = 1 if name == "lm_head" else layers
-            for key, us in zip(sums, (reference, best[False][0], best[True][0], default)):
-                sums[key] += us * times / 1000
-            del weights, turns
-        print(f"{model} sum over a decode step, ms:", {key: round(ms, 3) for key, ms in sums.items()})
+                    tried.append((" ".join(map(str, variant)), us))
+                results += sorted(tried, key=lambda result: result[1])[:shown]
+                for label, us in results:
+                    rate = nbytes / us / 1000
+                    print(f"{model} M={m:<4} {name:8} {label:100} {us:8.2f} us {rate:6.0f} GB/s")
+                times = 1 if name == "lm_head" else layers
+                for key, (_, us) in zip(sums, results):
+                    sums[key] += us * times / 1000
+                del weights, turns, products, product_alone
+            print(f"{model} M={m} sum over a decode step, ms:", {k: round(ms, 3) for k, ms in sums.items()})
 
 
 class Step:
@@ -188,16 +255,15 @@ class Step:
         self.residual, self.attended = randn(m, k), randn(m, shapes["o"][1])
 
     def fused(self, pdl: bool) -> None:
-        norm_weight, residual = self.norm_weight, self.residual
+        norm, residual = NormWeight(self.norm_weight, 1e-5), self.residual
+        run = gpu_gemv.gemv if len(residual) <= gpu_gemv.MAX_ROWS else gpu_gemm.gemm
         for index in range(self.layers):
             part = self.held[index % len(self.held)]
-            gpu_gemv.norm_gemv(None, residual, norm_weight, 1e-5, part["qkv"], self.bias, pdl=pdl)
-            gpu_gemv.gemv(self.attended, part["o"], residual=residual, pdl=pdl)
-            act, _ = gpu_gemv.norm_gemv_gated(
-                None, residual, norm_weight, 1e-5, part["gate_up"], "silu", pdl=pdl
-            )
-            gpu_gemv.gemv(act, part["down"], residual=residual, pdl=pdl)
-        gpu_gemv.norm_gemv(None, residual, norm_weight, 1e-5, self.head, None, torch.float32, pdl=pdl)
+            run(Product(residual, part["qkv"], self.bias, norm=norm), pdl=pdl)
+            run(Product(self.attended, part["o"], residual=residual), pdl=pdl)
+            act = run(Product(residual, part["gate_up"], norm=norm, activation="silu"), pdl=pdl)
+            run(Product(act, part["down"], residual=residual), pdl=pdl)
+        run(Product(residual, self.head, norm=norm, out_dtype=torch.float32), pdl=pdl)
 
     def apart(self, linear: Callable[..., torch.Tensor], pdl: bool = False) -> None:
         norm_weight, branch = self.norm_weight, self.attended[:, : self.residual.shape[1]].clone()
@@ -212,17 +278,16 @@ class Step:
         linear(gpu_norm.add_rms_norm(branch, self.residual, norm_weight, 1e-5, pdl=pdl), self.head)
 
 
-def whole_steps(m: int) -> None:
-    for model in LAYERS:
+def whole_steps(rows: list[int], models: list[str]) -> None:
+    for model, m in itertools.product(models, rows):
         step = Step(model, m)
         for label, call in (
             ("torch linear, norm and activation apart", partial(step.apart, F.linear)),
-            ("gemv, norm and activation apart", partial(step.apart, gpu_gemv.gemv)),
-            ("gemv apart, pdl", partial(step.apart, partial(gpu_gemv.gemv, pdl=True), True)),
+            ("the same, norm and activation with pdl", partial(step.apart, F.linear, True)),
             ("everything fused", partial(step.fused, False)),
             ("everything fused, pdl", partial(step.fused, True)),
         ):
-            print(f"{model} step without attention, {label:40} {graph_time([call]) / 1000:8.3f} ms")
+            print(f"{model} M={m} step without attention, {label:40} {graph_time([call]) / 1000:8.3f} ms")
         del step
 
 
@@ -238,20 +303,19 @@ def report(name: str, actual, expected, tolerance: float) -> None:
 
 def correctness() -> None:
     limit = 2**-7
-    for m in (1, 3, 8):
+    for m in (1, 3, 8, 100):
         for model, (_, shapes) in LAYERS.items():
             for name, (n, k, fused) in shapes.items():
                 n = min(n, 30000)
                 x, weight = randn(m, k), randn(n, k) * k**-0.5
                 for pdl in (False, True):
+                    product = layer_product(x, weight, fused, torch.ones_like(x[0]), torch.zeros(m, n).to(x))
+                    kernel = gpu_gemv.gemv if m <= gpu_gemv.MAX_ROWS else gpu_gemm.gemm
+                    actual = kernel(product, pdl=pdl).clone()
+                    if product.residual is not None:
+                        product.residual.zero_()
                     label = f"{model} {name} M={m} pdl={pdl}"
-                    if fused == "gated":
-                        args = (None, x, torch.ones_like(x[0]), 1e-5, weight, "silu")
-                        actual = gpu_gemv.norm_gemv_gated(*args, pdl=pdl)
-                        report(label, actual, gpu_gemv.norm_gemv_gated_reference(*args), limit)
-                    else:
-                        actual = gpu_gemv.gemv(x, weight, pdl=pdl)
-                        report(label, [actual], [gpu_gemv.gemv_reference(x, weight)], limit)
+                    report(label, [actual], [product.reference()], limit)
     for tokens in (1, 300):
         x, residual, weight = randn(tokens, 4096), randn(tokens, 4096), randn(4096)
         other = residual.clone()
@@ -320,15 +384,21 @@ def rowwise() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", choices=("correct", "gemv", "step", "rows"))
+    parser.add_argument("--only", choices=("correct", "products", "step", "rows"))
     parser.add_argument("--workers", type=int, default=8, help="processes that compile kernels beforehand")
-    parser.add_argument("--rows", type=int, default=1, help="rows of x in the linear layers, 1 to 8")
+    parser.add_argument(
+        "--rows",
+        default="1",
+        help="rows of x in the linear layers: up to 8 by gemv, more by gemm; for example 1,256",
+    )
+    parser.add_argument("--models", default=",".join(LAYERS), help="whose linear layers, for example L8B")
     args = parser.parse_args()
+    rows, models = [int(each) for each in args.rows.split(",")], args.models.split(",")
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     for name, part in (
         ("correct", correctness),
-        ("gemv", partial(gemv_sweep, args.rows, args.workers)),
-        ("step", partial(whole_steps, args.rows)),
+        ("products", partial(sweep, rows, models, args.workers)),
+        ("step", partial(whole_steps, rows, models)),
         ("rows", rowwise),
     ):
         if args.only in (None, name):

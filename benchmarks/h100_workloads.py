@@ -173,10 +173,16 @@ class Prompts:
         """Small requests of every kind, so that kernels are compiled and decode steps recorded.
 
         Alone and a few, many at once that end one after the other (every batch size in between), prefixes
-        shared by groups of several sizes, and a prompt of more than one chunk.
+        shared by groups of several sizes, and a prompt of several chunks.
         """
         ids = np.random.default_rng(9000)
-        for count, length, longest in ((1, 128, 16), (3, 32, 4), (256, 32, 16), (1000, 16, 72), (1, 9000, 2)):
+        for count, length, longest in (
+            (1, 128, 16),
+            (3, 32, 4),
+            (256, 32, 16),
+            (1000, 16, 72),
+            (1, 33000, 2),
+        ):
             prompts = [self._ids(ids, self._cut(length)) for _ in range(self._cut(count))]
             yield Requests(prompts, [max(1, longest * (i + 1) // len(prompts)) for i in range(len(prompts))])
         for groups, size in ((1, 8), (2, 32), (8, 32), (32, 32)):

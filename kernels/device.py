@@ -17,7 +17,7 @@ import torch
 @functools.cache
 def has_pdl(device: torch.device) -> bool:
     """Whether a kernel can start before the one ahead ends: programmatic dependent launch, Hopper on."""
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 class StreamPool:

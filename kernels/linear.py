@@ -3,7 +3,7 @@
 Who multiplies is settled when a weight is packed:
 
 ========================  ==========================================================================
-on a GPU                  cuBLAS; up to ``GEMV_ROWS`` rows of x our own kernel (``gpu/gemv.py``)
+on a GPU                  cuBLAS; our own kernels where x has few rows (``gpu/linear.py``)
 fp32 on the CPU           torch (MKL), rows as they are
 bf16, oneDNN knows it     torch (oneDNN with AVX-512 or AMX), rows as they are
 bf16, C extension built   our own kernel (``csrc/gemm.c``), rows interleaved in panels
@@ -27,17 +27,13 @@ from .activation import gated_activation
 from .device import has_pdl
 from .embedding import embed
 from .native import ELEMENT_TYPES, load
-from .norm import rms_norm
+from .norm import NormWeight, rms_norm
 
 _C = load()
 _ONEDNN_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # With fewer rows, torch's own bf16 product is faster than widening the weight.
 _MIN_ROWS_TO_WIDEN = 4
-# Up to so many rows of x a product on the GPU is one reading of the weight, which our kernel does faster.
-GEMV_ROWS = 4
-# Every program of a fused norm computes it anew, which costs more than a launch on rows wider than this.
-_FUSED_NORM_WIDTH = 2048
 # Rows of a weight that are widened to fp32 at a time.
 _WIDEN_ROWS = 1024
 
@@ -142,8 +138,15 @@ def linear(
     weight: PackedWeight,
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    *,
+    norm: NormWeight | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """Return ``x @ weight.T + bias``: x ``[T, K]``, bias ``[N]``, result ``[T, N]``.
+
+    With a ``norm`` x is normalised first; with one of ``ACTIVATIONS`` the weight is gate | up ``[2I, K]`` and
+    the result ``act(gate) * up`` ``[T, I]``. Both are one kernel with the product where that is faster, and
+    then nothing is rounded between.
 
     The result has ``out_dtype``, by default the dtype of x. Sums are fp32. The C kernel takes x and bias
     in fp32 or bf16 and rounds once, to ``out_dtype``; where torch multiplies, x and bias share the dtype
@@ -155,16 +158,14 @@ def linear(
             f"A weight of shape {(n, k)} takes x [T, {k}] and bias [{n}], got x {tuple(x.shape)} "
             f"and bias {None if bias is None else tuple(bias.shape)}."
         )
-    if weight.panel:
-        return _linear_panels(x, weight, bias, x.dtype if out_dtype is None else out_dtype)
-    if is_few(x):
-        return _gemv().gemv(x, weight.unpack(), bias, out_dtype, pdl=has_pdl(x.device))
-    if x.is_cuda and out_dtype is torch.float32 and x.dtype is not torch.float32 and bias is None:
-        return torch.mm(x, weight.unpack().t(), out_dtype=torch.float32)
-    if not _ONEDNN_BF16 and x.dtype is torch.bfloat16 and x.is_cpu and len(x) >= _MIN_ROWS_TO_WIDEN:
-        return linear_reference(x, weight, bias, out_dtype)
-    out = F.linear(x, weight.unpack(), bias)
-    return out if out_dtype is None else out.to(out_dtype)
+    if x.is_cuda:
+        result = _run_product(x, weight, bias, out_dtype=out_dtype, norm=norm, activation=activation)
+        if result is not None:
+            return result
+    if norm is not None:
+        x = rms_norm(x, *norm)
+    result = _multiply(x, weight, bias, out_dtype)
+    return result if activation is None else gated_activation(result, activation)
 
 
 def linear_add(
@@ -177,67 +178,41 @@ def linear_add(
     """
     if not x.is_cuda:
         return linear(x, weight, bias)
-    if bias is not None:
-        residual += linear(x, weight, bias)
-    elif is_few(x):
-        _gemv().gemv(x, weight.unpack(), residual=residual, pdl=has_pdl(x.device))
-    else:
-        residual.addmm_(x, weight.unpack().t())
+    if _run_product(x, weight, bias, residual=residual) is None:
+        if bias is None:
+            residual.addmm_(x, weight.unpack().t())
+        else:
+            residual += linear(x, weight, bias)
     return None
 
 
-def gated_linear(
-    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, activation: str
+def _multiply(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, out_dtype: torch.dtype | None
 ) -> torch.Tensor:
-    """Return ``act(gate) * up`` ``[T, I]`` for a weight gate | up ``[2I, K]`` and one of ``ACTIVATIONS``."""
-    if is_few(x):
-        return _gemv().gemv_gated(x, weight.unpack(), activation, bias, pdl=has_pdl(x.device))
-    return gated_activation(linear(x, weight, bias), activation)
+    """The product alone, by the C kernel or torch."""
+    if weight.panel:
+        return _linear_panels(x, weight, bias, x.dtype if out_dtype is None else out_dtype)
+    if x.is_cuda and out_dtype is torch.float32 and x.dtype is not torch.float32 and bias is None:
+        return torch.mm(x, weight.unpack().t(), out_dtype=torch.float32)
+    if not _ONEDNN_BF16 and x.dtype is torch.bfloat16 and x.is_cpu and len(x) >= _MIN_ROWS_TO_WIDEN:
+        return linear_reference(x, weight, bias, out_dtype)
+    out = F.linear(x, weight.unpack(), bias)
+    return out if out_dtype is None else out.to(out_dtype)
 
 
-def norm_linear(
-    residual: torch.Tensor,
-    norm_weight: torch.Tensor,
-    eps: float,
-    weight: PackedWeight,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return ``linear(rms_norm(residual))``, in one kernel where that is faster.
-
-    Then the normalised rows are not rounded before they are multiplied.
-    """
-    if is_few(residual) and residual.shape[1] <= _FUSED_NORM_WIDTH:
-        pdl = has_pdl(residual.device)
-        return _gemv().norm_gemv(None, residual, norm_weight, eps, weight.unpack(), bias, pdl=pdl)[0]
-    return linear(rms_norm(residual, norm_weight, eps), weight, bias)
-
-
-def norm_gated_linear(
-    residual: torch.Tensor,
-    norm_weight: torch.Tensor,
-    eps: float,
-    weight: PackedWeight,
-    bias: torch.Tensor | None,
-    activation: str,
-) -> torch.Tensor:
-    """Return ``gated_linear(rms_norm(residual))``, as :func:`norm_linear`."""
-    if is_few(residual) and residual.shape[1] <= _FUSED_NORM_WIDTH:
-        pdl = has_pdl(residual.device)
-        gemv = _gemv().norm_gemv_gated
-        return gemv(None, residual, norm_weight, eps, weight.unpack(), activation, bias, pdl=pdl)[0]
-    return gated_linear(rms_norm(residual, norm_weight, eps), weight, bias, activation)
-
-
-def is_few(x: torch.Tensor) -> bool:
-    """Whether x ``[T, K]`` is so few rows, on a GPU, that its products are a reading of the weights."""
-    return x.is_cuda and x.shape[0] <= GEMV_ROWS
+def _run_product(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, **around: object
+) -> torch.Tensor | None:
+    """A product on the GPU by one of our kernels, with what is around it; None where cuBLAS is faster."""
+    gpu = _gpu()
+    return gpu.run(gpu.Product(x, weight.unpack(), bias, **around), pdl=has_pdl(x.device))
 
 
 @functools.cache
-def _gemv() -> ModuleType:
-    from .gpu import gemv
+def _gpu() -> ModuleType:
+    from .gpu import linear
 
-    return gemv
+    return linear
 
 
 def _linear_panels(

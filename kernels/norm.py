@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,13 @@ from .device import has_pdl
 from .native import element_type, load
 
 _C = load()
+
+
+class NormWeight(NamedTuple):
+    """A norm still to be applied: what :func:`rms_norm` takes beside x."""
+
+    weight: torch.Tensor  # [H]
+    eps: float
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

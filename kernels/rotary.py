@@ -41,7 +41,7 @@ def rotary_and_store(
         return _gpu().rotary_and_store(
             qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads, pdl=pdl
         )
-    tokens, num_kv_heads, head_dim, rotary_dim = _check(
+    tokens, num_kv_heads, head_dim, rotary_dim = check_rotary(
         qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads
     )
     kind = None if _C is None else element_type(qkv, k_cache, v_cache)
@@ -105,7 +105,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat((rotated.to(x.dtype), x[..., 2 * half :]), dim=-1)
 
 
-def _check(
+def check_rotary(
     qkv: torch.Tensor,
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
@@ -113,8 +113,9 @@ def _check(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     num_q_heads: int,
+    index_dtypes: tuple[torch.dtype, ...] = (torch.int64,),
 ) -> tuple[int, int, int, int]:
-    """Return (T, Hkv, D, rotary_dim) or raise ValueError; the C kernel trusts what passed here."""
+    """Return (T, Hkv, D, rotary_dim) or raise ValueError; the kernels trust what passed here."""
     tokens, width = qkv.shape
     cache_shape = k_cache.shape
     num_kv_heads, head_dim = cache_shape[2:]
@@ -128,9 +129,10 @@ def _check(
         raise ValueError(
             f"cos_sin is {list(cos_sin.shape)} {cos_sin.dtype}; it must be fp32, of even width <= {head_dim}."
         )
-    if positions.dtype is not torch.int64 or kv_slots.dtype is not torch.int64:
+    if positions.dtype not in index_dtypes or kv_slots.dtype not in index_dtypes:
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in index_dtypes)
         raise ValueError(
-            f"positions and kv_slots are {positions.dtype}, {kv_slots.dtype}; both must be int64."
+            f"positions and kv_slots are {positions.dtype}, {kv_slots.dtype}; both must be {allowed}."
         )
     if positions.numel() != tokens or kv_slots.numel() != tokens:
         raise ValueError(

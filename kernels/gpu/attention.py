@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..device import has_pdl
 from .decode_attention import decode_attention
 from .long_prefill import LongRow, attend_long
 from .merge_states import empty_partials
@@ -126,6 +127,7 @@ class TritonAttentionPlan:
             decode_attention(
                 q, *caches, rows.kv_lens,
                 num_splits=rows.num_splits, scale=scale, window=window, soft_cap=soft_cap, out=out,
+                pdl=has_pdl(q.device),
             )  # fmt: skip
             return
         own = rows.num_splits if rows.num_splits > 1 else 0  # a single part needs no room
@@ -137,5 +139,5 @@ class TritonAttentionPlan:
         decode_attention(
             q, *caches, rows.kv_lens,
             num_splits=rows.num_splits, scale=scale, soft_cap=soft_cap, kv_starts=shared.starts,
-            partials=partials, first_split=shared.num_splits, out=out,
+            partials=partials, first_split=shared.num_splits, out=out, pdl=has_pdl(q.device),
         )  # fmt: skip

@@ -46,6 +46,7 @@ def decode_attention(
     block_n: int | None = None,
     num_warps: int = 4,
     num_stages: int = 3,
+    pdl: bool = False,
 ) -> torch.Tensor:
     """Return ``softmax(scale * q k^T) v`` ``[B, Hq, D]`` of the rows' last tokens q ``[B, Hq, D]``.
 
@@ -56,8 +57,10 @@ def decode_attention(
     With ``first_split`` of n above 0 the first n entries of ``partials`` hold attention over the keys before
     ``kv_starts`` (from ``prefix_attention``); they are merged into the result for rows whose start is not 0.
     ``num_splits`` > 1 needs partials of ``first_split + num_splits`` parts, made here if they are None.
-    A window of w sees the last w keys; it goes with no shared prefix. Raises ValueError for arguments that
-    do not fit together. ``block_n``, ``num_warps`` and ``num_stages`` tune; results differ by rounding only.
+    A window of w sees the last w keys; it goes with no shared prefix. With ``pdl`` the launch may begin
+    before the kernel ahead of it has ended, which must not write pages, slots, kv_lens or kv_starts.
+    ``block_n``, ``num_warps`` and ``num_stages`` tune; results differ by rounding only. Raises ValueError for
+    arguments that do not fit together.
     """
     rows, num_q_heads, head_dim = q.shape
     group = check_caches(q, k_cache, v_cache, pages, scale)
@@ -114,11 +117,15 @@ def decode_attention(
         HAS_PREFIX=first_split > 0,
         SPLIT=num_splits > 1,
         DOT=dot_type(q),
+        PDL=pdl,
         num_warps=num_warps,
         num_stages=num_stages,
+        **({"launch_pdl": True} if pdl else {}),
     )
     if num_splits > 1:
-        merge_states(partials, out, num_splits=num_splits, kv_starts=kv_starts, first_split=first_split)
+        merge_states(
+            partials, out, num_splits=num_splits, kv_starts=kv_starts, first_split=first_split, pdl=pdl
+        )
     return out
 
 
@@ -159,6 +166,7 @@ def _decode_kernel(
     HAS_PREFIX: tl.constexpr,
     SPLIT: tl.constexpr,
     DOT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     kv_head = tl.program_id(0)  # fastest: the heads of a token lie side by side in a page
     row = tl.program_id(1).to(tl.int64)
@@ -172,6 +180,9 @@ def _decode_kernel(
     if WINDOW > 0:
         low = tl.maximum(low, high - WINDOW)
 
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     members = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     heads = kv_head * GROUP + members

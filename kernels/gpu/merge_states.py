@@ -50,11 +50,13 @@ def merge_states(
     kv_starts: torch.Tensor | None = None,
     first_split: int = 0,
     num_warps: int = 4,
+    pdl: bool = False,
 ) -> torch.Tensor:
     """Write the merged parts ``[0, first_split + num_splits)`` of each row to out ``[B, Hq, D]``; return it.
 
     Where ``kv_starts`` ``[B]`` int32 is 0 the parts before ``first_split`` are ignored: nothing wrote them.
-    Rows without any key become zeros. Raises ValueError if the shapes do not fit.
+    Rows without any key become zeros. With ``pdl`` the launch may begin before the kernel ahead of it has
+    ended, which must not write kv_starts. Raises ValueError if the shapes do not fit.
     """
     rows, num_q_heads, head_dim = out.shape
     check_partials(partials, rows, num_q_heads, head_dim, first_split + num_splits)
@@ -74,7 +76,9 @@ def merge_states(
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_S=max(32, triton.next_power_of_2(first_split + num_splits)),  # one variant to compile
+        PDL=pdl,
         num_warps=num_warps,
+        **({"launch_pdl": True} if pdl else {}),
     )
     return out
 
@@ -117,6 +121,7 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -126,6 +131,9 @@ def _merge_kernel(
     begin = 0
     if HAS_STARTS:
         begin = tl.where(tl.load(kv_starts + row) > 0, 0, first)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     used = (splits >= begin) & (splits < end)
     lse = tl.load(lses + base + splits, mask=used, other=float("-inf"))
     seen = lse > float("-inf")

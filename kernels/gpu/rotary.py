@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..rotary import check_rotary
+
 
 def rotary_and_store(
     qkv: torch.Tensor,
@@ -34,11 +36,20 @@ def rotary_and_store(
     positions and locations are trusted to lie inside their tables. Tokens that share a location (padding)
     leave there what any of them wrote.
     """
-    tokens, num_kv_heads, head_dim, rotary_dim = _check(
-        qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads, out
+    tokens, num_kv_heads, head_dim, rotary_dim = check_rotary(
+        qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads, (torch.int32, torch.int64)
     )
+    if not qkv.dtype == k_cache.dtype == v_cache.dtype:
+        raise ValueError(
+            f"qkv is {qkv.dtype}, the caches {k_cache.dtype} and {v_cache.dtype}; use one dtype."
+        )
+    shape = (tokens, num_q_heads, head_dim)
     if out is None:
-        out = torch.empty((tokens, num_q_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+        out = torch.empty(shape, dtype=qkv.dtype, device=qkv.device)
+    elif out.shape != shape or out.dtype is not qkv.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"out is {list(out.shape)} {out.dtype}; it must be {list(shape)} {qkv.dtype}, contiguous."
+        )
     if not tokens:
         return out
     if qkv.stride(1) != 1:
@@ -70,52 +81,6 @@ def rotary_and_store(
         **({"launch_pdl": True} if pdl else {}),
     )
     return out
-
-
-def _check(
-    qkv: torch.Tensor,
-    cos_sin: torch.Tensor,
-    positions: torch.Tensor,
-    kv_slots: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    num_q_heads: int,
-    out: torch.Tensor | None,
-) -> tuple[int, int, int, int]:
-    """Return (T, Hkv, D, rotary_dim) or raise ValueError."""
-    tokens, width = qkv.shape
-    num_kv_heads, head_dim = k_cache.shape[2:]
-    rotary_dim = cos_sin.shape[1]
-    if width != (num_q_heads + 2 * num_kv_heads) * head_dim or v_cache.shape != k_cache.shape:
-        raise ValueError(
-            f"qkv {list(qkv.shape)} with {num_q_heads} q heads does not fit the caches"
-            f" {list(k_cache.shape)} and {list(v_cache.shape)} [num_pages, page_size, Hkv, D]."
-        )
-    if not qkv.dtype == k_cache.dtype == v_cache.dtype:
-        raise ValueError(
-            f"qkv is {qkv.dtype}, the caches {k_cache.dtype} and {v_cache.dtype}; use one dtype."
-        )
-    if rotary_dim % 2 or rotary_dim > head_dim or cos_sin.dtype is not torch.float32:
-        raise ValueError(
-            f"cos_sin is {list(cos_sin.shape)} {cos_sin.dtype}; it must be fp32, of even width <= {head_dim}."
-        )
-    integers = (torch.int32, torch.int64)
-    if positions.dtype not in integers or kv_slots.dtype not in integers:
-        raise ValueError(
-            f"positions and kv_slots are {positions.dtype}, {kv_slots.dtype}; both must be int32 or int64."
-        )
-    if positions.numel() != tokens or kv_slots.numel() != tokens:
-        raise ValueError(
-            f"{positions.numel()} positions and {kv_slots.numel()} kv_slots for {tokens} tokens."
-        )
-    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError("The K and V caches are written in place and must be contiguous.")
-    shape = (tokens, num_q_heads, head_dim)
-    if out is not None and (out.shape != shape or out.dtype is not qkv.dtype or not out.is_contiguous()):
-        raise ValueError(
-            f"out is {list(out.shape)} {out.dtype}; it must be {list(shape)} {qkv.dtype}, contiguous."
-        )
-    return tokens, num_kv_heads, head_dim, rotary_dim
 
 
 @triton.jit

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...kernels.linear import gated_linear, linear, linear_add, norm_gated_linear, norm_linear
+from ...kernels.linear import linear, linear_add
+from ...kernels.norm import NormWeight
 from .norm import Normed
 from .storage import DenseStorage, NamedSlots, PackedStorage, WeightSlot
 
@@ -46,22 +47,21 @@ class Linear:
 
     def forward(self, x: Tensor | Normed, out_dtype: torch.dtype | None = None) -> Tensor:
         """Multiply x ``[T, K]`` -> ``[T, N]`` in ``out_dtype`` (default: that of x)."""
-        if isinstance(x, Normed):
-            if out_dtype is None:
-                return norm_linear(x.residual, x.norm.weight.data, x.norm.eps, self.weight.packed, self._bias)
-            x = x.compute()
-        return linear(x, self.weight.packed, self._bias, out_dtype)
+        return self._multiply(x, out_dtype, None)
 
     def forward_gated(self, x: Tensor | Normed, activation: str) -> Tensor:
         """``act(gate) * up`` ``[T, N / 2]`` for rows gate | up; activations as in ``kernels.activation``."""
-        weight, bias = self.weight.packed, self._bias
-        if isinstance(x, Normed):
-            return norm_gated_linear(x.residual, x.norm.weight.data, x.norm.eps, weight, bias, activation)
-        return gated_linear(x, weight, bias, activation)
+        return self._multiply(x, None, activation)
 
     def forward_add(self, x: Tensor, residual: Tensor) -> Tensor | None:
         """Add the product ``[T, N]`` to ``residual`` in place and return None, or return it to be added."""
         return linear_add(x, self.weight.packed, self._bias, residual)
+
+    def _multiply(self, x: Tensor | Normed, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
+        norm = None
+        if isinstance(x, Normed):
+            x, norm = x.residual, NormWeight(x.norm.weight.data, x.norm.eps)
+        return linear(x, self.weight.packed, self._bias, out_dtype, norm=norm, activation=activation)
 
     @property
     def _bias(self) -> Tensor | None:

@@ -38,7 +38,3 @@ class Normed(NamedTuple):
 
     residual: Tensor
     norm: RMSNorm
-
-    def compute(self) -> Tensor:
-        """Normalise now."""
-        return self.norm.forward(self.residual)

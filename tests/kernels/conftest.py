@@ -16,6 +16,12 @@ from rootlet.kernels.attention import PagedAttentionPlan
 MODULES = (activation, attention, embedding, norm, rotary)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random tensors every time: a tolerance holds or does not."""
+    torch.manual_seed(0)
+
+
 def generic_build() -> ModuleType | None:
     """The build for any CPU of this kind, which differs from the best one in vector width and rounding."""
     try:

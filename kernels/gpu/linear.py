@@ -1,0 +1,30 @@
+"""Which of our kernels takes a matrix product on the GPU, if any."""
+
+from __future__ import annotations
+
+import torch
+
+from .gemm import gemm, gemm_config
+from .gemv import gemv
+from .norm import rms_norm
+from .products import Product
+
+GEMV_ROWS = 4
+"""Up to so many rows of x a product is one reading of the weight."""
+
+_FUSED_NORM_WIDTH = 2048
+"""Every program of gemv computes a fused norm anew; on wider rows that costs more than a launch."""
+
+
+def run(product: Product, *, pdl: bool) -> torch.Tensor | None:
+    """Return the product, or None where cuBLAS is faster."""
+    (m, k), n = product.x.shape, product.size
+    config = None
+    if m > GEMV_ROWS:
+        plain = product.x.dtype.itemsize > 2 or product.out_dtype is not None
+        config = None if plain else gemm_config(m, n, k, gated=bool(product.kind))
+        if config is None:
+            return None
+    if product.norm is not None and (config is not None or k > _FUSED_NORM_WIDTH):
+        product = product._replace(x=rms_norm(product.x, *product.norm, pdl=pdl), norm=None)
+    return gemv(product, pdl=pdl) if config is None else gemm(product, config=config, pdl=pdl)
