@@ -17,9 +17,11 @@ from . import errors
 from .errors import RootletError
 
 if TYPE_CHECKING:
+    from .engine.embedding import EmbeddingOutput
     from .engine.engine import Engine
     from .engine.jobs import run_jobs
     from .engine.outputs import RequestOutput
+    from .engine.streams import async_stream_and_merge, stream_and_merge
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
     from .sampling.params import SamplingParams
@@ -28,22 +30,28 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CustomLogitProcessor",
+    "EmbeddingOutput",
     "Engine",
     "RequestOutput",
     "RootletError",
     "SamplingParams",
     "__version__",
+    "async_stream_and_merge",
     "errors",
     "register_model",
     "run_jobs",
+    "stream_and_merge",
 ]
 
 # name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
 _LAZY = {
     "CustomLogitProcessor": ".sampling.custom",
+    "EmbeddingOutput": ".engine.embedding",
     "Engine": ".engine.engine",
     "RequestOutput": ".engine.outputs",
     "SamplingParams": ".sampling.params",
+    "async_stream_and_merge": ".engine.streams",
+    "stream_and_merge": ".engine.streams",
     "register_model": ".models.registry",
     "run_jobs": ".engine.jobs",
 }

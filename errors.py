@@ -74,6 +74,10 @@ class NumericalError(RootletError, ArithmeticError):
     """A request's logits leave no token to choose: they are NaN, or all of them -inf."""
 
 
+class ProfileError(RootletError, RuntimeError):
+    """A profile is started twice, or stopped before it was started."""
+
+
 class OutOfPagesError(RootletError, MemoryError):
     """The page pool has fewer free pages than asked for."""
 

@@ -129,6 +129,7 @@ class StepResult:
     ``token_ids``: one per sampling row. ``logprobs``: per sampling row, or None where not asked.
     ``prompt_scores``: request -> scored prompt tokens, for rows with ``score``.
     ``hidden_states``: (request, tensor [n, H]) for requests that collect them.
+    ``embeddings``: per sampling row, in an engine that embeds; its tokens mean nothing.
     ``failures``: sampling row -> the error that ends its request; its token means nothing.
     """
 
@@ -136,4 +137,5 @@ class StepResult:
     logprobs: list[object | None] | None = None  # TokenLogprob per sampling row
     prompt_scores: dict[int, list[object]] | None = None  # row index -> TokenLogprobs
     hidden_states: Sequence[tuple[Request, object]] = ()
+    embeddings: list[list[float]] | None = None
     failures: Mapping[int, Exception] = field(default_factory=dict)

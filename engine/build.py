@@ -21,17 +21,21 @@ from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
+from ..models.layers.decoder import Output
 from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer
 from ..sampling.sampler import Sampler
 from .config import EngineConfig
 from .core import EngineCore
 from .detokenizer import Detokenizer
+from .embedding import build_embedding
 from .inputs import Limits
+from .outputs import build_output
 from .policies import make_policy
 from .progress_bar import ProgressBar
 from .runner import ModelRunner
 from .scheduler import Scheduler
+from .stats import StatsLine
 from .step_inputs import TorchInputs
 
 logger = logging.getLogger("rootlet.engine")
@@ -63,6 +67,8 @@ class Resolved:
     eos_token_ids: tuple[int, ...]
     kernels: str
     attention_backend: str
+    embeds: bool  # what requests want: embeddings or scores, not tokens
+    has_labels: bool  # the embeddings are scores
 
     @property
     def pool_tokens(self) -> int:
@@ -101,10 +107,12 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     core = EngineCore(
         _scheduler(config, resolved),
         runner,
-        detokenizer=None if tokenizer is None else Detokenizer(tokenizer),
+        detokenizer=None if tokenizer is None or resolved.embeds else Detokenizer(tokenizer),
         overlap=resolved.overlap,
         stream_interval=config.stream_interval,
         token_text=None if tokenizer is None else _token_text(tokenizer),
+        build_output=build_embedding if resolved.embeds else build_output,
+        after_step=None if config.decode_log_interval is None else StatsLine(config.decode_log_interval),
     )
 
     def release() -> None:
@@ -113,7 +121,9 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         kv.close()
         give_back_memory(device)  # nobody but the runner held the model
 
-    limits = Limits(loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens)
+    limits = Limits(
+        loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens, loaded.config.hidden_size
+    )
     return Parts(core, tokenizer, limits, resolved, release)
 
 
@@ -122,7 +132,8 @@ def _runner(
 ) -> ModelRunner:
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
     if resolved.attention_backend == "torch":
-        return ModelRunner(loaded.model, kv, tables, sampler, TorchInputs(tables, resolved.page_size))
+        inputs = TorchInputs(tables, resolved.page_size)
+        return ModelRunner(loaded.model, kv, tables, sampler, inputs, embeds=resolved.embeds)
     from .decode_graphs import DecodeGraphs  # loads Triton
     from .gpu_inputs import TritonInputs
 
@@ -133,10 +144,10 @@ def _runner(
         share_prefixes=not config.disable_shared_prefix_attention,
     )
     graphs = None
-    if not config.disable_cuda_graph:
+    if not config.disable_cuda_graph and not resolved.embeds:  # which never decodes
         limit = config.cuda_graph_max_bs or resolved.max_running_requests
         graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_running_requests))
-    return ModelRunner(loaded.model, kv, tables, sampler, inputs, graphs)
+    return ModelRunner(loaded.model, kv, tables, sampler, inputs, graphs, embeds=resolved.embeds)
 
 
 def _attention_backend(config: EngineConfig, on_gpu: bool) -> str:
@@ -233,7 +244,23 @@ def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, to
         eos_token_ids=_eos_token_ids(loaded, tokenizer),
         kernels="triton" if on_gpu else describe_kernels(),
         attention_backend=_attention_backend(config, on_gpu),
+        embeds=_embeds(config, loaded.model),
+        has_labels=_output(loaded.model) is Output.SCORES,
     )
+
+
+def _output(model: Any) -> Output:
+    """What the model computes; classes of users' own generate unless they say otherwise."""
+    return getattr(model, "output", Output.LOGITS)
+
+
+def _embeds(config: EngineConfig, model: Any) -> bool:
+    embeds = config.is_embedding or _output(model) is not Output.LOGITS
+    if embeds and not callable(getattr(model, "compute_embeddings", None)):
+        raise ConfigError(
+            f"is_embedding=True needs a method compute_embeddings, and {type(model).__name__} has none."
+        )
+    return embeds
 
 
 def _rehearse(
@@ -252,7 +279,15 @@ def _rehearse(
 
     loaded.model.set_context_length(context)
     prefill = min(context, config.max_prefill_tokens, config.max_prefill_tokens if chunk == -1 else chunk)
-    return rehearse(loaded.model, device, context, page_size, num_prefill_tokens=prefill, num_decodes=running)
+    return rehearse(
+        loaded.model,
+        device,
+        context,
+        page_size,
+        num_prefill_tokens=prefill,
+        num_decodes=running,
+        embeds=_embeds(config, loaded.model),
+    )
 
 
 def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -43,7 +43,13 @@ class EngineConfig:
     load_format: str = _option("auto", "weight files to read; 'dummy' needs only config.json", _LOAD_FORMATS)
     trust_remote_code: bool = _option(False, "allow tokenizer code from the model repository to run")
     dtype: str = _option("auto", "data type of weights and activations; 'auto' follows the model", _DTYPES)
+    is_embedding: bool = _option(
+        False, "compute embeddings (encode) instead of text; models without a language head always do"
+    )
     context_length: int | None = _option(None, "tokens of a request, prompt and output; default: the model's")
+    allow_auto_truncate: bool = _option(
+        False, "cut prompts that are too long to their first tokens, with a warning, instead of refusing them"
+    )
     device: str = _option("auto", "'cpu', 'cuda' or 'cuda:1'; 'auto' takes a GPU when there is one")
     revision: str | None = _option(None, "branch, tag or commit of the hub repository")
     download_dir: str | None = _option(None, "where hub files are kept; default: the hub cache")
@@ -85,6 +91,9 @@ class EngineConfig:
     )
     step_by_hand: bool = _option(False, "no thread of its own: the engine moves only when you call step()")
     stream_interval: int = _option(1, "tokens between two chunks of a stream")
+    decode_log_interval: int | None = _option(
+        None, "steps between two lines of statistics in the log 'rootlet.engine' (INFO); default: none"
+    )
     random_seed: int | None = _option(None, "makes unseeded sampling repeatable; default: drawn afresh")
 
     def __post_init__(self) -> None:
@@ -97,7 +106,13 @@ class EngineConfig:
                 )
         for name in ("context_length", "max_total_tokens", "kv_cache_bytes", "max_running_requests"):
             self._require_positive(name)
-        for name in ("page_size", "max_prefill_tokens", "stream_interval", "cuda_graph_max_bs"):
+        for name in (
+            "page_size",
+            "max_prefill_tokens",
+            "stream_interval",
+            "cuda_graph_max_bs",
+            "decode_log_interval",
+        ):
             self._require_positive(name)
         if self.chunked_prefill_size is not None and self.chunked_prefill_size != -1:
             self._require_positive("chunked_prefill_size", "or -1 to compute prompts whole")

@@ -20,6 +20,7 @@ from .request import FinishReason, Request
 if TYPE_CHECKING:
     from .batch import Batch, StepResult
     from .detokenizer import Detokenizer, TextStream
+    from .embedding import EmbeddingOutput
     from .inputs import Submission
     from .scheduler import Scheduler
 
@@ -67,6 +68,8 @@ class EngineCore:
         overlap: commit each step after launching the next.
         stream_interval: tokens between two snapshots of a stream.
         token_text: text of one token id, for log-probabilities with text.
+        build_output: what a request looks like to its caller.
+        after_step: called after every step that ran something, to watch.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class EngineCore:
         overlap: bool = False,
         stream_interval: int = 1,
         token_text: Callable[[int], str] | None = None,
+        build_output: Callable[..., RequestOutput | EmbeddingOutput] = build_output,
+        after_step: Callable[[EngineCore], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -86,6 +91,8 @@ class EngineCore:
         self._overlap = overlap
         self._stream_interval = stream_interval
         self._token_text = token_text
+        self._build_output = build_output
+        self._after_step = after_step
         self._in_flight: Launched | None = None
         self._tracked: dict[str, _Tracked] = {}
 
@@ -132,6 +139,8 @@ class EngineCore:
             launched, self._in_flight = self._in_flight, launched
         if launched is not None:
             self._commit(launched)
+        if self._after_step is not None and batch is not None:
+            self._after_step(self)
         return self.has_work
 
     def drain(self) -> None:
@@ -192,7 +201,7 @@ class EngineCore:
         )
 
     def _snapshot(self, tracked: _Tracked, text: str | None) -> RequestOutput:
-        return build_output(
+        return self._build_output(
             tracked.submission.request,
             text,
             token_text=self._token_text if tracked.submission.with_token_text else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 from ..errors import EngineClosedError, InvalidRequestError
@@ -10,9 +11,11 @@ from . import progress_bar, streams
 from .build_thread import build_on_thread
 from .config import EngineConfig
 from .core import EngineCore
+from .embedding import EmbeddingOutput
 from .handle import RequestHandle
 from .inputs import GenerateArgs, RequestFactory, Submission
 from .loop import EngineLoop
+from .profiling import Profile
 from .scoring import SCORING_PARAMS, ScoreOutput, ScorePlan
 from .sessions import Sessions
 from .stats import EngineStats, collect
@@ -56,8 +59,11 @@ class Engine:
             self.config.random_seed,
             hidden_states=self.config.return_hidden_states,
             sessions=self._sessions,
+            embeds=parts.resolved.embeds,
+            auto_truncate=self.config.allow_auto_truncate,
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
+        self._profile = Profile()
         self._pump = self._loop.step if self.config.step_by_hand else None
         # The loop refers to the core and never to this object, so this runs when the last reference goes. It
         # runs at interpreter exit as well: a thread stopped in the middle of a step would abort the process.
@@ -80,12 +86,13 @@ class Engine:
         custom_logit_processor: Any = None,
         return_hidden_states: bool | list[bool] | None = None,
         session_params: dict[str, Any] | list[dict[str, Any]] | None = None,
+        input_embeds: Any = None,
         progress: bool = False,
     ) -> Any:
         """Generate from one prompt or many and wait for all of them.
 
         Args:
-            prompt: a text or a list of texts. Exactly one of ``prompt`` and ``input_ids``.
+            prompt: a text or a list of texts. Exactly one of ``prompt``, ``input_ids`` and ``input_embeds``.
             sampling_params: dict or SamplingParams for all prompts, or a list with one per prompt.
             input_ids: token ids of one prompt, or a list of those.
             return_logprob: also return log-probabilities of output (and input) tokens.
@@ -102,6 +109,8 @@ class Engine:
                 the engine's option of that name.
             session_params: continue a session of :meth:`open_session`: a dict with ``id`` and, as needed,
                 ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.sessions.SessionParams`).
+            input_embeds: the prompt as vectors ``[tokens, hidden_size]`` (tensor, array or lists) that stand
+                in place of the embeddings of tokens, or a list of such prompts.
             progress: show a bar that counts finished requests; not with ``stream``.
 
         Returns: a :class:`~rootlet.RequestOutput`, or a list in order (``index = prompt * n + sample``)
@@ -113,20 +122,9 @@ class Engine:
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
-            session_params,
+            session_params, input_embeds,
         )  # fmt: skip
-        _check_progress(progress, stream)
-        handles, is_batch = self._submit(args)
-        if stream:
-            return streams.iterate(handles, self._pump)
-        try:
-            if progress:
-                progress_bar.watch(handles, self._pump)
-            results = [handle.result() for handle in handles]
-        finally:  # Ctrl-C, or one of several failed: nobody waits for the others any more
-            for handle in handles:
-                handle.abort()
-        return results if is_batch else results[0]
+        return self._run(args, progress)
 
     async def async_generate(
         self,
@@ -143,6 +141,7 @@ class Engine:
         custom_logit_processor: Any = None,
         return_hidden_states: bool | list[bool] | None = None,
         session_params: dict[str, Any] | list[dict[str, Any]] | None = None,
+        input_embeds: Any = None,
         progress: bool = False,
     ) -> Any:
         """:meth:`generate` for a running event loop, which is never blocked by the model.
@@ -153,20 +152,9 @@ class Engine:
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
-            session_params,
+            session_params, input_embeds,
         )  # fmt: skip
-        _check_progress(progress, stream)
-        handles, is_batch = self._submit(args)
-        if stream:
-            return streams.iterate_async(handles)
-        try:
-            if progress:
-                await progress_bar.watch_async(handles)
-            results = [await handle for handle in handles]
-        finally:
-            for handle in handles:
-                handle.abort()
-        return results if is_batch else results[0]
+        return await self._run_async(args, progress)
 
     def submit(
         self,
@@ -183,6 +171,7 @@ class Engine:
         custom_logit_processor: Any = None,
         return_hidden_states: bool | None = None,
         session_params: dict[str, Any] | None = None,
+        input_embeds: Any = None,
     ) -> RequestHandle:
         """Start one request and return at once with its handle.
 
@@ -192,7 +181,7 @@ class Engine:
         args = GenerateArgs(
             prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
-            session_params,
+            session_params, input_embeds,
         )  # fmt: skip
         submissions, is_batch = self._factory.build(args)
         if is_batch:
@@ -220,6 +209,97 @@ class Engine:
         """:meth:`score` for a running event loop."""
         plan = ScorePlan(self.tokenizer, prompts, continuations)
         return plan.collect(await self.async_generate(**_scoring_arguments(plan)) if plan.input_ids else [])
+
+    def encode(
+        self,
+        prompt: str | list[str] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        rid: str | list[str] | None = None,
+        progress: bool = False,
+    ) -> EmbeddingOutput | list[EmbeddingOutput]:
+        """Embed one text or many: of an embedding model, or any with ``is_embedding=True``.
+
+        Arguments as in :meth:`generate`. The embedding is the state of the last token after the final norm,
+        of length 1; of a model with labels it is their scores.
+
+        Raises InvalidRequestError if the engine generates text, else as :meth:`generate`.
+        """
+        return self._run(_embedding_arguments(prompt, input_ids, rid), progress)
+
+    async def async_encode(
+        self,
+        prompt: str | list[str] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        rid: str | list[str] | None = None,
+        progress: bool = False,
+    ) -> EmbeddingOutput | list[EmbeddingOutput]:
+        """:meth:`encode` for a running event loop."""
+        return await self._run_async(_embedding_arguments(prompt, input_ids, rid), progress)
+
+    def classify(
+        self,
+        prompt: str | list[str] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        rid: str | list[str] | None = None,
+        progress: bool = False,
+    ) -> EmbeddingOutput | list[EmbeddingOutput]:
+        """Score one text or many with a classifier (``*ForSequenceClassification``) or reward model.
+
+        ``out["embedding"]`` holds the logit of each label, of a reward model the reward. Arguments as in
+        :meth:`generate`. Raises InvalidRequestError if the model has no labels, else as :meth:`encode`.
+        """
+        self._require_labels()
+        return self.encode(prompt, input_ids, rid=rid, progress=progress)
+
+    async def async_classify(
+        self,
+        prompt: str | list[str] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        *,
+        rid: str | list[str] | None = None,
+        progress: bool = False,
+    ) -> EmbeddingOutput | list[EmbeddingOutput]:
+        """:meth:`classify` for a running event loop."""
+        self._require_labels()
+        return await self.async_encode(prompt, input_ids, rid=rid, progress=progress)
+
+    def _require_labels(self) -> None:
+        if not self._resolved.has_labels:
+            raise InvalidRequestError(
+                "classify() needs a model with labels (*ForSequenceClassification), and this one has none:"
+                " use encode() for embeddings, generate() or score() for a language model."
+            )
+
+    def _run(self, args: GenerateArgs, progress: bool) -> Any:
+        _check_progress(progress, args.stream)
+        handles, is_batch = self._submit(args)
+        if args.stream:
+            return streams.iterate(handles, self._pump)
+        try:
+            if progress:
+                progress_bar.watch(handles, self._pump)
+            results = [handle.result() for handle in handles]
+        finally:  # Ctrl-C, or one of several failed: nobody waits for the others any more
+            for handle in handles:
+                handle.abort()
+        return results if is_batch else results[0]
+
+    async def _run_async(self, args: GenerateArgs, progress: bool) -> Any:
+        _check_progress(progress, args.stream)
+        handles, is_batch = self._submit(args)
+        if args.stream:
+            return streams.iterate_async(handles)
+        try:
+            if progress:
+                await progress_bar.watch_async(handles)
+            results = [await handle for handle in handles]
+        finally:
+            for handle in handles:
+                handle.abort()
+        return results if is_batch else results[0]
 
     def _submit(self, args: GenerateArgs) -> tuple[list[RequestHandle], bool]:
         submissions, is_batch = self._factory.build(args)
@@ -274,6 +354,18 @@ class Engine:
         """Counters and gauges: requests running and waiting, pages in use, tokens computed and cached."""
         return self._loop.call(collect)
 
+    def start_profile(self, folder: str | Path = "profiles") -> None:
+        """Begin to record what the engine's thread and the GPU do, until :meth:`stop_profile`.
+
+        The profiler slows steps down; some twenty show all there is to see. Raises ProfileError while another
+        profile runs.
+        """
+        self._loop.call(lambda core: self._profile.start(folder))  # noqa: ARG005
+
+    def stop_profile(self) -> Path:
+        """Stop recording; return the trace, a file for chrome://tracing or Perfetto. Raises ProfileError."""
+        return self._loop.call(lambda core: self._profile.stop())  # noqa: ARG005
+
     def get_server_info(self) -> dict[str, object]:
         """All options, what was decided for those left open, and the sizes that follow from them."""
         from .. import __version__
@@ -283,6 +375,7 @@ class Engine:
             **self.config.as_dict(),
             "status": "ready",
             "version": __version__,
+            "is_embedding": resolved.embeds,
             "device": str(resolved.device),
             "dtype": str(resolved.dtype).removeprefix("torch."),
             "kernels": resolved.kernels,
@@ -329,6 +422,17 @@ def _scoring_arguments(plan: ScorePlan) -> dict[str, Any]:
         "logprob_start_len": plan.logprob_starts,
         "return_hidden_states": False,
     }
+
+
+def _embedding_arguments(prompt: Any, input_ids: Any, rid: Any) -> GenerateArgs:
+    return GenerateArgs(
+        prompt,
+        SCORING_PARAMS,
+        input_ids,
+        rid=rid,
+        return_hidden_states=False,
+        embeds=True,
+    )
 
 
 def _check_progress(progress: bool, stream: bool) -> None:

@@ -5,12 +5,13 @@ Everything a request can be refused for is refused here, in the caller's thread,
 
 from __future__ import annotations
 
+import logging
 import random
 import uuid
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidRequestError, RequestTooLongError
 from ..sampling.custom import resolve_processor
@@ -18,8 +19,14 @@ from ..sampling.params import SamplingParams
 from ..sampling.sampler import SamplingRow
 from ..sampling.seeds import derive_seed
 from ..sampling.seeds import random_seed as draw_seed
+from .input_embeds import PLACEHOLDER, namespace_of, parse_embeds
 from .request import LogprobOptions, Request
 from .sessions import SessionParams, Sessions, Turn
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("rootlet.engine")
 
 Prompt = "str | Sequence[str]"
 
@@ -31,6 +38,7 @@ class Limits:
     vocab_size: int
     context_length: int
     pool_tokens: int
+    hidden_size: int = 0  # of input_embeds
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,15 @@ class GenerateArgs:
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
     session_params: Any = None
+    input_embeds: Any = None
+    embeds: bool = False  # encode and classify
+
+
+class _Prompt(NamedTuple):
+    """Token ids, and the vectors they stand for if the prompt was given as those."""
+
+    ids: list[int]
+    embeds: torch.Tensor | None = None
 
 
 class RequestFactory:
@@ -72,6 +89,8 @@ class RequestFactory:
         random_seed: makes the seeds drawn for requests that bring none repeatable; None draws them afresh.
         hidden_states: what ``return_hidden_states`` is for requests that do not say.
         sessions: the open ones; none if left out.
+        embeds: the engine computes embeddings and no tokens.
+        auto_truncate: cut prompts that are too long instead of refusing them.
     """
 
     def __init__(
@@ -83,21 +102,28 @@ class RequestFactory:
         *,
         hidden_states: bool = False,
         sessions: Sessions | None = None,
+        embeds: bool = False,
+        auto_truncate: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos_token_ids = frozenset(eos_token_ids)
         self.hidden_states = hidden_states
         self._sessions = sessions or Sessions(None)
+        self._embeds = embeds
+        self._auto_truncate = auto_truncate
         self._seeds = None if random_seed is None else random.Random(random_seed)
 
     def build(self, args: GenerateArgs) -> tuple[list[Submission], bool]:
         """Return the submissions in order (index = prompt * n + sample) and whether the result is a list."""
-        prompts, is_batch = self._prompt_ids(args)
+        self._check_kind(args)
+        prompts, is_batch = self._prompts(args)
         count = len(prompts)
         turns = self._turns(args.session_params, prompts)
-        prompts = [ids if turn is None else turn.input_ids for ids, turn in zip(prompts, turns)]
+        prompts = [p if turn is None else _Prompt(turn.input_ids) for p, turn in zip(prompts, turns)]
         params = self._params(args.sampling_params, count)
+        if self._auto_truncate:
+            prompts = [self._cut(prompt, one.max_new_tokens) for prompt, one in zip(prompts, params)]
         samples = {p.n for p in params}
         if len(samples) > 1:
             raise InvalidRequestError(
@@ -115,26 +141,45 @@ class RequestFactory:
         hidden = _per_prompt("return_hidden_states", args.return_hidden_states, count, self.hidden_states)
         rids = self._rids(args.rid, count, is_list=isinstance(args.prompt or args.input_ids, (list, tuple)))
         submissions = []
-        for i, ids in enumerate(prompts):
-            logprobs = _logprob_options(wanted[i], starts[i], tops[i], len(ids), self.limits.vocab_size)
+        for i, prompt in enumerate(prompts):
+            length = len(prompt.ids)
+            logprobs = _logprob_options(wanted[i], starts[i], tops[i], length, self.limits.vocab_size)
+            if prompt.embeds is not None:
+                _check_beside_embeds(params[i], logprobs)
             for j in range(n):
                 rid = rids[i] if n == 1 else f"{rids[i]}-{j}"
-                request = self._request(ids, params[i], rid, logprobs, processors[i], hidden[i], sample=j)
+                request = self._request(prompt, params[i], rid, logprobs, processors[i], hidden[i], sample=j)
                 index = i * n + j if is_batch else None
                 submissions.append(
                     Submission(request, index, args.stream, args.return_text_in_logprobs, turns[i])
                 )
         return submissions, is_batch
 
+    def _check_kind(self, args: GenerateArgs) -> None:
+        if args.embeds and not self._embeds:
+            raise InvalidRequestError(
+                "This engine generates text. For embeddings build it with is_embedding=True, or load an"
+                " embedding or reward model."
+            )
+        if self._embeds and not args.embeds:
+            raise InvalidRequestError(
+                "This engine computes embeddings (encode) or scores (classify); it generates no text. Load a"
+                " model with a language head, without is_embedding=True."
+            )
+
     # ---- prompts -----------------------------------------------------------------------------------
 
-    def _prompt_ids(self, args: GenerateArgs) -> tuple[list[list[int]], bool]:
-        if (args.prompt is None) == (args.input_ids is None):
-            got = "neither" if args.prompt is None else "both"
+    def _prompts(self, args: GenerateArgs) -> tuple[list[_Prompt], bool]:
+        given = [name for name in ("prompt", "input_ids", "input_embeds") if getattr(args, name) is not None]
+        if len(given) != 1:
             raise InvalidRequestError(
-                f"Either text or input_ids should be provided, and not both; got {got}."
-                " Pass prompt='...' (or a list of strings), or input_ids=[...] (or a list of lists of ints)."
+                f"Either text, input_ids or input_embeds should be provided, exactly one; got"
+                f" {' and '.join(given) or 'none'}. Pass prompt='...' (or a list of strings), input_ids=[...]"
+                " (or a list of lists of ints), or input_embeds (one row of numbers per token)."
             )
+        if args.input_embeds is not None:
+            matrices, is_batch = parse_embeds(args.input_embeds, self.limits.hidden_size)
+            return [_Prompt([PLACEHOLDER] * len(matrix), matrix) for matrix in matrices], is_batch
         if args.prompt is not None:
             texts, is_batch = _texts(args.prompt)
             ids = self._encode(texts)
@@ -149,7 +194,7 @@ class RequestFactory:
                 raise InvalidRequestError(
                     f"Token id {bad}{where} is outside the vocabulary [0, {self.limits.vocab_size})."
                 )
-        return ids, is_batch
+        return [_Prompt(prompt) for prompt in ids], is_batch
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if self.tokenizer is None:
@@ -161,11 +206,25 @@ class RequestFactory:
             return []
         return [list(ids) for ids in self.tokenizer(texts)["input_ids"]]
 
-    def _turns(self, given: Any, prompts: list[list[int]]) -> list[Turn | None]:
+    def _cut(self, prompt: _Prompt, asked: int | None) -> _Prompt:
+        """The first tokens of a prompt that leave room for the ``asked`` new ones, at least for one."""
+        limits = self.limits
+        room = min(limits.context_length - max(asked or 1, 1), limits.pool_tokens - max(asked or 1, 1) + 1)
+        length = len(prompt.ids)
+        if length <= room or room < 1:  # no prompt fits: refused like any other
+            return prompt
+        logger.warning(
+            "A prompt of %d tokens was cut to its first %d (allow_auto_truncate=True)", length, room
+        )
+        return _Prompt(prompt.ids[:room], None if prompt.embeds is None else prompt.embeds[:room])
+
+    def _turns(self, given: Any, prompts: list[_Prompt]) -> list[Turn | None]:
         turns: list[Turn | None] = []
-        for ids, one in zip(prompts, _per_prompt("session_params", given, len(prompts), None)):
+        for prompt, one in zip(prompts, _per_prompt("session_params", given, len(prompts), None)):
             params = SessionParams.parse(one)
-            turns.append(None if params is None else self._sessions.extend(params, ids))
+            if params is not None and prompt.embeds is not None:
+                raise InvalidRequestError("A session is made of tokens: it cannot take input_embeds.")
+            turns.append(None if params is None else self._sessions.extend(params, prompt.ids))
         return turns
 
     # ---- parameters --------------------------------------------------------------------------------
@@ -218,7 +277,7 @@ class RequestFactory:
 
     def _request(
         self,
-        ids: list[int],
+        prompt: _Prompt,
         params: SamplingParams,
         rid: str,
         logprobs: LogprobOptions | None,
@@ -237,7 +296,7 @@ class RequestFactory:
             params=params,
             seed=seed,
             slot=0,
-            prompt_len=len(ids),
+            prompt_len=len(prompt.ids),
             banned_until_min=tuple(sorted(named | self.eos_token_ids)),
             logprobs=logprobs is not None,
             top_logprobs=logprobs.top if logprobs else 0,
@@ -246,13 +305,15 @@ class RequestFactory:
         )
         return Request(
             rid=rid,
-            token_ids=array("i", ids),
+            token_ids=array("i", prompt.ids),
             params=params,
-            max_new_tokens=self._max_new_tokens(len(ids), params.max_new_tokens),
+            max_new_tokens=self._max_new_tokens(len(prompt.ids), params.max_new_tokens),
             stop_token_ids=stops,
             sampling_row=row,
             logprobs=logprobs,
             return_hidden_states=_flag("return_hidden_states", hidden_states),
+            namespace=None if prompt.embeds is None else namespace_of(prompt.embeds),
+            input_embeds=prompt.embeds,
         )
 
     def _max_new_tokens(self, prompt: int, asked: int | None) -> int:
@@ -284,6 +345,17 @@ class RequestFactory:
                 " mem_fraction_static."
             )
         return asked
+
+
+def _check_beside_embeds(params: SamplingParams, logprobs: LogprobOptions | None) -> None:
+    """Refuse what needs the prompt's tokens: there are none."""
+    if params.repetition_penalty != 1:
+        raise InvalidRequestError(
+            "repetition_penalty counts the prompt's tokens, and input_embeds have none: use"
+            " frequency_penalty or presence_penalty, which count the output's."
+        )
+    if logprobs is not None and logprobs.prompt_start is not None:
+        raise InvalidRequestError("logprob_start_len scores the prompt's tokens, and input_embeds have none.")
 
 
 def _flag(name: str, value: Any) -> bool:

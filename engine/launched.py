@@ -82,7 +82,12 @@ class LaunchedStep:
         token_ids = [] if self.sampled is None else self.sampled.get("token_ids")
         states = () if self.states is None else self.states.wait()
         return StepResult(
-            token_ids, self._logprobs(token_ids), self._prompt_scores(), states, self._failures()
+            token_ids,
+            self._logprobs(token_ids),
+            self._prompt_scores(),
+            states,
+            None if self.sampled is None else self.sampled.get("embeddings"),
+            self._failures(),
         )
 
     def _failures(self) -> dict[int, RootletError]:

@@ -31,6 +31,7 @@ def rehearse(
     *,
     num_prefill_tokens: int,
     num_decodes: int,
+    embeds: bool = False,
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
@@ -40,7 +41,7 @@ def rehearse(
     tables = SlotTables(2, context_length, page_size, device)
     inputs = TritonInputs(tables, kv.spec, model.config.num_heads, share_prefixes=False)
     stream = STREAMS.borrow(device)
-    step = partial(_run_step, model, kv, inputs, stream)
+    step = partial(_run_step, model, kv, inputs, stream, embeds)
     small = min(num_prefill_tokens, 128)
     first = [_decodes(1), _decodes(num_decodes), _prefill(small)]
     with ThreadPoolExecutor(len(first)) as threads:
@@ -59,14 +60,22 @@ def rehearse(
 
 @torch.inference_mode()
 def _run_step(
-    model: CausalLM, kv: KVCache, inputs: TritonInputs, stream: torch.cuda.Stream, batch: Batch
+    model: CausalLM,
+    kv: KVCache,
+    inputs: TritonInputs,
+    stream: torch.cuda.Stream,
+    embeds: bool,
+    batch: Batch,
 ) -> None:
     with torch.cuda.stream(stream):
         built = inputs.build(batch)
         hidden = model.forward(built.forward, kv)
         if built.last_tokens is not None:
             hidden = hidden.index_select(0, built.last_tokens)
-        inputs.store(built, argmax(model.compute_logits(hidden)))
+        if embeds:
+            model.compute_embeddings(hidden)
+        else:
+            inputs.store(built, argmax(model.compute_logits(hidden)))
         stream.synchronize()
 
 

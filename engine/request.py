@@ -21,6 +21,8 @@ from .timing import Stamps
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    import torch
+
     from ..sampling.params import SamplingParams
     from ..sampling.sampler import SamplingRow
 
@@ -89,6 +91,7 @@ class Request:
     logprobs: LogprobOptions | None = None
     return_hidden_states: bool = False
     namespace: Hashable = None  # prefix-cache namespace: adapter, weights version
+    input_embeds: torch.Tensor | None = None  # [P, H] fp32 on the CPU, what the prompt's tokens stand for
 
     num_prompt_tokens: int = field(init=False)
     max_num_tokens: int = field(init=False)  # prompt and output tokens at which it ends by length
@@ -111,6 +114,7 @@ class Request:
     prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
     num_collected_states: int = field(init=False, default=0)  # hidden states collected before a preemption
     hidden_states: list[object] = field(init=False, default_factory=list)  # tensors [n, H], in order
+    embedding: list[float] | None = field(init=False, default=None)  # in an engine that embeds
     stamps: Stamps = field(init=False, default_factory=Stamps)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +21,7 @@ from ..sampling.logprobs import prompt_logprobs
 from ..sampling.sampler import Sampler, SamplingBatch, SamplingRow
 from .batch import Batch
 from .hidden_states import CollectedStates, Piece, wanted_pieces
+from .input_embeds import replaced_embeds
 from .launched import HostCopy, LaunchedStep, PromptScores, copy_sampled
 from .step_inputs import StepInput
 
@@ -55,7 +58,10 @@ class Graphs(Protocol):
 
 
 class ModelRunner:
-    """Runs batches on one device. Owns the slot tables' contents; knows nothing of queues or text."""
+    """Runs batches on one device. Owns the slot tables' contents; knows nothing of queues or text.
+
+    ``embeds``: of the last token of each request it computes an embedding instead of drawing the next.
+    """
 
     def __init__(
         self,
@@ -65,6 +71,8 @@ class ModelRunner:
         sampler: Sampler,
         inputs: Inputs,
         graphs: Graphs | None = None,
+        *,
+        embeds: bool = False,
     ) -> None:
         self.model = model
         self.kv = kv
@@ -72,6 +80,7 @@ class ModelRunner:
         self.sampler = sampler
         self._inputs = inputs
         self._graphs = graphs
+        self._embeds = embeds
         self._device = kv.device
         # A stream of our own: what the host program does on its streams neither waits for us nor we for it.
         self._stream = STREAMS.borrow(kv.device) if kv.device.type == "cuda" else None
@@ -91,15 +100,18 @@ class ModelRunner:
         pieces = wanted_pieces(batch)
         with self._on_stream():
             self._apply_updates(batch)
-            if self._graphs is not None and self._graphs.fits(batch):
+            embeds = replaced_embeds(batch, self._device, self.model.dtype)
+            if self._graphs is not None and embeds is None and self._graphs.fits(batch):
                 return self._launch_graph(batch, pieces)
             step = self._inputs.build(batch)
-            hidden = self.model.forward(step.forward, self.kv)
+            forward = step.forward if embeds is None else replace(step.forward, embeds=embeds)
+            hidden = self.model.forward(forward, self.kv)
             scores = tuple(self._score_prompts(batch, hidden))
             states = CollectedStates.begin(pieces, hidden)
             if step.last_tokens is not None:
                 hidden = hidden.index_select(0, step.last_tokens)
-            return LaunchedStep(batch, self._sample(batch, hidden, step), scores, states)
+            draw = self._embed if self._embeds else partial(self._sample, batch, step=step)
+            return LaunchedStep(batch, draw(hidden), scores, states)
 
     def _launch_graph(self, batch: Batch, pieces: list[Piece]) -> LaunchedStep:
         sampling = self._sampling(batch)
@@ -129,6 +141,13 @@ class ModelRunner:
         )
         self._inputs.store(step, sampled.token_ids)
         return copy_sampled(sampled)
+
+    def _embed(self, hidden: torch.Tensor) -> HostCopy | None:
+        """Embeddings of ``hidden`` [S, H] instead of tokens; a request's only token is nobody's."""
+        if not len(hidden):
+            return None
+        token_ids = torch.zeros(len(hidden), dtype=torch.int64)
+        return HostCopy({"token_ids": token_ids, "embeddings": self.model.compute_embeddings(hidden)})
 
     def _sampling(self, batch: Batch) -> SamplingBatch:
         """The sampling tensors of these rows, rebuilt only when the rows change."""

@@ -190,6 +190,8 @@ class Scheduler:
         for request, logprob in zip(requests, result.logprobs or ()):
             if logprob is not None and not request.is_finished:
                 request.output_logprobs.append(logprob)
+        for request, embedding in zip(requests, result.embeddings or ()):
+            request.embedding = embedding
         noteworthy = []
         num_late = 0
         for request, token_id in zip(requests, result.token_ids, strict=True):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .core import EngineCore
+
+
+logger = logging.getLogger("rootlet.engine")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,34 @@ class EngineStats:
     def token_usage(self) -> float:
         """Share of the pool's pages that running requests hold, 0 to 1."""
         return 1 - (self.pages_free + self.pages_evictable) / self.pages_total
+
+
+class StatsLine:
+    """Logs a line at INFO every ``interval`` steps: what runs and waits, pages in use, speed, cache hits."""
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._last: tuple[float, EngineStats] | None = None
+
+    def __call__(self, core: EngineCore) -> None:
+        """Look at ``core`` after a step."""
+        if core.scheduler.stats.num_steps % self._interval:
+            return
+        now, stats = time.monotonic(), collect(core)
+        speed = ""
+        if self._last is not None:
+            before, earlier = self._last
+            tokens = stats.num_generated_tokens - earlier.num_generated_tokens
+            speed = f", {tokens / max(now - before, 1e-9):.1f} tokens/s"
+        self._last = now, stats
+        logger.info(
+            "%d running, %d waiting, token usage %.0f %%%s, cache hit rate %.0f %%",
+            stats.num_running,
+            stats.num_waiting,
+            100 * stats.token_usage,
+            speed,
+            100 * stats.cache_hit_rate,
+        )
 
 
 def collect(core: EngineCore) -> EngineStats:

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine import Engine
     from .handle import RequestHandle
     from .outputs import RequestOutput
 
@@ -112,6 +113,28 @@ async def wait_async(handle: RequestHandle) -> RequestOutput:
     finally:
         handle.abort()
     return handle.latest()
+
+
+def stream_and_merge(engine: Engine, prompt: str, sampling_params: Any = None) -> str:
+    """Stream the answer to one text and return it whole; what the documentation's helper of that name does.
+
+    Snapshots are cumulative, so there is nothing to merge: the last one is the answer.
+    """
+    text = ""
+    for output in engine.generate(prompt, sampling_params, stream=True):
+        text = output.text
+    return text
+
+
+async def async_stream_and_merge(
+    engine: Engine, prompt: str, sampling_params: Any = None
+) -> AsyncIterator[str]:
+    """Yield the answer to one text piece by piece, each piece once."""
+    shown = 0
+    async for output in await engine.async_generate(prompt, sampling_params, stream=True):
+        if len(output.text) > shown:
+            yield output.text[shown:]
+            shown = len(output.text)
 
 
 def _waker(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ..kernels.attention import AttentionPlan
+
+
+class TokenEmbeds(NamedTuple):
+    """Vectors that stand for tokens: ``values`` [E, H] at the places ``places`` [E] int64 of a step."""
+
+    places: torch.Tensor
+    values: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -17,3 +25,4 @@ class ForwardInput:
     positions: torch.Tensor  # [T] int64 (int32 too on a GPU), index of each token within its sequence
     kv_slots: torch.Tensor  # [T] int64, page * page_size + offset: where K and V of the token are written
     attention: AttentionPlan
+    embeds: TokenEmbeds | None = None  # instead of the embeddings of those tokens

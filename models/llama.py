@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layers.decoder import CausalLM, LayerSpec
+from .layers.decoder import CausalLM, LayerSpec, Output
 
 
 class LlamaForCausalLM(CausalLM):
@@ -16,3 +16,19 @@ class LlamaForCausalLM(CausalLM):
             output_bias=attention_bias,
             mlp_bias=self.config.read("mlp_bias", bool, False),
         )
+
+
+class LlamaForSequenceClassification(LlamaForCausalLM):
+    """A classifier or reward model: scores of the last token."""
+
+    output = Output.SCORES
+
+
+class LlamaModel(LlamaForCausalLM):
+    """An embedding model: the decoder without a head."""
+
+    output = Output.STATES
+
+
+class LlamaEmbeddingModel(LlamaModel):
+    """The same under the name that the documented system gives it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ModelError
-from .layers.decoder import CausalLM, LayerSpec
+from .layers.decoder import CausalLM, LayerSpec, Output
 
 
 class MistralForCausalLM(CausalLM):
@@ -20,3 +20,15 @@ class MistralForCausalLM(CausalLM):
                 f"but layer_types says {layer_types}."
             )
         return LayerSpec(window=window)
+
+
+class MistralForSequenceClassification(MistralForCausalLM):
+    """A classifier or reward model: scores of the last token."""
+
+    output = Output.SCORES
+
+
+class MistralModel(MistralForCausalLM):
+    """An embedding model: the decoder without a head."""
+
+    output = Output.STATES

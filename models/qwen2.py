@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ModelError
-from .layers.decoder import CausalLM, LayerSpec
+from .layers.decoder import CausalLM, LayerSpec, Output
 
 
 class Qwen2ForCausalLM(CausalLM):
@@ -36,3 +36,15 @@ class Qwen2ForCausalLM(CausalLM):
                 "use_sliding_window is false."
             )
         return layer_types[index] == "sliding_attention"
+
+
+class Qwen2ForSequenceClassification(Qwen2ForCausalLM):
+    """A classifier or reward model: scores of the last token."""
+
+    output = Output.SCORES
+
+
+class Qwen2Model(Qwen2ForCausalLM):
+    """An embedding model: the decoder without a head."""
+
+    output = Output.STATES

@@ -12,8 +12,15 @@ from ..errors import ConfigError, ModelError
 # imported when a model of it is loaded; a new family adds its line here and its own file.
 _BUILT_IN: Final = {
     "LlamaForCausalLM": "llama",
+    "LlamaForSequenceClassification": "llama",
+    "LlamaModel": "llama",
+    "LlamaEmbeddingModel": "llama",
     "MistralForCausalLM": "mistral",
+    "MistralForSequenceClassification": "mistral",
+    "MistralModel": "mistral",
     "Qwen2ForCausalLM": "qwen2",
+    "Qwen2ForSequenceClassification": "qwen2",
+    "Qwen2Model": "qwen2",
 }
 
 _MODEL_METHODS: Final = (

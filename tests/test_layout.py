@@ -129,14 +129,17 @@ def test_importing_rootlet_is_light():
 def test_public_names():
     assert rootlet.__all__ == [
         "CustomLogitProcessor",
+        "EmbeddingOutput",
         "Engine",
         "RequestOutput",
         "RootletError",
         "SamplingParams",
         "__version__",
+        "async_stream_and_merge",
         "errors",
         "register_model",
         "run_jobs",
+        "stream_and_merge",
     ]
     assert dir(rootlet) == rootlet.__all__
     for name in rootlet.__all__:

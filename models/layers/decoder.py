@@ -8,6 +8,7 @@ differ. A family with parts of another kind overrides the method that builds the
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -81,12 +82,23 @@ def _normed(norm: RMSNorm, branch: Tensor | None, residual: Tensor) -> Tensor | 
     return Normed(residual, norm) if isinstance(norm, RMSNorm) else norm.forward(residual)
 
 
+class Output(enum.Enum):
+    """What a model computes of the last hidden states."""
+
+    LOGITS = "logits"  # of every token of the vocabulary, to generate from
+    SCORES = "scores"  # of each label: classifiers, and reward models, which have one
+    STATES = "states"  # nothing more: embedding models, saved without a head
+
+
 class CausalLM:
-    """A decoder-only language model: embedding, layers, final norm, output head.
+    """A decoder-only model: embedding, layers, final norm, and what :attr:`output` asks for.
 
     Built without weights; :meth:`load_weights` creates them. ``dtype`` is that of weights and
     activations. Raises ModelError where the configuration asks for something unsupported.
     """
+
+    output = Output.LOGITS
+    """What stands behind the last norm. A family's classifier and bare model say so and nothing else."""
 
     ignored_weights: tuple[str, ...] = ()
     """Endings of checkpoint names that this family leaves aside, besides the usual ones."""
@@ -101,10 +113,9 @@ class CausalLM:
         self.rotary = RotaryTable(RopeConfig.from_model(config), config.context_length, self.device)
         self.layers = [self.build_layer(index) for index in range(config.num_layers)]
         self.norm = self.build_norm()
-        self.head = Linear(
-            config.hidden_size, {"lm_head": config.vocab_size}, dtype=dtype, device=self.device
-        )
         tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
+        tied = tied and self.output is Output.LOGITS
+        self.head = self.build_head()
         self.embedding = (
             TiedEmbedding(self.head)
             if tied
@@ -124,6 +135,15 @@ class CausalLM:
         config = self.config
         eps = config.read("rms_norm_eps", float, 1e-6, minimum=0)
         return RMSNorm(config.hidden_size, eps, self.dtype, self.device)
+
+    def build_head(self) -> Linear | None:
+        """What turns hidden states into logits or scores."""
+        if self.output is Output.STATES:
+            return None
+        rows = {"lm_head": self.config.vocab_size}
+        if self.output is Output.SCORES:
+            rows = {"score": num_labels(self.config)}
+        return Linear(self.config.hidden_size, rows, dtype=self.dtype, device=self.device)
 
     def build_attention(self, spec: LayerSpec) -> Attention:
         """The attention of one layer."""
@@ -163,6 +183,8 @@ class CausalLM:
         The hidden states are those after the final norm.
         """
         residual = self.embedding.forward(inp.input_ids)
+        if inp.embeds is not None:
+            residual.index_copy_(0, *inp.embeds)
         branch = None
         for layer, k_cache, v_cache in zip(self.layers, kv.k, kv.v):
             branch = layer.forward(branch, residual, inp, k_cache, v_cache)
@@ -171,6 +193,15 @@ class CausalLM:
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""
         return self.head.forward(hidden, torch.float32)
+
+    def compute_embeddings(self, hidden: Tensor) -> Tensor:
+        """What a whole text means to the model, from the states ``[R, H]`` of its last token; fp32.
+
+        Scores ``[R, labels]`` of a classifier; else the states themselves ``[R, H]``, of length 1.
+        """
+        if self.output is Output.SCORES:
+            return self.compute_logits(hidden)
+        return torch.nn.functional.normalize(hidden.float(), dim=-1)
 
     def kv_spec(self, page_size: int) -> KVCacheSpec:
         """Shape of the KV cache this model needs, in pages of ``page_size`` tokens."""
@@ -211,10 +242,17 @@ class CausalLM:
         return self._weights.nbytes
 
     def _named_weights(self, tied: bool) -> NamedSlots:
-        """All slots by Hugging Face name."""
-        yield from prefixed("model.embed_tokens.", self.embedding.weights())
+        """All slots by Hugging Face name; a bare model is saved without the prefix."""
+        body = "" if self.output is Output.STATES else "model."
+        yield from prefixed(f"{body}embed_tokens.", self.embedding.weights())
         for index, layer in enumerate(self.layers):
-            yield from prefixed(f"model.layers.{index}.", layer.weights())
-        yield from prefixed("model.norm.", self.norm.weights())
-        if not tied:
+            yield from prefixed(f"{body}layers.{index}.", layer.weights())
+        yield from prefixed(f"{body}norm.", self.norm.weights())
+        if self.head is not None and not tied:
             yield from self.head.weights()
+
+
+def num_labels(config: ModelConfig) -> int:
+    """Labels of a classifier: names in ``id2label``, else ``num_labels``, else 2 as in transformers."""
+    names = config.read("id2label", dict, None, null=True)
+    return len(names) if names else config.read("num_labels", int, 2, minimum=1)

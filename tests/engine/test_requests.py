@@ -39,8 +39,8 @@ def bystander(engine):
 
 
 BAD_REQUESTS = [
-    ({}, InvalidRequestError, "neither"),
-    ({"prompt": "a", "input_ids": [1]}, InvalidRequestError, "both"),
+    ({}, InvalidRequestError, "got none"),
+    ({"prompt": "a", "input_ids": [1]}, InvalidRequestError, "got prompt and input_ids"),
     ({"prompt": "a"}, InvalidRequestError, "skip_tokenizer_init"),
     ({"prompt": 3}, InvalidRequestError, "prompt must be a string"),
     ({"input_ids": []}, InvalidRequestError, "empty"),
