@@ -1,0 +1,117 @@
+"""The ways of calling that SGLang's documentation shows offline, on the real small model.
+
+Its pages "Offline Engine API" and "Sampling Parameters", and the part "Skip Tokenizer and Detokenizer" of its
+page "Native APIs": the same calls with the same arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import rootlet as sgl
+
+PROMPTS = ["Hello, my name is", "The president of the United States is", "The capital of France is"]
+SHORT = {"max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_gguf):
+    engine = sgl.Engine(model_path=str(smollm2_gguf))
+    yield engine
+    engine.shutdown()
+
+
+def test_generate_a_batch(llm):
+    outputs = llm.generate(PROMPTS, {"temperature": 0.8, "top_p": 0.95} | SHORT)
+    assert len(outputs) == len(PROMPTS)
+    for output in outputs:
+        assert isinstance(output["text"], str)
+        assert output["meta_info"]["completion_tokens"] <= 12
+
+
+def test_streams_without_overlap(llm):
+    params = {"temperature": 0, "top_p": 0.9} | SHORT
+    for prompt in PROMPTS:
+        assert sgl.stream_and_merge(llm, prompt, params) == llm.generate(prompt, params)["text"]
+
+
+def test_asyncio(llm):
+    async def main():
+        return await llm.async_generate(PROMPTS, {"temperature": 0.8, "top_p": 0.95} | SHORT)
+
+    outputs = asyncio.run(main())
+    assert [output["meta_info"]["prompt_tokens"] for output in outputs] == [
+        output["meta_info"]["prompt_tokens"] for output in llm.generate(PROMPTS, SHORT)
+    ]
+
+
+def test_asyncio_streams(llm):
+    params = {"temperature": 0} | SHORT
+
+    async def main():
+        answers = []
+        for prompt in PROMPTS:
+            answers.append([piece async for piece in sgl.async_stream_and_merge(llm, prompt, params)])
+        return answers
+
+    for pieces, output in zip(asyncio.run(main()), llm.generate(PROMPTS, params)):
+        assert "".join(pieces) == output["text"]
+        assert all(pieces)
+
+
+def test_hidden_states(smollm2_gguf):
+    llm = sgl.Engine(model_path=str(smollm2_gguf), return_hidden_states=True)
+    params = {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 10, "ignore_eos": True}
+    for output in llm.generate(PROMPTS, sampling_params=params):
+        meta = output["meta_info"]
+        shapes = [tuple(states.shape) for states in meta["hidden_states"]]
+        assert shapes == [(meta["prompt_tokens"], 576)] + [(576,)] * (meta["completion_tokens"] - 1)
+    llm.shutdown()
+
+
+def test_a_request_of_the_sampling_page(llm):
+    output = llm.generate("The capital of France is", {"temperature": 0, "max_new_tokens": 32})
+    assert "Paris" in output["text"]
+    shown = ""
+    for chunk in llm.generate(
+        "The capital of France is", {"temperature": 0, "max_new_tokens": 32}, stream=True
+    ):
+        assert chunk["text"].startswith(shown)
+        shown = chunk["text"]
+    assert shown == output["text"]
+
+
+class DeterministicLogitProcessor(sgl.CustomLogitProcessor):
+    """Samples the token that the request names."""
+
+    def __call__(self, logits, custom_param_list):
+        assert logits.shape[0] == len(custom_param_list)
+        for i, params in enumerate(custom_param_list):
+            logits[i, :] = -float("inf")
+            logits[i, params["token_id"]] = 0.0
+        return logits
+
+
+def test_a_serialised_processor(llm):
+    output = llm.generate(
+        "The capital of France is",
+        {"temperature": 0.0, "max_new_tokens": 32, "custom_params": {"token_id": 5}},
+        custom_logit_processor=DeterministicLogitProcessor().to_str(),
+    )
+    assert set(output.token_ids) == {5}
+    assert len(output.token_ids) == 32
+
+
+def test_without_a_tokenizer(llm, smollm2_gguf):
+    tokenizer = llm.tokenizer
+    input_ids = tokenizer.encode("What is the capital of France?")
+    params = {"temperature": 0, "max_new_tokens": 16, "stop_token_ids": [tokenizer.eos_token_id]}
+    with sgl.Engine(model_path=str(smollm2_gguf), skip_tokenizer_init=True) as bare:
+        output = bare.generate(input_ids=input_ids, sampling_params=params)
+    assert "text" not in output
+    text = tokenizer.decode(output["token_ids"], skip_special_tokens=False)
+    shown = llm.generate(input_ids=input_ids, sampling_params=params)["text"]  # ends before the stop token
+    assert text.removesuffix(tokenizer.eos_token) == shown
+    assert output["meta_info"]["finish_reason"]["type"] in ("length", "stop")
