@@ -6,21 +6,12 @@ import asyncio
 
 import pytest
 import torch
-import transformers
 
 import rootlet
 from rootlet.errors import ConfigError, InvalidRequestError
 
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-}
+from ..models.hf import build_hf
+
 FAMILIES = ["Llama", "Mistral", "Qwen2"]
 PROMPTS = [[5 + (7 * i + 3 * j) % 90 for j in range(n)] for i, n in enumerate((1, 2, 17, 40, 40, 63, 100))]
 PROMPTS[4] = PROMPTS[3][:35] + PROMPTS[4][35:]  # two share a prefix
@@ -33,13 +24,7 @@ def family(request):
 
 def saved(family, kind, root, **fields):
     """transformers' model of random weights, and the folder it is saved in."""
-    config = getattr(transformers, f"{family}Config")(**TINY, **fields)
-    model = getattr(transformers, f"{family}{kind}")(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.2 * noise)
+    model = build_hf(family, kind=kind, **fields)
     folder = root / f"{family}{kind}{len(fields)}"
     model.save_pretrained(folder)
     return model, str(folder)

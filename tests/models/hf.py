@@ -33,12 +33,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def build_hf(family: str, seed: int = 0, **fields: Any) -> transformers.PreTrainedModel:
-    """A ``<family>ForCausalLM`` of transformers with weights large enough to tell mistakes apart."""
+def build_hf(
+    family: str, seed: int = 0, kind: str = "ForCausalLM", **fields: Any
+) -> transformers.PreTrainedModel:
+    """A ``<family><kind>`` of transformers with weights large enough to tell mistakes apart."""
     config = getattr(transformers, f"{family}Config")(**{**TINY, **fields})
-    config.architectures = [f"{family}ForCausalLM"]
+    config.architectures = [f"{family}{kind}"]
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{family}{kind}")(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
