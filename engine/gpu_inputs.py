@@ -14,7 +14,7 @@ from ..kernels.gpu.long_prefill import can_use, long_rows, tiles_outside
 from ..kernels.gpu.page_copy import copy_pages
 from ..kernels.gpu.prefill_attention import prefill_config, prefill_tiles, tile_tokens
 from ..kernels.gpu.step_inputs import prepare_step, store_tokens
-from ..models.forward import ForwardInput
+from ..models.forward import ForwardInput, WantedTokens
 from .batch import Batch
 from .shared_prefixes import PrefixGroups
 from .step_inputs import StepInput
@@ -59,8 +59,8 @@ class TritonInputs:
         self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
         self._has_long_rows = can_use(self.device, spec.dtype, spec.head_dim)
 
-    def build(self, batch: Batch) -> StepInput:
-        """The inputs of one step."""
+    def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
+        """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
         layout = StepLayout.of(batch)
         token_slots, positions, last_tokens, sample_slots, sample_positions = upload(
             self.device,
@@ -70,16 +70,17 @@ class TritonInputs:
             layout.sample_slots,
             layout.sample_positions,
         )
-        plan = TritonAttentionPlan(
-            self.tables.pages, self._decode_rows(batch, layout), self._prefill_rows(layout)
-        )
+        pages = self.tables.pages
+        plan = TritonAttentionPlan(pages, self._decode_rows(batch, layout), self._prefill_rows(layout))
+        last = None if layout.all_sample else last_tokens
+        wanted = None
+        if last is not None and not all_states:
+            # a sampled token's position is its row's length
+            rows = DecodeRows(sample_slots, sample_positions, self.num_decode_splits(len(last)))
+            wanted = WantedTokens(last, TritonAttentionPlan(pages, rows if len(last) else None, None))
         input_ids, kv_slots = self.gather(token_slots, positions)
-        return StepInput(
-            ForwardInput(input_ids, positions, kv_slots, plan),
-            None if len(last_tokens) == layout.num_tokens else last_tokens,
-            sample_slots,
-            sample_positions.long(),
-        )
+        forward = ForwardInput(input_ids, positions, kv_slots, plan, wanted=wanted)
+        return StepInput(forward, last, sample_slots, sample_positions.long())
 
     def num_decode_splits(self, num_rows: int) -> int:
         """Parts that the contexts of so many decode rows are divided into."""

@@ -37,46 +37,69 @@ def rehearse(
 
     Kernels that are not in Triton's cache on disk are compiled on the way, several at once.
     """
-    kv = KVCache(model.kv_spec(page_size), 2, device)
-    tables = SlotTables(2, context_length, page_size, device)
-    inputs = TritonInputs(tables, kv.spec, model.config.num_heads, share_prefixes=False)
-    stream = STREAMS.borrow(device)
-    step = partial(_run_step, model, kv, inputs, stream, embeds)
-    small = min(num_prefill_tokens, 128)
-    first = [_decodes(1), _decodes(num_decodes), _prefill(small)]
-    with ThreadPoolExecutor(len(first)) as threads:
-        for done in [threads.submit(step, batch) for batch in first]:
+    stage = _Stage(model, device, context_length, page_size, embeds)
+    # Compiling is what takes long, and loading cuDNN: each thread begins with kernels of its own.
+    tasks = [
+        partial(stage.forward, _decodes(1)),
+        partial(stage.forward, _decodes(num_decodes)),
+        partial(stage.forward, _prefill(min(num_prefill_tokens, 128))),
+        partial(stage.forward, _prefill(num_prefill_tokens)),
+        partial(stage.finish, 1),
+        partial(stage.finish, num_decodes),
+    ]
+    with ThreadPoolExecutor(len(tasks)) as threads:
+        for done in [threads.submit(task) for task in tasks]:
             done.result()
     give_back_memory(device)
     before = free_memory(device)
     reserved = torch.cuda.memory_reserved(device)
     for batch in (_prefill(num_prefill_tokens), _decodes(num_decodes)):
-        step(batch)
+        stage.forward(batch)
+        stage.finish(batch.num_rows)
     grown = torch.cuda.memory_reserved(device) - reserved
-    STREAMS.give_back(stream, device)
+    stage.close()
     give_back_memory(device)
     return min(grown, before) + _MARGIN
 
 
-@torch.inference_mode()
-def _run_step(
-    model: CausalLM,
-    kv: KVCache,
-    inputs: TritonInputs,
-    stream: torch.cuda.Stream,
-    embeds: bool,
-    batch: Batch,
-) -> None:
-    with torch.cuda.stream(stream):
-        built = inputs.build(batch)
-        hidden = model.forward(built.forward, kv)
-        if built.last_tokens is not None:
-            hidden = hidden.index_select(0, built.last_tokens)
-        if embeds:
-            model.compute_embeddings(hidden)
-        else:
-            inputs.store(built, argmax(model.compute_logits(hidden)))
-        stream.synchronize()
+class _Stage:
+    """Runs the two halves of a step, each by itself, on padding rows. Threads may share it."""
+
+    def __init__(
+        self, model: CausalLM, device: torch.device, context_length: int, page_size: int, embeds: bool
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._embeds = embeds
+        self._kv = KVCache(model.kv_spec(page_size), 2, device)
+        tables = SlotTables(2, context_length, page_size, device)
+        self._inputs = TritonInputs(tables, self._kv.spec, model.config.num_heads, share_prefixes=False)
+        self._stream = STREAMS.borrow(device)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> None:
+        """The layers."""
+        with torch.cuda.stream(self._stream):
+            # states of every token, as prompt scores ask for: the larger step
+            self._model.forward(self._inputs.build(batch, all_states=True).forward, self._kv)
+            self._stream.synchronize()
+
+    @torch.inference_mode()
+    def finish(self, num_rows: int) -> None:
+        """What follows the last layer."""
+        config = self._model.config
+        with torch.cuda.stream(self._stream):
+            hidden = torch.zeros(num_rows, config.hidden_size, dtype=self._model.dtype, device=self._device)
+            if self._embeds:
+                self._model.compute_embeddings(hidden)
+            else:
+                step = self._inputs.build(_decodes(num_rows))
+                self._inputs.store(step, argmax(self._model.compute_logits(hidden)))
+            self._stream.synchronize()
+
+    def close(self) -> None:
+        """Give the stream back; the memory goes with the object."""
+        STREAMS.give_back(self._stream, self._device)
 
 
 def _decodes(count: int) -> Batch:

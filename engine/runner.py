@@ -37,8 +37,8 @@ SCORE_CHUNK = 256
 class Inputs(Protocol):
     """Builds a step's tensors and takes its sampled tokens."""
 
-    def build(self, batch: Batch) -> StepInput:
-        """The inputs of one step."""
+    def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
+        """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
 
     def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
         """Put sampled ids [S] where the next step finds them."""
@@ -103,12 +103,14 @@ class ModelRunner:
             embeds = replaced_embeds(batch, self._device, self.model.dtype)
             if self._graphs is not None and embeds is None and self._graphs.fits(batch):
                 return self._launch_graph(batch, pieces)
-            step = self._inputs.build(batch)
+            is_scored = any(row.score is not None for row in batch.other_rows)
+            step = self._inputs.build(batch, all_states=is_scored or bool(pieces))
             forward = step.forward if embeds is None else replace(step.forward, embeds=embeds)
             hidden = self.model.forward(forward, self.kv)
             scores = tuple(self._score_prompts(batch, hidden))
             states = CollectedStates.begin(pieces, hidden)
-            if step.last_tokens is not None:
+            # a model of the user's own may compute all states always
+            if step.last_tokens is not None and len(hidden) > len(step.last_tokens):
                 hidden = hidden.index_select(0, step.last_tokens)
             draw = self._embed if self._embeds else partial(self._sample, batch, step=step)
             return LaunchedStep(batch, draw(hidden), scores, states)

@@ -52,14 +52,22 @@ _arrival = attrgetter("arrival")
 class _Step:
     """The batch under construction."""
 
-    def __init__(self, prefill_budget: int) -> None:
-        self.prefill_budget = prefill_budget
+    def __init__(self, prefill_budget: int, *, even: bool) -> None:
+        self._budget = prefill_budget
+        self._even = even
+        self.num_prefill_tokens = 0
         self.decodes: list[Request] = []  # nothing but their newest token; counters are moved already
         self.singles: list[BatchRow] = []  # one token of a prompt or of a recomputation
         self.prefills: list[BatchRow] = []  # several
         self.page_copies: list[tuple[int, int]] = []
         self.page_writes: list[PageWrite] = []
         self.token_writes: list[TokenWrite] = []
+
+    @property
+    def prefill_budget(self) -> int:
+        """Prompt tokens that the step may still take; in even steps the decodes found so far count too."""
+        decodes = min(len(self.decodes), self._budget // 2) if self._even else 0
+        return self._budget - decodes - self.num_prefill_tokens
 
     def freeze(self, *, collects_states: bool) -> Batch:
         return Batch(
@@ -111,7 +119,6 @@ class Scheduler:
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
-        self._num_decodes = 0  # of the step before
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
@@ -156,17 +163,13 @@ class Scheduler:
         one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
         duplicate pages, or everybody waits for a commit): call again after the commit.
         """
-        budget = self._prefill_budget
-        if self._even_steps:
-            budget -= min(self._num_decodes, budget // 2)
-        step = _Step(budget)
+        step = _Step(self._prefill_budget, even=self._even_steps)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)
         if not (step.decodes or step.singles or step.prefills):
             return None
         batch = step.freeze(collects_states=self._num_collecting > 0)
-        self._num_decodes = batch.num_decodes
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
             if row.start < row.request.num_prompt_tokens or row.num_tokens > 1:
@@ -261,7 +264,7 @@ class Scheduler:
                 score = (first, last)
                 request.num_prompt_logprobs = last
         if count > 1 or start < request.num_prompt_tokens:
-            step.prefill_budget -= count
+            step.num_prefill_tokens += count
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 

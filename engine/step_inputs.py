@@ -6,13 +6,13 @@ The GPU's counterpart, which the Triton kernels read, is ``gpu_inputs.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..kernels.attention import PagedAttentionPlan
-from ..models.forward import ForwardInput
+from ..models.forward import ForwardInput, WantedTokens
 from .batch import Batch
 from .step_layout import StepLayout
 
@@ -38,8 +38,8 @@ class TorchInputs:
         self._tables = tables
         self._page_size = page_size
 
-    def build(self, batch: Batch) -> StepInput:
-        """The inputs of one step."""
+    def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
+        """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
         layout = StepLayout.of(batch)
         tables, page_size, device = self._tables, self._page_size, self._tables.tokens.device
 
@@ -58,16 +58,31 @@ class TorchInputs:
             max_q=int(layout.counts.max()),
             max_kv=max_kv,
         )
+        last = None if layout.all_sample else on_device(layout.last_tokens)
+        wanted = None
+        if last is not None and not all_states:
+            rows = on_device(layout.samples, torch.bool)
+            single = torch.arange(len(last) + 1, dtype=torch.int32, device=device)
+            wanted = WantedTokens(
+                last,
+                replace(
+                    plan,
+                    page_table=plan.page_table[rows],
+                    q_starts=single,
+                    kv_lens=plan.kv_lens[rows],
+                    max_q=1,
+                ),
+            )
         forward = ForwardInput(
             input_ids=tables.tokens[token_slots, positions].long(),
             positions=positions,
             kv_slots=pages * page_size + positions % page_size,
             attention=plan,
+            wanted=wanted,
         )
-        last = layout.last_tokens
         return StepInput(
             forward,
-            None if len(last) == layout.num_tokens else on_device(last),
+            last,
             on_device(layout.sample_slots),
             on_device(layout.sample_positions),
         )

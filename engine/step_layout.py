@@ -71,6 +71,11 @@ class StepLayout:
         return self.q_starts[1:][self.samples] - 1
 
     @property
+    def all_sample(self) -> bool:
+        """Whether a token is sampled after every one of the step's."""
+        return len(self.last_tokens) == self.num_tokens
+
+    @property
     def sample_slots(self) -> np.ndarray:
         """[S] int32."""
         return self.slots[self.samples]

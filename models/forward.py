@@ -17,6 +17,17 @@ class TokenEmbeds(NamedTuple):
     values: torch.Tensor
 
 
+class WantedTokens(NamedTuple):
+    """The tokens of a step whose states somebody reads: the last layer computes no others.
+
+    ``tokens`` [S] int64 or int32, ascending indices into the step's T; ``attention`` is planned for these
+    alone, each a row of one token.
+    """
+
+    tokens: torch.Tensor
+    attention: AttentionPlan
+
+
 @dataclass(frozen=True)
 class ForwardInput:
     """The T tokens of one step, all rows one after the other."""
@@ -26,3 +37,4 @@ class ForwardInput:
     kv_slots: torch.Tensor  # [T] int64, page * page_size + offset: where K and V of the token are written
     attention: AttentionPlan
     embeds: TokenEmbeds | None = None  # instead of the embeddings of those tokens
+    wanted: WantedTokens | None = None  # None: all

@@ -63,7 +63,8 @@ class Attention:
     ) -> Tensor | None:
         """Attend x ``[T, H]``; its K and V go to the caches ``[pages, page_size, Hkv, D]``.
 
-        Adds the result ``[T, H]`` to ``residual`` and returns None, or returns it to be added.
+        Adds the result to ``residual`` and returns None, or returns it to be added: ``[T, H]``, or ``[S, H]``
+        where only S tokens are wanted.
         """
         q = rotary_and_store(
             self.project(x),
@@ -74,5 +75,8 @@ class Attention:
             v_cache,
             self.num_heads,
         )
-        attended = inp.attention.attend(q, k_cache, v_cache, self.scale, self.window, self.soft_cap)
+        plan = inp.attention
+        if inp.wanted is not None:
+            q, plan = q.index_select(0, inp.wanted.tokens), inp.wanted.attention
+        attended = plan.attend(q, k_cache, v_cache, self.scale, self.window, self.soft_cap)
         return self.output.forward_add(attended.flatten(1), residual)

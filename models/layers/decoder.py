@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,16 +63,19 @@ class DecoderLayer:
 
     def forward(
         self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor | None:
-        """Run the layer on the T tokens of a step.
+    ) -> tuple[Tensor | None, Tensor]:
+        """Run the layer on the T tokens of a step; return its own branch, or None, and the residual stream.
 
         ``branch`` ``[T, H]`` is what the layer before computed and has not yet added to
         ``residual`` ``[T, H]`` (None if it has), so that the sum and the norm are one operation. Adds to
-        ``residual`` in place and returns this layer's own branch, or None.
+        ``residual`` in place. Where only S tokens are wanted, K and V are those of all and the results
+        ``[S, H]``.
         """
         normed = _normed(self.input_norm, branch, residual)
+        if inp.wanted is not None:
+            residual = residual.index_select(0, inp.wanted.tokens)
         attended = self.attention.forward(normed, residual, inp, k_cache, v_cache)
-        return self.mlp.forward(_normed(self.post_attention_norm, attended, residual), residual)
+        return self.mlp.forward(_normed(self.post_attention_norm, attended, residual), residual), residual
 
 
 def _normed(norm: RMSNorm, branch: Tensor | None, residual: Tensor) -> Tensor | Normed:
@@ -180,14 +183,16 @@ class CausalLM:
     def forward(self, inp: ForwardInput, kv: KVCache) -> Tensor:
         """Run the T tokens of a step and write their K/V to ``kv``; return hidden states ``[T, H]``.
 
-        The hidden states are those after the final norm.
+        The hidden states are those after the final norm, ``[S, H]`` where only S tokens are wanted.
         """
         residual = self.embedding.forward(inp.input_ids)
         if inp.embeds is not None:
             residual.index_copy_(0, *inp.embeds)
         branch = None
-        for layer, k_cache, v_cache in zip(self.layers, kv.k, kv.v):
-            branch = layer.forward(branch, residual, inp, k_cache, v_cache)
+        inner = inp if inp.wanted is None else replace(inp, wanted=None)
+        for index, (layer, k_cache, v_cache) in enumerate(zip(self.layers, kv.k, kv.v), start=1):
+            layer_inp = inp if index == len(self.layers) else inner
+            branch, residual = layer.forward(branch, residual, layer_inp, k_cache, v_cache)
         return self.norm.forward(residual) if branch is None else self.norm.add_forward(branch, residual)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -147,6 +147,15 @@ def test_even_steps_leave_prompts_half_of_a_step():
     assert max(row.num_tokens for batch in runner.batches for row in batch.rows) == 8
 
 
+def test_even_steps_do_not_shift_the_chunks_of_the_next_prompt():
+    """A prompt's last chunk of one token is no decode: it must not cost the next prompt a token a step."""
+    core, runner = make_core(num_pages=400, page_size=4, chunk=16, even_steps=True)
+    for name, length in enumerate((33, 64, 64)):
+        core.add(make_submission(str(name), [10 * name + i % 7 for i in range(length)], 1), Recorder())
+        run_to_end(core)
+    assert [batch.num_tokens for batch in runner.batches] == [16, 16, 1, *[16] * 4, *[16] * 4]
+
+
 def test_whole_prompts_are_not_cut_without_chunking():
     core, runner = make_core(num_pages=200, chunk=None, max_prefill_tokens=64)
     lengths = [100, 30, 30, 30]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 
 from rootlet.cache.kv_cache import KVCache
 from rootlet.kernels.attention import PagedAttentionPlan
-from rootlet.models.forward import ForwardInput
+from rootlet.models.forward import ForwardInput, WantedTokens
 
 
 class Driver:
@@ -23,8 +24,13 @@ class Driver:
         self.pages: dict[str, list[int]] = {}
         self.lengths: dict[str, int] = {}
 
-    def step(self, tokens: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-        """Append tokens to each named sequence in one forward pass; logits ``[n, V]`` of each."""
+    def step(
+        self, tokens: dict[str, list[int]], *, wanted: list[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Append tokens to each named sequence in one forward pass; logits ``[n, V]`` of each.
+
+        With ``wanted`` those of the last token alone ``[1, V]``, of these sequences.
+        """
         positions, slots = [], []
         for name, ids in tokens.items():
             start = self.lengths.get(name, 0)
@@ -41,9 +47,24 @@ class Driver:
             kv_slots=torch.tensor(slots),
             attention=self._plan(tokens),
         )
+        counts = {name: len(ids) for name, ids in tokens.items()}
+        if wanted is not None:
+            inp = replace(inp, wanted=self._wanted(inp.attention, list(tokens), wanted))
+            counts = {name: 1 for name in tokens if name in wanted}
         with torch.inference_mode():
             logits = self.model.compute_logits(self.model.forward(inp, self.kv))
-        return dict(zip(tokens, logits.split([len(ids) for ids in tokens.values()])))
+        return dict(zip(counts, logits.split(list(counts.values()))))
+
+    def _wanted(self, plan: PagedAttentionPlan, names: list[str], wanted: list[str]) -> WantedTokens:
+        rows = torch.tensor([row for row, name in enumerate(names) if name in wanted], dtype=torch.int64)
+        single = replace(
+            plan,
+            page_table=plan.page_table[rows],
+            q_starts=torch.arange(len(rows) + 1, dtype=torch.int32),
+            kv_lens=plan.kv_lens[rows],
+            max_q=1,
+        )
+        return WantedTokens(plan.q_starts[1:].long()[rows] - 1, single)
 
     def _plan(self, tokens: dict[str, list[int]]) -> PagedAttentionPlan:
         widest = max(len(self.pages[name]) for name in tokens)

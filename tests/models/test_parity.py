@@ -99,3 +99,18 @@ def test_mixed_batch(case, page_size):
 def test_greedy_tokens(case):
     hf, ours = models(case)
     assert Driver(ours, 16).greedy("a", PROMPTS["b"], 20) == hf_greedy(hf, PROMPTS["b"], 20)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("wanted", [["a", "c"], ["b"], []])
+def test_the_last_layer_may_leave_tokens_out(case, wanted):
+    """The states that are asked for, and every token's keys and values, are those of the whole pass."""
+    _, ours = models(case)
+    full, partial = Driver(ours, page_size=4), Driver(ours, page_size=4)
+    expected = full.step(PROMPTS)
+    found = partial.step(PROMPTS, wanted=wanted)
+    assert list(found) == wanted
+    for name, logits in found.items():
+        torch.testing.assert_close(logits, expected[name][-1:], rtol=1e-5, atol=1e-5)
+    for pages, others in zip((*full.kv.k, *full.kv.v), (*partial.kv.k, *partial.kv.v)):
+        torch.testing.assert_close(pages, others, rtol=0, atol=0)
