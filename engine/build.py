@@ -21,6 +21,7 @@ from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
+from ..kernels.native import load as native_kernels
 from ..models.layers.decoder import Output
 from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer
@@ -93,6 +94,8 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     ``check`` is called every now and then; what it raises ends the build.
     """
     device = _device(config.device)
+    if config.deterministic:
+        _check_deterministic(config, device)
     loaded = _load(config, device, check)
     check()
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
@@ -142,6 +145,7 @@ def _runner(
         kv.spec,
         loaded.config.num_heads,
         share_prefixes=not config.disable_shared_prefix_attention,
+        deterministic=config.deterministic,
     )
     graphs = None
     if not config.disable_cuda_graph and not resolved.embeds:  # which never decodes
@@ -172,6 +176,26 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _check_deterministic(config: EngineConfig, device: torch.device) -> None:
+    """Refuse what would run kernels of others, which promise nothing."""
+    if device.type == "cuda":
+        if _attention_backend(config, True) != "triton":
+            raise ConfigError(
+                "deterministic=True needs attention_backend='triton' or 'auto', got"
+                f" {config.attention_backend!r}."
+            )
+        return
+    if native_kernels() is None:
+        raise ConfigError(
+            "deterministic=True needs the C kernels, which were not built."
+            " Install a C compiler and Rootlet again."
+        )
+    if config.dtype in ("half", "float16"):
+        raise ConfigError(
+            f"deterministic=True on a CPU takes bfloat16 or float32, got dtype={config.dtype!r}."
+        )
+
+
 def _load(config: EngineConfig, device: torch.device, check: Callable[[], None]) -> LoadedModel:
     # delay: a model that loads at once shows nothing; disable=None: nor does anything without a terminal
     with ProgressBar(
@@ -192,6 +216,7 @@ def _load(config: EngineConfig, device: torch.device, check: Callable[[], None])
             download_dir=config.download_dir,
             json_model_override_args=config.json_model_override_args,
             trust_remote_code=config.trust_remote_code,
+            batch_invariant=config.deterministic,
             progress=progress,
         )
 
@@ -287,6 +312,7 @@ def _rehearse(
         num_prefill_tokens=prefill,
         num_decodes=running,
         embeds=_embeds(config, loaded.model),
+        deterministic=config.deterministic,
     )
 
 

@@ -86,6 +86,11 @@ class EngineConfig:
     disable_shared_prefix_attention: bool = _option(
         False, "read a prefix that running requests share once per request, not once per step"
     )
+    deterministic: bool = _option(
+        False,
+        "tokens and log-probabilities of a request are the same, to the last bit, whatever runs beside it,"
+        " is cached, or how its prompt is cut; slower",
+    )
     return_hidden_states: bool = _option(
         False, "return hidden states with every result; costs memory and time"
     )

@@ -15,7 +15,7 @@ import torch
 
 from ..kernels.device import RECORDING
 from ..kernels.gpu.argmax import argmax
-from ..kernels.gpu.attention import DecodeRows, SharedPrefixes, TritonAttentionPlan
+from ..kernels.gpu.attention import SharedPrefixes
 from ..kernels.gpu.step_inputs import store_tokens
 from ..models.forward import ForwardInput
 from .batch import Batch
@@ -113,11 +113,10 @@ class DecodeGraphs:
         return _Graph(graph, rows, shared, output)
 
     def _step(self, rows: torch.Tensor, shared: SharedPrefixes | None, greedy: bool) -> torch.Tensor:
-        inputs, size = self._inputs, rows.shape[1]
+        inputs = self._inputs
         slots, positions, lengths = rows
         input_ids, kv_slots = inputs.gather(slots, positions)
-        decodes = DecodeRows(slots, lengths, inputs.num_decode_splits(size), shared)
-        plan = TritonAttentionPlan(inputs.tables.pages, decodes, None)
+        plan = inputs.plan_decodes(slots, lengths, shared)
         hidden = self._model.forward(ForwardInput(input_ids, positions, kv_slots, plan), self._kv)
         if not greedy:
             return hidden

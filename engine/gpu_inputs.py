@@ -12,7 +12,7 @@ from ..kernels.gpu.attention import DecodeRows, PrefillRows, SharedPrefixes, Tri
 from ..kernels.gpu.decode_attention import num_decode_splits
 from ..kernels.gpu.long_prefill import can_use, long_rows, tiles_outside
 from ..kernels.gpu.page_copy import copy_pages
-from ..kernels.gpu.prefill_attention import prefill_config, prefill_tiles, tile_tokens
+from ..kernels.gpu.prefill_attention import invariant_config, prefill_config, prefill_tiles, tile_tokens
 from ..kernels.gpu.step_inputs import prepare_step, store_tokens
 from ..models.forward import ForwardInput, WantedTokens
 from .batch import Batch
@@ -45,19 +45,29 @@ def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
 class TritonInputs:
     """Builds a step's tensors for the Triton kernels; ids and pages are gathered on the device.
 
-    ``share_prefixes``: decode rows that begin with the same pages read them together.
+    ``share_prefixes``: decode rows that begin with the same pages read them together. ``deterministic``: one
+    kernel computes every row, in an order that depends on nothing but the row; prefixes are not shared.
     """
 
     def __init__(
-        self, tables: SlotTables, spec: KVCacheSpec, num_q_heads: int, *, share_prefixes: bool
+        self,
+        tables: SlotTables,
+        spec: KVCacheSpec,
+        num_q_heads: int,
+        *,
+        share_prefixes: bool,
+        deterministic: bool = False,
     ) -> None:
         self.tables = tables
         self.spec = spec
         self.device = tables.device
-        self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size) if share_prefixes else None
-        config = prefill_config(spec.head_dim, spec.page_size, spec.dtype)
+        self.groups = None
+        if share_prefixes and not deterministic:
+            self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size)
+        self._exact = invariant_config(spec.head_dim, spec.dtype) if deterministic else None
+        config = self._exact or prefill_config(spec.head_dim, spec.page_size, spec.dtype)
         self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
-        self._has_long_rows = can_use(self.device, spec.dtype, spec.head_dim)
+        self._has_long_rows = not deterministic and can_use(self.device, spec.dtype, spec.head_dim)
 
     def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
         """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
@@ -70,23 +80,39 @@ class TritonInputs:
             layout.sample_slots,
             layout.sample_positions,
         )
-        pages = self.tables.pages
-        plan = TritonAttentionPlan(pages, self._decode_rows(batch, layout), self._prefill_rows(layout))
         last = None if layout.all_sample else last_tokens
         wanted = None
         if last is not None and not all_states:
             # a sampled token's position is its row's length
-            rows = DecodeRows(sample_slots, sample_positions, self.num_decode_splits(len(last)))
-            wanted = WantedTokens(last, TritonAttentionPlan(pages, rows if len(last) else None, None))
+            wanted = WantedTokens(last, self.plan_decodes(sample_slots, sample_positions))
+        plan = self._plan(batch, layout)
         input_ids, kv_slots = self.gather(token_slots, positions)
         forward = ForwardInput(input_ids, positions, kv_slots, plan, wanted=wanted)
         return StepInput(forward, last, sample_slots, sample_positions.long())
 
-    def num_decode_splits(self, num_rows: int) -> int:
-        """Parts that the contexts of so many decode rows are divided into."""
-        return num_decode_splits(num_rows, self.spec.num_kv_heads)
+    def plan_decodes(
+        self, slots: torch.Tensor, kv_lens: torch.Tensor, shared: SharedPrefixes | None = None
+    ) -> TritonAttentionPlan:
+        """The attention of rows of one token each: slots and lengths [B] int32."""
+        n = len(slots)
+        if self._exact is None:
+            return TritonAttentionPlan(self.tables.pages, self._decode_rows(slots, kv_lens, shared), None)
+        ordinals = torch.arange(n + 1, dtype=torch.int32, device=self.device)
+        tiles = torch.stack((ordinals[:n], torch.zeros_like(ordinals[:n])))
+        rows = PrefillRows(slots, kv_lens, ordinals, tiles, config=self._exact)
+        return TritonAttentionPlan(self.tables.pages, None, rows)
 
-    def _decode_rows(self, batch: Batch, layout: StepLayout) -> DecodeRows | None:
+    def _plan(self, batch: Batch, layout: StepLayout) -> TritonAttentionPlan:
+        decodes = None if self._exact else self._planned_decodes(batch, layout)
+        first = layout.num_decodes if self._exact is None else 0
+        return TritonAttentionPlan(self.tables.pages, decodes, self._prefill_rows(layout, first))
+
+    def _decode_rows(
+        self, slots: torch.Tensor, kv_lens: torch.Tensor, shared: SharedPrefixes | None
+    ) -> DecodeRows:
+        return DecodeRows(slots, kv_lens, num_decode_splits(len(slots), self.spec.num_kv_heads), shared)
+
+    def _planned_decodes(self, batch: Batch, layout: StepLayout) -> DecodeRows | None:
         n = layout.num_decodes
         if not n:
             return None
@@ -96,22 +122,23 @@ class TritonInputs:
         if groups is not None:
             sent = upload(self.device, groups.tile_rows, groups.tile_lens, groups.kv_starts)
             shared = SharedPrefixes(*sent, self.groups.num_splits(groups))
-        return DecodeRows(slots, kv_lens, self.num_decode_splits(n), shared)
+        return self._decode_rows(slots, kv_lens, shared)
 
-    def _prefill_rows(self, layout: StepLayout) -> PrefillRows | None:
-        n = layout.num_decodes
-        if n == layout.num_rows:
+    def _prefill_rows(self, layout: StepLayout, first: int) -> PrefillRows | None:
+        """The rows from ``first`` on."""
+        if first == layout.num_rows:
             return None
         slots, counts, kv_lens, q_starts = (
-            layout.slots[n:],
-            layout.counts[n:],
-            layout.kv_lens[n:],
-            layout.q_starts[n:],
+            layout.slots[first:],
+            layout.counts[first:],
+            layout.kv_lens[first:],
+            layout.q_starts[first:],
         )
         tiles = prefill_tiles(counts, self._tile_tokens, kv_lens)
         parts = long_rows(slots, q_starts, counts, kv_lens) if self._has_long_rows else ()
         if not parts:
-            return PrefillRows(*upload(self.device, slots, kv_lens, q_starts, tiles))
+            sent = upload(self.device, slots, kv_lens, q_starts, tiles)
+            return PrefillRows(*sent, config=self._exact)
         short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
         *sent, short_tiles = upload(self.device, slots, kv_lens, q_starts, tiles, short)
         return PrefillRows(*sent, parts, short_tiles)

@@ -32,12 +32,13 @@ def rehearse(
     num_prefill_tokens: int,
     num_decodes: int,
     embeds: bool = False,
+    deterministic: bool = False,
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
     Kernels that are not in Triton's cache on disk are compiled on the way, several at once.
     """
-    stage = _Stage(model, device, context_length, page_size, embeds)
+    stage = _Stage(model, device, context_length, page_size, embeds, deterministic)
     # Compiling is what takes long, and loading cuDNN: each thread begins with kernels of its own.
     tasks = [
         partial(stage.forward, _decodes(1)),
@@ -66,14 +67,26 @@ class _Stage:
     """Runs the two halves of a step, each by itself, on padding rows. Threads may share it."""
 
     def __init__(
-        self, model: CausalLM, device: torch.device, context_length: int, page_size: int, embeds: bool
+        self,
+        model: CausalLM,
+        device: torch.device,
+        context_length: int,
+        page_size: int,
+        embeds: bool,
+        deterministic: bool,
     ) -> None:
         self._model = model
         self._device = device
         self._embeds = embeds
         self._kv = KVCache(model.kv_spec(page_size), 2, device)
         tables = SlotTables(2, context_length, page_size, device)
-        self._inputs = TritonInputs(tables, self._kv.spec, model.config.num_heads, share_prefixes=False)
+        self._inputs = TritonInputs(
+            tables,
+            self._kv.spec,
+            model.config.num_heads,
+            share_prefixes=False,
+            deterministic=deterministic,
+        )
         self._stream = STREAMS.borrow(device)
 
     @torch.inference_mode()

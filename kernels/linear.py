@@ -45,13 +45,16 @@ class PackedWeight:
     rows are stored as they are.
     """
 
-    __slots__ = ("_storage", "dtype", "panel", "shape")
+    __slots__ = ("_storage", "batch_invariant", "dtype", "panel", "shape")
 
-    def __init__(self, storage: torch.Tensor, shape: torch.Size, panel: int) -> None:
+    def __init__(
+        self, storage: torch.Tensor, shape: torch.Size, panel: int, *, batch_invariant: bool = False
+    ) -> None:
         self._storage = storage
         self.shape = shape
         self.dtype = storage.dtype
         self.panel = panel
+        self.batch_invariant = batch_invariant
 
     @property
     def device(self) -> torch.device:
@@ -108,15 +111,23 @@ class PackedWeight:
         return out
 
 
-def pack_weight(weight: torch.Tensor, *, in_panels: bool | None = None) -> PackedWeight:
+def pack_weight(
+    weight: torch.Tensor, *, in_panels: bool | None = None, batch_invariant: bool = False
+) -> PackedWeight:
     """Pack weight ``[N, K]`` for :func:`linear`.
 
     Takes weight over where it is stored as it is and contiguous (so ``copy_`` writes to that memory), else
     copies it. ``in_panels`` overrules the choice of kernel described above: False keeps the rows as they
-    are, True asks for the C kernel. Raises ValueError if that is not possible.
+    are, True asks for the C kernel. ``batch_invariant`` asks for a kernel whose result for a row depends, to
+    the last bit, on that row alone: the C kernel on the CPU, one way to cut all products on a GPU. Raises
+    ValueError if that is not possible.
     """
     if weight.dim() != 2:
         raise ValueError(f"A weight has two dimensions [N, K], got shape {tuple(weight.shape)}.")
+    if batch_invariant and weight.is_cuda:
+        return PackedWeight(weight.detach().contiguous(), weight.shape, 0, batch_invariant=True)
+    if batch_invariant:
+        in_panels = True
     possible = _C is not None and weight.is_cpu and weight.dtype is torch.bfloat16
     if in_panels is None:
         in_panels = possible and not _ONEDNN_BF16
@@ -205,7 +216,8 @@ def _run_product(
 ) -> torch.Tensor | None:
     """A product on the GPU by one of our kernels, with what is around it; None where cuBLAS is faster."""
     gpu = _gpu()
-    return gpu.run(gpu.Product(x, weight.unpack(), bias, **around), pdl=has_pdl(x.device))
+    product = gpu.Product(x, weight.unpack(), bias, **around)
+    return gpu.run(product, pdl=has_pdl(x.device), batch_invariant=weight.batch_invariant)
 
 
 @functools.cache

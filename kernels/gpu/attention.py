@@ -10,7 +10,7 @@ from ..device import has_pdl
 from .decode_attention import decode_attention
 from .long_prefill import LongRow, attend_long
 from .merge_states import empty_partials
-from .prefill_attention import prefill_attention
+from .prefill_attention import PrefillConfig, prefill_attention
 from .prefix_attention import prefix_attention
 
 
@@ -53,6 +53,7 @@ class PrefillRows:
     tiles: torch.Tensor  # [2, NT], from prefill_tiles
     long_rows: tuple[LongRow, ...] = ()
     short_tiles: torch.Tensor | None = None  # given if there are long rows
+    config: PrefillConfig | None = None  # what the tiles were made for, if not prefill_config's choice
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class TritonAttentionPlan:
             tiles = rows.short_tiles if long_rows else rows.tiles
             prefill_attention(
                 q, k_cache, v_cache, self.pages, rows.slots, rows.q_starts, rows.kv_lens, tiles,
-                scale=scale, window=window, soft_cap=soft_cap, out=out,
+                scale=scale, window=window, soft_cap=soft_cap, out=out, config=rows.config,
             )  # fmt: skip
         for row in long_rows:  # after the tiles, some of which reach into them
             part = slice(row.q_start, row.q_start + row.count)

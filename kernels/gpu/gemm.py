@@ -48,6 +48,7 @@ def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = Fals
     if not m or not n:
         return out
     config = config or gemm_config(m, n, k, gated=bool(product.kind)) or FALLBACK
+    lines = triton.next_power_of_2(triton.cdiv(k * weight.element_size(), 128))
     block_k = min(config.block_k, max(16, triton.next_power_of_2(k)))
     aligned = all(t.stride(0) * t.element_size() % 16 == t.data_ptr() % 16 == 0 for t in (x, weight))
     use_tma = config.use_tma and aligned
@@ -70,7 +71,7 @@ def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = Fals
         BLOCK_K=block_k,
         USE_TMA=use_tma,
         PDL=pdl,
-        LINES=triton.next_power_of_2(triton.cdiv(k * weight.element_size(), 128)),
+        LINES=lines if k <= _LONGEST_PREFETCH else 0,
         DOT=dot_type(x),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -81,6 +82,9 @@ def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = Fals
 
 FALLBACK = GemmConfig(64, 64, 64, 4, 4)
 """For sizes that nobody measured."""
+
+_LONGEST_PREFETCH = 1024
+"""Columns of a weight up to which a program asks the L2 cache for all of its rows while it waits."""
 
 
 def gemm_config(m: int, n: int, k: int, *, gated: bool) -> GemmConfig | None:
@@ -100,6 +104,19 @@ def gemm_config(m: int, n: int, k: int, *, gated: bool) -> GemmConfig | None:
     if m <= 256:
         return GemmConfig(128, 64 if m <= 128 else 128, 64, 8, 4)
     return None
+
+
+def invariant_config(m: int, *, gated: bool, itemsize: int) -> GemmConfig:
+    """Return a configuration whose results for a row are bitwise the same at every m.
+
+    Sums run over k in one order, by the same instruction (64 rows of a tile at a time, 16 columns; exact
+    fp32 products for fp32), so how many rows and columns a tile has does not show.
+    """
+    if itemsize > 2:
+        return GemmConfig(32, 64, 32, 4, 2)
+    if m <= 64:
+        return GemmConfig(64, 32, 128, 4, 4)
+    return GemmConfig(128, 128, 64, 8, 4) if gated else GemmConfig(128, 256, 64, 8, 3)
 
 
 def _descriptor(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
@@ -147,7 +164,7 @@ def _gemm_kernel(
     BLOCK_K: tl.constexpr,
     USE_TMA: tl.constexpr,
     PDL: tl.constexpr,
-    LINES: tl.constexpr,  # of the L2 cache, in a row of the weight; a power of two
+    LINES: tl.constexpr,  # of the L2 cache, in a row of the weight, to ask for: a power of two, or 0
     DOT: tl.constexpr,
 ):
     """One program: a tile of the result. The tiles that share weights run side by side."""
@@ -164,9 +181,10 @@ def _gemm_kernel(
     u_rows = w_ptr + (weight_row + n) * K  # used only where KIND
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        _prefetch(w_rows, K, LINES)
-        if KIND:
-            _prefetch(u_rows, K, LINES)
+        if LINES > 0:
+            _prefetch(w_rows, K, LINES)
+            if KIND:
+                _prefetch(u_rows, K, LINES)
         tl.extra.cuda.gdc_wait()
 
     inside = (row < m)[:, None] & (column < n)[None, :]

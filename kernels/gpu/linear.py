@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .gemm import gemm, gemm_config
+from .gemm import gemm, gemm_config, invariant_config
 from .gemv import gemv
 from .norm import rms_norm
 from .products import Product
@@ -16,8 +16,13 @@ _FUSED_NORM_WIDTH = 2048
 """Every program of gemv computes a fused norm anew; on wider rows that costs more than a launch."""
 
 
-def run(product: Product, *, pdl: bool) -> torch.Tensor | None:
-    """Return the product, or None where cuBLAS is faster."""
+def run(product: Product, *, pdl: bool, batch_invariant: bool = False) -> torch.Tensor | None:
+    """Return the product, or None where cuBLAS is faster.
+
+    ``batch_invariant``: a row's result depends, to the last bit, on that row alone; never None.
+    """
+    if batch_invariant:
+        return _run_invariant(product, pdl=pdl)
     (m, k), n = product.x.shape, product.size
     config = None
     if m > GEMV_ROWS:
@@ -28,3 +33,12 @@ def run(product: Product, *, pdl: bool) -> torch.Tensor | None:
     if product.norm is not None and (config is not None or k > _FUSED_NORM_WIDTH):
         product = product._replace(x=rms_norm(product.x, *product.norm, pdl=pdl), norm=None)
     return gemv(product, pdl=pdl) if config is None else gemm(product, config=config, pdl=pdl)
+
+
+def _run_invariant(product: Product, *, pdl: bool) -> torch.Tensor:
+    """The same kernels at every number of rows."""
+    if product.norm is not None:
+        product = product._replace(x=rms_norm(product.x, *product.norm, pdl=pdl), norm=None)
+    m, gated = len(product.x), bool(product.kind)
+    config = invariant_config(m, gated=gated, itemsize=product.x.dtype.itemsize)
+    return gemm(product, config=config, pdl=pdl)

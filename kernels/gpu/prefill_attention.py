@@ -25,6 +25,7 @@ class PrefillConfig(NamedTuple):
     num_warps: int
     num_stages: int
     use_tma: bool = False  # load whole tiles through tensor descriptors; needs block_n <= page_size
+    one_path: bool = False  # mask every tile of keys, needed or not: see invariant_config
 
 
 def prefill_config(head_dim: int, page_size: int, dtype: torch.dtype) -> PrefillConfig:
@@ -36,6 +37,17 @@ def prefill_config(head_dim: int, page_size: int, dtype: torch.dtype) -> Prefill
     if page_size >= 64:
         return PrefillConfig(128, 64, num_warps=4, num_stages=2, use_tma=True)
     return PrefillConfig(128, 64, num_warps=8, num_stages=3)
+
+
+def invariant_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
+    """Return a configuration that makes a token's result, to the last bit, one of its own context alone.
+
+    Keys are taken in tiles counted from position 0, in one order, each by the same instructions. Where a
+    token stands in its tile, and whether it is computed alone or in a chunk, does not show.
+    """
+    if dtype.itemsize > 2:
+        return PrefillConfig(block_m=16, block_n=32, num_warps=4, num_stages=1, one_path=True)
+    return PrefillConfig(64, 64 if head_dim <= 128 else 32, num_warps=4, num_stages=3, one_path=True)
 
 
 def tile_tokens(block_m: int, num_q_heads: int, num_kv_heads: int) -> int:
@@ -134,6 +146,7 @@ def prefill_attention(
         WINDOW=window or 0,
         SOFT_CAP=soft_cap or 0.0,
         USE_TMA=use_tma,
+        ONE_PATH=config.one_path,
         DOT=dot_type(q),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -181,6 +194,7 @@ def _prefill_kernel(
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     USE_TMA: tl.constexpr,
+    ONE_PATH: tl.constexpr,
     DOT: tl.constexpr,
 ):
     TOKENS: tl.constexpr = BLOCK_M // PACK
@@ -218,6 +232,9 @@ def _prefill_kernel(
         first = low // BLOCK_N
         inner = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(high - WINDOW, 0), BLOCK_N), first), last)
     outer = tl.maximum((lowest + 1) // BLOCK_N, inner)
+    if ONE_PATH:  # the causal mask takes care of the window too
+        inner = first
+        outer = first
 
     acc, row_max, row_sum = start_state(BLOCK_M, BLOCK_D)
     if WINDOW > 0:

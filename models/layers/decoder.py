@@ -229,6 +229,13 @@ class CausalLM:
         """
         self._weights.load(named)
 
+    def use_batch_invariant_kernels(self) -> None:
+        """Multiply with kernels whose result for a row depends, to the last bit, on that row alone.
+
+        Call before the weights are loaded.
+        """
+        self._weights.use_batch_invariant_kernels()
+
     def get_weight(self, name: str) -> Tensor | None:
         """The weight of a Hugging Face name, unmerged and unpacked; None if there is none.
 

@@ -73,7 +73,7 @@ class PackedStorage:
     memory, at the last row or when the load ends.
     """
 
-    __slots__ = ("_device", "_dtype", "_rows_missing", "_staged", "packed", "shape")
+    __slots__ = ("_device", "_dtype", "_rows_missing", "_staged", "batch_invariant", "packed", "shape")
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
@@ -82,6 +82,7 @@ class PackedStorage:
         self._staged: Tensor | None = None
         self._rows_missing = 0
         self.packed: PackedWeight | None = None
+        self.batch_invariant = False  # which kernels to pack for; set before the first rows arrive
 
     def write(self, start: int, stop: int, tensor: Tensor) -> None:
         """Take the rows start..stop; pack when no row is missing."""
@@ -107,7 +108,7 @@ class PackedStorage:
         if self.packed is not None:
             self.packed.copy_(staged)
         elif self._rows_missing == 0:
-            self.packed = pack_weight(staged)
+            self.packed = pack_weight(staged, batch_invariant=self.batch_invariant)
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import WeightsError
-from .storage import NamedSlots, Storage, WeightSlot
+from .storage import NamedSlots, PackedStorage, Storage, WeightSlot
 
 _logger = logging.getLogger("rootlet.models")
 
@@ -73,6 +73,12 @@ class WeightTable:
     def nbytes(self) -> int:
         """Bytes held by all weights, shared ones counted once."""
         return sum(storage.nbytes for storage in self._storages())
+
+    def use_batch_invariant_kernels(self) -> None:
+        """Pack matrices that are loaded from now on for kernels whose rows do not affect each other."""
+        for storage in self._storages():
+            if isinstance(storage, PackedStorage):
+                storage.batch_invariant = True
 
     def get(self, name: str) -> Tensor | None:
         """The tensor of a checkpoint name, also a tied one; None if unknown or not loaded."""

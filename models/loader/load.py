@@ -49,6 +49,7 @@ def load_model(
     download_dir: str | Path | None = None,
     json_model_override_args: Mapping[str, Any] | str | None = None,
     trust_remote_code: bool = False,  # noqa: ARG001
+    batch_invariant: bool = False,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model and its weights.
@@ -58,7 +59,8 @@ def load_model(
     :func:`~rootlet.models.loader.dtype.choose_dtype`. ``json_model_override_args``, a dict or a JSON
     object, replaces top-level entries of ``config.json``. ``progress(done_bytes, total_bytes)`` is
     called as weights arrive. ``trust_remote_code`` changes nothing here: model code comes from Rootlet and
-    from :func:`rootlet.register_model`, never from a checkpoint.
+    from :func:`rootlet.register_model`, never from a checkpoint. ``batch_invariant`` asks for kernels whose
+    result for a row depends on that row alone.
 
     Raises ConfigError for an impossible option, ModelError for a model that is not supported,
     WeightsError for weights that are missing, damaged or do not fit, MissingDependencyError for a GGUF
@@ -73,12 +75,22 @@ def load_model(
     stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
     chosen = choose_dtype(dtype, stored, device)
     model = model_class(config, chosen, device)
+    if batch_invariant:
+        _use_batch_invariant_kernels(model)
     if source.format == "dummy":
         checkpoint = _open_dummy(model, chosen, device)
     elif gguf_file is not None:
         checkpoint = open_gguf(gguf_file, config.num_heads, config.num_kv_heads, chosen)
     model.load_weights(named_tensors(checkpoint, progress))
     return LoadedModel(model, config, _read_generation_config(source, gguf_file), source)
+
+
+def _use_batch_invariant_kernels(model: Any) -> None:
+    if not callable(getattr(model, "use_batch_invariant_kernels", None)):
+        raise ConfigError(
+            f"deterministic=True needs a method use_batch_invariant_kernels; {type(model).__name__} has none."
+        )
+    model.use_batch_invariant_kernels()
 
 
 def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
