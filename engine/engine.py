@@ -63,7 +63,7 @@ class Engine:
             auto_truncate=self.config.allow_auto_truncate,
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
-        self._profile = Profile()
+        self._profile = Profile(parts.resolved.device)
         self._pump = self._loop.step if self.config.step_by_hand else None
         # The loop refers to the core and never to this object, so this runs when the last reference goes. It
         # runs at interpreter exit as well: a thread stopped in the middle of a step would abort the process.

@@ -80,4 +80,11 @@ def replaced_embeds(batch: Batch, device: torch.device, dtype: torch.dtype) -> T
             places.append(torch.arange(offset, offset + end - row.start))
             values.append(row.request.input_embeds[row.start : end])
         offset += row.num_tokens
-    return TokenEmbeds(torch.cat(places).to(device), torch.cat(values).to(device, dtype))
+    return TokenEmbeds(_sent(torch.cat(places), device), _sent(torch.cat(values).to(dtype), device))
+
+
+def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``values`` on ``device``. From pageable memory the host would wait for the step under way first."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

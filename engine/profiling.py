@@ -11,9 +11,15 @@ from ..errors import ProfileError
 
 
 class Profile:
-    """At most one torch profiler at a time. Started and stopped on the thread whose work it records."""
+    """At most one torch profiler at a time. Started and stopped on the thread whose work it records.
 
-    def __init__(self) -> None:
+    ``device``: the engine's. A GPU that is not the engine's is left alone: to ask what it does is to wake it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._activities = [torch.profiler.ProfilerActivity.CPU]
+        if device.type == "cuda":
+            self._activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._profiler: torch.profiler.profile | None = None
         self._path = Path()
 
@@ -27,10 +33,7 @@ class Profile:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"rootlet-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}.trace.json"
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities)
+        self._profiler = torch.profiler.profile(activities=self._activities)
         self._profiler.start()
 
     def stop(self) -> Path:

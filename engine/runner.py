@@ -102,7 +102,10 @@ class ModelRunner:
             self._apply_updates(batch)
             embeds = replaced_embeds(batch, self._device, self.model.dtype)
             if self._graphs is not None and embeds is None and self._graphs.fits(batch):
-                return self._launch_graph(batch, pieces)
+                greedy = not pieces and self._sampling(batch).is_argmax
+                # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
+                if not (greedy and batch.other_rows):
+                    return self._launch_graph(batch, pieces, greedy=greedy)
             is_scored = any(row.score is not None for row in batch.other_rows)
             step = self._inputs.build(batch, all_states=is_scored or bool(pieces))
             forward = step.forward if embeds is None else replace(step.forward, embeds=embeds)
@@ -115,9 +118,8 @@ class ModelRunner:
             draw = self._embed if self._embeds else partial(self._sample, batch, step=step)
             return LaunchedStep(batch, draw(hidden), scores, states)
 
-    def _launch_graph(self, batch: Batch, pieces: list[Piece]) -> LaunchedStep:
-        sampling = self._sampling(batch)
-        if sampling.is_argmax and not pieces:
+    def _launch_graph(self, batch: Batch, pieces: list[Piece], *, greedy: bool) -> LaunchedStep:
+        if greedy:
             token_ids, _ = self._graphs.replay(batch, greedy=True)
             return LaunchedStep(batch, HostCopy({"token_ids": token_ids}))
         hidden, step = self._graphs.replay(batch, greedy=False)  # one token per row: T is B

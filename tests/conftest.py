@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# helpers whose assertions say what they compared, as those in tests do
+pytest.register_assert_rewrite("tests.engine.composition", "tests.sampling.frequencies")
+
 if not torch.cuda.is_available():
     # Triton's own switch, read when a kernel is defined: without a GPU kernels run in its interpreter.
     os.environ["TRITON_INTERPRET"] = "1"

@@ -110,13 +110,14 @@ def invariant_config(m: int, *, gated: bool, itemsize: int) -> GemmConfig:
     """Return a configuration whose results for a row are bitwise the same at every m.
 
     Sums run over k in one order, by the same instruction (64 rows of a tile at a time, 16 columns; exact
-    fp32 products for fp32), so how many rows and columns a tile has does not show.
+    fp32 products for fp32), so how many rows and columns a tile has does not show. How many columns are read
+    at a time would: where one reading is all, the compiler starts the sum with what is added to it.
     """
     if itemsize > 2:
         return GemmConfig(32, 64, 32, 4, 2)
     if m <= 64:
-        return GemmConfig(64, 32, 128, 4, 4)
-    return GemmConfig(128, 128, 64, 8, 4) if gated else GemmConfig(128, 256, 64, 8, 3)
+        return GemmConfig(64, 32, 128, 4, 4, use_tma=True)
+    return GemmConfig(128, 64 if gated else 128, 128, 8, 3, use_tma=True)
 
 
 def _descriptor(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -10,7 +10,7 @@ import torch
 import rootlet
 from rootlet.errors import ConfigError, InvalidRequestError
 
-from ..models.hf import build_hf
+from ..models.hf import build_hf, hf_embedding, hf_scores
 
 FAMILIES = ["Llama", "Mistral", "Qwen2"]
 PROMPTS = [[5 + (7 * i + 3 * j) % 90 for j in range(n)] for i, n in enumerate((1, 2, 17, 40, 40, 63, 100))]
@@ -35,17 +35,6 @@ def build(folder, **options):
     return rootlet.Engine(folder, skip_tokenizer_init=True, **options)
 
 
-@torch.inference_mode()
-def states(model, ids):
-    """Its state after the last of ``ids``, of length 1."""
-    return torch.nn.functional.normalize(model(torch.tensor([ids])).last_hidden_state[0, -1], dim=-1)
-
-
-@torch.inference_mode()
-def scores(model, ids):
-    return model(torch.tensor([ids])).logits[0]
-
-
 OPTIONS = [{}, {"chunked_prefill_size": 7}, {"page_size": 1, "disable_overlap_schedule": False}]
 
 
@@ -58,7 +47,7 @@ def test_embedding_models(family, options, tmp_path):
         info = engine.get_server_info()
     assert info["is_embedding"] is True
     for ids, output in zip(PROMPTS, outputs):
-        want = states(model, ids)
+        want = hf_embedding(model, ids)
         got = torch.tensor(output["embedding"])
         assert torch.cosine_similarity(got, want, dim=0) > 1 - 1e-6
         assert got.norm().item() == pytest.approx(1, abs=1e-5)
@@ -77,7 +66,8 @@ def test_classifiers_and_reward_models(family, labels, tmp_path):
         encoded = engine.encode(input_ids=PROMPTS)
     for ids, output in zip(PROMPTS, outputs):
         assert len(output.embedding) == labels
-        torch.testing.assert_close(torch.tensor(output.embedding), scores(model, ids), atol=1e-4, rtol=1e-4)
+        want = hf_scores(model, ids)
+        torch.testing.assert_close(torch.tensor(output.embedding), want, atol=1e-4, rtol=1e-4)
     for output, other in zip(outputs, encoded):
         assert output.embedding == pytest.approx(other.embedding, abs=1e-5)
 
@@ -89,10 +79,8 @@ def test_a_language_model_embeds_when_asked(family, tmp_path):
         with pytest.raises(InvalidRequestError, match="labels"):
             engine.classify(input_ids=PROMPTS)
     for ids, output in zip(PROMPTS, outputs):
-        assert (
-            torch.cosine_similarity(torch.tensor(output.embedding), states(model.model, ids), dim=0)
-            > 1 - 1e-6
-        )
+        want = hf_embedding(model.model, ids)
+        assert torch.cosine_similarity(torch.tensor(output.embedding), want, dim=0) > 1 - 1e-6
 
 
 def test_an_engine_does_one_or_the_other(tmp_path):

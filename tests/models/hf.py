@@ -76,6 +76,19 @@ def hf_logits(hf: transformers.PreTrainedModel, ids: list[int]) -> torch.Tensor:
         return hf(torch.tensor([ids]), use_cache=False).logits[0].float()
 
 
+@torch.inference_mode()
+def hf_embedding(hf: transformers.PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """State ``[H]`` of a bare model after the last of ``ids``, of length 1, on the CPU."""
+    states = hf(torch.tensor([ids], device=hf.device), use_cache=False).last_hidden_state
+    return torch.nn.functional.normalize(states[0, -1], dim=-1).cpu()
+
+
+@torch.inference_mode()
+def hf_scores(hf: transformers.PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Scores ``[labels]`` of a classifier, on the CPU."""
+    return hf(torch.tensor([ids], device=hf.device), use_cache=False).logits[0].cpu()
+
+
 def hf_greedy(hf: transformers.PreTrainedModel, ids: list[int], count: int) -> list[int]:
     """Greedy continuation, the whole sequence computed anew for every token."""
     ids = list(ids)
