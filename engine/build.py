@@ -96,6 +96,11 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     device = _device(config.device)
     if config.deterministic:
         _check_deterministic(config, device)
+    if config.cpu_offload_gb and device.type == "cpu":
+        raise ConfigError(
+            f"cpu_offload_gb={config.cpu_offload_gb} moves weights from a GPU to host memory;"
+            " with device='cpu' they are there already. Leave it out."
+        )
     loaded = _load(config, device, check)
     check()
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
@@ -217,6 +222,7 @@ def _load(config: EngineConfig, device: torch.device, check: Callable[[], None])
             json_model_override_args=config.json_model_override_args,
             trust_remote_code=config.trust_remote_code,
             batch_invariant=config.deterministic,
+            cpu_offload_gb=config.cpu_offload_gb,
             progress=progress,
         )
 
@@ -311,6 +317,7 @@ def _rehearse(
         page_size,
         num_prefill_tokens=prefill,
         num_decodes=running,
+        in_turn=config.cpu_offload_gb > 0,
         embeds=_embeds(config, loaded.model),
         deterministic=config.deterministic,
     )

@@ -7,6 +7,7 @@ process. Options of that page that belong to a server are refused with the reaso
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,11 @@ class EngineConfig:
     mem_fraction_static: float | None = _option(
         None,
         "KV pool as a fraction of the memory free at construction (default 0.85 on a GPU, 0.25 on a CPU)",
+    )
+    cpu_offload_gb: float = _option(
+        0,
+        "GiB of the layers' weights that stay in host memory and are copied to the GPU in every step:"
+        " same results, slower, more room",
     )
     page_size: int | None = _option(
         None, "tokens per KV page (default 16 CPU, 64 GPU); prefix reuse is token-exact whatever it is"
@@ -123,6 +129,11 @@ class EngineConfig:
             self._require_positive("chunked_prefill_size", "or -1 to compute prompts whole")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
             raise ConfigError(f"mem_fraction_static must be in (0, 1), got {self.mem_fraction_static}.")
+        if not 0 <= self.cpu_offload_gb < math.inf:
+            raise ConfigError(
+                "cpu_offload_gb must be a number of GiB, at least 0 (which offloads nothing),"
+                f" got {self.cpu_offload_gb}."
+            )
         sizes = [n for n in ("max_total_tokens", "kv_cache_bytes") if getattr(self, n) is not None]
         if len(sizes) == 2:
             raise ConfigError(f"Give {sizes[0]} or {sizes[1]}, not both: each sets the size of the KV pool.")

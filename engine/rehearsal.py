@@ -31,12 +31,14 @@ def rehearse(
     *,
     num_prefill_tokens: int,
     num_decodes: int,
+    in_turn: bool = False,
     embeds: bool = False,
     deterministic: bool = False,
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
-    Kernels that are not in Triton's cache on disk are compiled on the way, several at once.
+    Kernels that are not in Triton's cache on disk are compiled on the way, several at once unless the model's
+    passes must run ``in_turn``.
     """
     stage = _Stage(model, device, context_length, page_size, embeds, deterministic)
     # Compiling is what takes long, and loading cuDNN: each thread begins with kernels of its own.
@@ -48,7 +50,7 @@ def rehearse(
         partial(stage.finish, 1),
         partial(stage.finish, num_decodes),
     ]
-    with ThreadPoolExecutor(len(tasks)) as threads:
+    with ThreadPoolExecutor(1 if in_turn else len(tasks)) as threads:
         for done in [threads.submit(task) for task in tasks]:
             done.result()
     give_back_memory(device)

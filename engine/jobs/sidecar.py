@@ -32,6 +32,7 @@ SPEED_OPTIONS = frozenset(
         "max_total_tokens",
         "kv_cache_bytes",
         "mem_fraction_static",
+        "cpu_offload_gb",
         "page_size",
         "disable_radix_cache",
         "max_running_requests",

@@ -23,6 +23,7 @@ from .embedding import Embedding, TiedEmbedding
 from .linear import Linear
 from .mlp import GatedMLP
 from .norm import Normed, RMSNorm
+from .offload import Layer, offload
 from .rope_config import RopeConfig
 from .rotary import RotaryTable
 from .storage import NamedSlots, prefixed
@@ -114,7 +115,7 @@ class CausalLM:
         self.dtype = dtype
         self.device = torch.device(device)
         self.rotary = RotaryTable(RopeConfig.from_model(config), config.context_length, self.device)
-        self.layers = [self.build_layer(index) for index in range(config.num_layers)]
+        self.layers: list[Layer] = [self.build_layer(index) for index in range(config.num_layers)]
         self.norm = self.build_norm()
         tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
         tied = tied and self.output is Output.LOGITS
@@ -219,13 +220,21 @@ class CausalLM:
 
     # weights
 
+    def offload_layers(self, num_bytes: int) -> None:
+        """Keep layers in host memory until ``num_bytes`` of weights have moved there; once, before a load.
+
+        Results stay the same to the bit. Passes must then run one after the other. Raises ConfigError if the
+        host has no room.
+        """
+        self.layers = offload(self.layers, num_bytes, self.device)
+
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Load a checkpoint from (Hugging Face name, tensor) pairs, in any order, one at a time.
 
         Memory in use stays within the packed model plus the tensor at hand. Loading again copies
-        into the same memory. Raises WeightsError naming every missing, leftover, duplicate or
-        misshapen tensor at once. With tied embeddings ``lm_head.weight`` may be absent; if present,
-        ``model.embed_tokens.weight`` goes before it.
+        into the same memory; no pass may be under way then. Raises WeightsError naming every missing,
+        leftover, duplicate or misshapen tensor at once. With tied embeddings ``lm_head.weight`` may be
+        absent; if present, ``model.embed_tokens.weight`` goes before it.
         """
         self._weights.load(named)
 
@@ -239,7 +248,7 @@ class CausalLM:
     def get_weight(self, name: str) -> Tensor | None:
         """The weight of a Hugging Face name, unmerged and unpacked; None if there is none.
 
-        It may share memory with the model: do not write to it.
+        It may share memory with the model: do not write to it. That of an offloaded layer is in host memory.
         """
         return self._weights.get(name)
 
@@ -250,7 +259,7 @@ class CausalLM:
 
     @property
     def weight_nbytes(self) -> int:
-        """Bytes that the weights hold; a table used twice counts once."""
+        """Bytes that the weights hold, offloaded ones too; a table used twice counts once."""
         return self._weights.nbytes
 
     def _named_weights(self, tied: bool) -> NamedSlots:

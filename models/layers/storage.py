@@ -3,6 +3,9 @@
 A storage is created empty and takes memory when its first rows arrive; rows that arrive later are
 copied into it, so that a reload keeps every address. A :class:`WeightSlot` is one checkpoint name:
 all rows of a storage, or those of one projection within a merged one.
+
+Values may have their *home* elsewhere than where a layer finds them (``offload.py``): loads and reads go to
+the home, and somebody copies it to the place that the layer reads before the layer runs.
 """
 
 from __future__ import annotations
@@ -16,10 +19,21 @@ from torch import Tensor
 from ...kernels.linear import PackedWeight, pack_weight
 
 
+class Room(NamedTuple):
+    """Memory for one storage, both of its shape and dtype, rows as they are."""
+
+    home: Tensor  # what is loaded and read back
+    seen: Tensor  # what the layer computes with; a copy of home while the layer runs
+
+
 class Storage(Protocol):
     """A tensor filled row by row; ``shape`` is that of the whole."""
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def move(self, room: Room) -> None:
+        """Take this memory instead of any of its own. AssertionError if there is some already."""
 
     def write(self, start: int, stop: int, tensor: Tensor) -> None:
         """Copy ``tensor`` into rows start..stop, converting dtype and device."""
@@ -38,23 +52,33 @@ class Storage(Protocol):
 class DenseStorage:
     """A plain tensor: scales of norms, biases, embedding tables."""
 
-    __slots__ = ("_device", "_dtype", "data", "shape")
+    __slots__ = ("_device", "_home", "_room", "data", "dtype", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
+        self._room: Room | None = None
+        self._home: Tensor | None = None
         self.data: Tensor | None = None
+
+    def move(self, room: Room) -> None:
+        """Take this memory at the first write."""
+        _check_empty(self.data, self._room)
+        self._room = room
 
     def write(self, start: int, stop: int, tensor: Tensor) -> None:
         """Copy ``tensor`` into rows start..stop, allocating all rows at the first call."""
-        if self.data is None:
-            self.data = torch.empty(self.shape, dtype=self._dtype, device=self._device)
-        self.data[start:stop].copy_(tensor)
+        if self._home is None:
+            if self._room is None:
+                own = torch.empty(self.shape, dtype=self.dtype, device=self._device)
+                self._room = Room(own, own)
+            self._home, self.data = self._room
+        self._home[start:stop].copy_(tensor)
 
     def read(self, start: int, stop: int) -> Tensor | None:
         """A view of the rows start..stop."""
-        return None if self.data is None else self.data[start:stop]
+        return None if self._home is None else self._home[start:stop]
 
     def finish(self) -> None:
         """Nothing is staged here."""
@@ -62,7 +86,7 @@ class DenseStorage:
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
-        return 0 if self.data is None else self.data.nbytes
+        return 0 if self._home is None else self._home.nbytes
 
 
 class PackedStorage:
@@ -73,24 +97,45 @@ class PackedStorage:
     memory, at the last row or when the load ends.
     """
 
-    __slots__ = ("_device", "_dtype", "_rows_missing", "_staged", "batch_invariant", "packed", "shape")
+    __slots__ = (
+        "_device",
+        "_home",
+        "_room",
+        "_rows_missing",
+        "_staged",
+        "batch_invariant",
+        "dtype",
+        "packed",
+        "shape",
+    )
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
+        self._room: Room | None = None
         self._staged: Tensor | None = None
         self._rows_missing = 0
+        self._home: PackedWeight | None = None
         self.packed: PackedWeight | None = None
         self.batch_invariant = False  # which kernels to pack for; set before the first rows arrive
+
+    def move(self, room: Room) -> None:
+        """Take this memory for the packed rows, which are then those of a GPU: as they are."""
+        _check_empty(self.packed, self._staged, self._room)
+        self._room = room
+        self._device = room.home.device
 
     def write(self, start: int, stop: int, tensor: Tensor) -> None:
         """Take the rows start..stop; pack when no row is missing."""
         if self._staged is None:
             self._rows_missing = self.shape[0]
-            self._staged = torch.empty(self.shape, dtype=self._dtype, device=self._device)
-            if self.packed is not None and stop - start < self.shape[0]:
-                self._staged.copy_(self.packed.unpack())
+            if self._room is not None and self._home is None:
+                self._staged = self._room.home
+            else:
+                self._staged = torch.empty(self.shape, dtype=self.dtype, device=self._device)
+            if self._home is not None and stop - start < self.shape[0]:
+                self._staged.copy_(self._home.unpack())
         self._staged[start:stop].copy_(tensor)
         self._rows_missing -= stop - start
         if self._rows_missing == 0:
@@ -98,23 +143,34 @@ class PackedStorage:
 
     def read(self, start: int, stop: int) -> Tensor | None:
         """The rows start..stop, unpacked."""
-        return None if self.packed is None else self.packed.unpack()[start:stop]
+        return None if self._home is None else self._home.unpack()[start:stop]
 
     def finish(self) -> None:
         """Pack what is staged, unless rows are missing that were never loaded: then drop it."""
         staged, self._staged = self._staged, None
         if staged is None:
             return
-        if self.packed is not None:
-            self.packed.copy_(staged)
+        if self._home is not None:
+            self._home.copy_(staged)
         elif self._rows_missing == 0:
-            self.packed = pack_weight(staged, batch_invariant=self.batch_invariant)
+            if self._room is None:
+                self._home = self.packed = pack_weight(staged, batch_invariant=self.batch_invariant)
+            else:
+                self._home = pack_weight(self._room.home, in_panels=False)
+                self.packed = pack_weight(
+                    self._room.seen, in_panels=False, batch_invariant=self.batch_invariant
+                )
 
     @property
     def nbytes(self) -> int:
         """Bytes held now, staged rows included."""
         staged = 0 if self._staged is None else self._staged.nbytes
-        return staged + (0 if self.packed is None else self.packed.nbytes)
+        return staged + (0 if self._home is None else self._home.nbytes)
+
+
+def _check_empty(*held: object) -> None:
+    if any(item is not None for item in held):
+        raise AssertionError("A storage is moved once, before its first rows arrive.")
 
 
 class WeightSlot(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ def load_model(
     json_model_override_args: Mapping[str, Any] | str | None = None,
     trust_remote_code: bool = False,  # noqa: ARG001
     batch_invariant: bool = False,
+    cpu_offload_gb: float = 0,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model and its weights.
@@ -57,10 +59,11 @@ def load_model(
     ``model_path``, ``load_format`` (auto, safetensors, pt, gguf, dummy), ``revision`` and
     ``download_dir``: see :func:`~rootlet.models.loader.resolve.resolve_model`; ``dtype``: see
     :func:`~rootlet.models.loader.dtype.choose_dtype`. ``json_model_override_args``, a dict or a JSON
-    object, replaces top-level entries of ``config.json``. ``progress(done_bytes, total_bytes)`` is
+    object, replaces top-level entries of ``config.json``. ``cpu_offload_gb`` GiB (2**30 bytes) of decoder
+    layers stay in host memory: see :mod:`~rootlet.models.layers.offload`. ``batch_invariant`` asks for
+    kernels whose result for a row depends on that row alone. ``progress(done_bytes, total_bytes)`` is
     called as weights arrive. ``trust_remote_code`` changes nothing here: model code comes from Rootlet and
-    from :func:`rootlet.register_model`, never from a checkpoint. ``batch_invariant`` asks for kernels whose
-    result for a row depends on that row alone.
+    from :func:`rootlet.register_model`, never from a checkpoint.
 
     Raises ConfigError for an impossible option, ModelError for a model that is not supported,
     WeightsError for weights that are missing, damaged or do not fit, MissingDependencyError for a GGUF
@@ -77,6 +80,8 @@ def load_model(
     model = model_class(config, chosen, device)
     if batch_invariant:
         _use_batch_invariant_kernels(model)
+    if cpu_offload_gb:
+        _offload(model, cpu_offload_gb)
     if source.format == "dummy":
         checkpoint = _open_dummy(model, chosen, device)
     elif gguf_file is not None:
@@ -105,6 +110,15 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"json_model_override_args must be a JSON object or a dict, got {overrides!r}.")
     return dict(overrides)
+
+
+def _offload(model: Any, gib: float) -> None:
+    if not callable(getattr(model, "offload_layers", None)):
+        raise ConfigError(
+            f"cpu_offload_gb={gib} needs a model class with a method offload_layers, as Rootlet's own have, "
+            f"and {type(model).__name__} has none. Add it, or leave the option out."
+        )
+    model.offload_layers(math.ceil(gib * 2**30))
 
 
 def _open_folder(source: ModelSource) -> Checkpoint | None:

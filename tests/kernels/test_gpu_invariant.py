@@ -40,7 +40,9 @@ def device() -> str:
 
 
 # (k, n) of the layers of an 8B and a 0.5B model on a GPU, small and odd ones everywhere
-SIZES = [(100, 24), (64, 33), (80, 64)] + ([(4096, 6144), (14336, 4096), (896, 4864), (576, 576)] if ON_GPU else [])
+SIZES = [(100, 24), (64, 33), (80, 64)] + (
+    [(4096, 6144), (14336, 4096), (896, 4864), (576, 576)] if ON_GPU else []
+)
 ROWS = [1, 2, 5, 64, 65, 130] + ([700, 4096] if ON_GPU else [])
 
 

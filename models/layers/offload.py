@@ -1,0 +1,229 @@
+"""Decoder layers whose weights are kept in host memory and pass through the device as they are needed.
+
+    host      w0  w1  w2  w3            one piece of memory per offloaded layer
+                \\   \\   \\   \\
+    device      [ A ][ B ][ A ][ B ]    two buffers, in turn
+
+While layer i computes from one buffer the weights of i + 1 arrive in the other; when i is done, those of
+i + 2 may overwrite its own. Every forward pass begins with the first two copies and leaves none behind, so
+passes know nothing of each other, and a recorded one repeats all of it. Passes of one model run one after
+the other.
+
+The offloaded layers stand apart from each other by as many resident ones as there are, which compute while
+weights arrive.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...cache.memory import free_host_memory
+from ...errors import ConfigError
+from ...kernels.host_copies import HostCopies, host_copies
+from ..forward import ForwardInput
+from .storage import NamedSlots, Room, Storage
+
+_logger = logging.getLogger("rootlet.models")
+
+GIB = 2**30
+
+NUM_BUFFERS = 2
+"""One to compute from and one to fill."""
+
+# Where a tensor may begin: as far apart as torch's allocator places them, so that the same kernels fit.
+_ALIGNMENT = 512
+
+
+class Layer(Protocol):
+    """What a decoder layer is to the model, and an offloaded one too."""
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to the layer."""
+
+    def forward(
+        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Run the layer on the tokens of a step."""
+
+
+class WeightStream:
+    """The memory on both sides, and the copies of one pass in the order of the offloaded layers."""
+
+    def __init__(self, sizes: Sequence[int], device: torch.device, copies: HostCopies) -> None:
+        self._copies = copies
+        num_buffers = min(NUM_BUFFERS, len(sizes))
+        self._buffers = list(torch.empty((num_buffers, max(sizes)), dtype=torch.uint8, device=device))
+        self._homes = [copies.host_memory(size) for size in sizes]
+
+    def rooms(self, index: int, storages: Iterable[Storage]) -> list[Room]:
+        """Places for the tensors of offloaded layer ``index``, one after the other on both sides."""
+        rooms, start = [], 0
+        for storage in storages:
+            stop = start + _num_bytes(storage)
+            home, seen = (
+                memory[start:stop].view(storage.dtype).view(storage.shape)
+                for memory in (self._homes[index], self._buffers[self._slot(index)])
+            )
+            rooms.append(Room(home, seen))
+            start = _aligned(stop)
+        return rooms
+
+    def begin(self) -> None:
+        """Start the first copies of a pass, as soon as the work given so far is done."""
+        for index in range(len(self._buffers)):
+            self._fetch(index)
+
+    def arrive(self, index: int) -> None:
+        """What follows finds the weights of offloaded layer ``index`` in their place."""
+        self._copies.wait(self._slot(index))
+
+    def leave(self, index: int) -> None:
+        """Layer ``index`` has been given all its work: the buffer is for the one after the next."""
+        following = index + len(self._buffers)
+        if following < len(self._homes):
+            self._fetch(following)
+
+    def _fetch(self, index: int) -> None:
+        slot, home = self._slot(index), self._homes[index]
+        self._copies.start(slot, self._buffers[slot][: home.numel()], home)
+
+    def _slot(self, index: int) -> int:
+        return index % len(self._buffers)
+
+
+class OffloadedLayer:
+    """A layer that computes from a buffer of a :class:`WeightStream`; the ``index``-th of them."""
+
+    __slots__ = ("_index", "_layer", "_stream")
+
+    def __init__(self, layer: Layer, stream: WeightStream, index: int) -> None:
+        self._layer = layer
+        self._stream = stream
+        self._index = index
+
+    def weights(self) -> NamedSlots:
+        """Those of the layer."""
+        return self._layer.weights()
+
+    def forward(
+        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Wait for the weights, run the layer, let the next but one come."""
+        self._stream.arrive(self._index)
+        result = self._layer.forward(branch, residual, inp, k_cache, v_cache)
+        self._stream.leave(self._index)
+        return result
+
+
+class FirstLayer:
+    """The first layer of a model with offloaded ones: a pass begins here."""
+
+    __slots__ = ("_layer", "_stream")
+
+    def __init__(self, layer: Layer, stream: WeightStream) -> None:
+        self._layer = layer
+        self._stream = stream
+
+    def weights(self) -> NamedSlots:
+        """Those of the layer."""
+        return self._layer.weights()
+
+    def forward(
+        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Start the copies, run the layer."""
+        self._stream.begin()
+        return self._layer.forward(branch, residual, inp, k_cache, v_cache)
+
+
+def offload(
+    layers: Sequence[Layer],
+    num_bytes: int,
+    device: torch.device,
+    make_copies: Callable[[torch.device, int], HostCopies] = host_copies,
+) -> list[Layer]:
+    """The layers of a model without weights, so many of them offloaded that ``num_bytes`` leave the device.
+
+    All of them if they have fewer. Raises ConfigError if the host has no room for them.
+    """
+    storages = [_storages(layer) for layer in layers]
+    chosen = choose([_layer_bytes(held) for held in storages], num_bytes)
+    if not chosen:
+        return list(layers)
+    sizes = [_layer_bytes(storages[i]) for i in chosen]
+    _check_host(sum(sizes))
+    # memory must be ordinary whatever mode the caller is in, as in WeightTable.load
+    with torch.inference_mode(False):
+        stream = WeightStream(sizes, device, make_copies(device, NUM_BUFFERS))
+        for index, i in enumerate(chosen):
+            for storage, room in zip(storages[i], stream.rooms(index, storages[i])):
+                storage.move(room)
+    _report(sizes, len(layers), device)
+    result = list(layers)
+    for index, i in enumerate(chosen):
+        result[i] = OffloadedLayer(layers[i], stream, index)
+    result[0] = FirstLayer(result[0], stream)
+    return result
+
+
+def choose(sizes: Sequence[int], num_bytes: int) -> list[int]:
+    """The fewest layers, evenly apart, whose ``sizes`` reach ``num_bytes``; else all.
+
+    Each is the last of its stretch, so that the first copy too has layers to hide behind.
+    """
+    count = 0
+    chosen: list[int] = []
+    while count < len(sizes) and sum(sizes[i] for i in chosen) < num_bytes:
+        count += 1
+        chosen = [(i + 1) * len(sizes) // count - 1 for i in range(count)]
+    return chosen
+
+
+def _storages(layer: Layer) -> list[Storage]:
+    """Every storage of a layer once."""
+    return list({id(slot.storage): slot.storage for _, slot in layer.weights()}.values())
+
+
+def _layer_bytes(storages: Iterable[Storage]) -> int:
+    return sum(_aligned(_num_bytes(storage)) for storage in storages)
+
+
+def _num_bytes(storage: Storage) -> int:
+    return torch.Size(storage.shape).numel() * storage.dtype.itemsize
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _check_host(num_bytes: int) -> None:
+    free = free_host_memory()
+    if free is not None and num_bytes > free:
+        raise ConfigError(
+            f"cpu_offload_gb would move {num_bytes / GIB:.2f} GiB of weights to host memory, of which "
+            f"{free / GIB:.2f} GiB are free. Lower it, or free some."
+        )
+
+
+def _report(sizes: Sequence[int], num_layers: int, device: torch.device) -> None:
+    moved, buffers = sum(sizes), max(sizes) * min(len(sizes), NUM_BUFFERS)
+    _logger.info(
+        "cpu_offload_gb: %d of %d layers, %.2f GiB, are kept in host memory and pass through %.2f GiB on %s.",
+        len(sizes),
+        num_layers,
+        moved / GIB,
+        buffers / GIB,
+        device,
+    )
+    if moved <= buffers:
+        _logger.warning(
+            "cpu_offload_gb frees no memory of %s: the %.2f GiB that are moved are no more than the buffers "
+            "they pass through. Ask for more than that, or leave the option out.",
+            device,
+            moved / GIB,
+        )
