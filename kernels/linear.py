@@ -10,9 +10,10 @@ bf16, C extension built   our own kernel (``csrc/gemm.c``), rows interleaved in 
 bf16, neither             torch, rows as they are, widened to fp32 a piece at a time (slow)
 ========================  ==========================================================================
 
-The C kernel sums every output in one fixed order in fp32: a row of the result depends, to the last
-bit, on neither the other rows nor their number nor the number of threads. torch promises no such
-thing. Inference only: nothing here records gradients.
+On the CPU, ``in_panels=True`` asks for our own kernel whatever is fastest, for bf16 and fp32. It sums
+every output in one fixed order in fp32: a row of the result depends, to the last bit, on neither the
+other rows nor their number nor the number of threads. torch promises no such thing. Inference only:
+nothing here records gradients.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class PackedWeight:
             return self
         weight = weight.to(self._storage).contiguous()
         n, k = self.shape
-        _C.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), n, k, torch.get_num_threads())
+        kind = ELEMENT_TYPES[self.dtype]
+        _C.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), n, k, kind, torch.get_num_threads())
         return self
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -106,6 +108,7 @@ class PackedWeight:
             ids.numel(),
             n,
             k,
+            ELEMENT_TYPES[self.dtype],
             torch.get_num_threads(),
         )
         return out
@@ -118,9 +121,9 @@ def pack_weight(
 
     Takes weight over where it is stored as it is and contiguous (so ``copy_`` writes to that memory), else
     copies it. ``in_panels`` overrules the choice of kernel described above: False keeps the rows as they
-    are, True asks for the C kernel. ``batch_invariant`` asks for a kernel whose result for a row depends, to
-    the last bit, on that row alone: the C kernel on the CPU, one way to cut all products on a GPU. Raises
-    ValueError if that is not possible.
+    are, True asks for the C kernel (bf16 and fp32 on the CPU). ``batch_invariant`` asks for a kernel whose
+    result for a row depends, to the last bit, on that row alone: the C kernel on the CPU, one way to cut all
+    products on a GPU. Raises ValueError if that is not possible.
     """
     if weight.dim() != 2:
         raise ValueError(f"A weight has two dimensions [N, K], got shape {tuple(weight.shape)}.")
@@ -128,14 +131,14 @@ def pack_weight(
         return PackedWeight(weight.detach().contiguous(), weight.shape, 0, batch_invariant=True)
     if batch_invariant:
         in_panels = True
-    possible = _C is not None and weight.is_cpu and weight.dtype is torch.bfloat16
+    possible = _C is not None and weight.is_cpu and weight.dtype in ELEMENT_TYPES
     if in_panels is None:
-        in_panels = possible and not _ONEDNN_BF16
+        in_panels = possible and weight.dtype is torch.bfloat16 and not _ONEDNN_BF16
     if not in_panels:
         return PackedWeight(weight.detach().contiguous(), weight.shape, 0)
     if not possible:
         raise ValueError(
-            f"Only bf16 weights on the CPU go into panels, and only with the C extension "
+            f"Only bf16 and fp32 weights on the CPU go into panels, and only with the C extension "
             f"(built: {_C is not None}); got {weight.dtype} on {weight.device}."
         )
     n, k = weight.shape
@@ -250,6 +253,7 @@ def _linear_panels(
         x_type,
         row_stride,
         weight._storage.data_ptr(),
+        ELEMENT_TYPES[weight.dtype],
         0 if bias is None else bias.data_ptr(),
         bias_type,
         rows,

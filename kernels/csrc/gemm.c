@@ -1,10 +1,10 @@
-/* y = x @ w.T + bias with bf16 weights: fp32 sums over panels packed once.
+/* y = x @ w.T + bias with bf16 or fp32 weights: fp32 sums over panels packed once.
  *
  * Layout. w [N, K] is cut into panels of PANEL rows (output columns); a panel stores, for each k in
- * turn, its PANEL values, so that a product walks memory straight ahead. Inside a group of 2 * LANES
- * values, column j and column LANES + j are neighbours: read as one vector of 32-bit words, the low
- * halves are the first LANES columns and the high halves the next, and a shift and a mask widen
- * 2 * LANES values. The last panel is filled up with zeros.
+ * turn, its PANEL values, so that a product walks memory straight ahead. fp32 values lie in the order of
+ * their columns. Of bf16, inside a group of 2 * LANES values, column j and column LANES + j are
+ * neighbours: read as one vector of 32-bit words, the low halves are the first LANES columns and the high
+ * halves the next, and a shift and a mask widen 2 * LANES values. The last panel is filled up with zeros.
  *
  * Order of sums. Every output is one fp32 accumulator that takes k = 0, 1, ... K-1 in this order (put
  * aside between blocks of k, which is exact), then the bias, then one rounding. The result of a row
@@ -41,38 +41,53 @@ enum {
     PANEL = GROUPS * GROUP,
     VECTORS = PANEL / LANES,       /* of fp32, per panel */
     MAX_PANELS = 4,                /* one tile spans at most */
-    BLOCK_K = 512,                 /* a block of a panel: BLOCK_K * PANEL bf16 */
-    BLOCK_ROWS = 96,               /* with BLOCK_K fp32 values each: half of a second-level cache */
+    BLOCK_BYTES = 1024 * PANEL,    /* of a panel in a block: 512 bf16 or 256 fp32 of each column */
+    BLOCK_ROWS = 96,               /* with 512 fp32 values each: half of a second-level cache */
     BLOCK_PANELS = 256 / PANEL,
-    AHEAD = 2048,                  /* weights on their way from memory while a tile of few rows runs */
+    AHEAD = 4096,                  /* bytes of weights on their way from memory while a tile of few rows runs */
+    LINE = 64,                     /* bytes of a cache line */
     SCRATCH_BYTES = 8 << 20,       /* of x widened to fp32 at a time */
     SERIAL_WORK = 1 << 16,         /* multiplications that are not worth waking a thread */
     LARGE_WORK = 1 << 22,          /* multiplications during which other Python threads may run */
 };
 
-/* One product: x [rows, k] of x_type, rows ldx apart; out [rows, n]; bias may be NULL. */
+/* One product: x [rows, k] of x_type, rows ldx apart; panels w of w_type; out [rows, n]; bias may be NULL. */
 typedef struct {
     const void *x, *bias;
-    const uint16_t *w;
+    const char *w;
     void *out;
-    int x_type, bias_type, out_type;
+    int x_type, w_type, bias_type, out_type;
     ptrdiff_t rows, n, k, ldx;
 } product;
 
 /* Where column c of a panel is stored among the PANEL values of one k. */
-INLINE int place_of(int c) {
+INLINE int place_of(int c, int type) {
     int inside = c % GROUP;
-    return c - inside + 2 * (inside % LANES) + inside / LANES;
+    return type == F32 ? c : c - inside + 2 * (inside % LANES) + inside / LANES;
 }
 
-/* ---- the tile: `rows` rows of x times `panels` panels, both constant in every copy ---- */
+/* ---- the tile: `rows` rows of x times `panels` panels of `type`, all three constant in every copy ---- */
 
-/* a: rows of x, lda apart; w: the first panel, panel_stride to the next; sums: [panels][..][PANEL] with
+/* The 2 * LANES weights of a group, widened. */
+INLINE void load_group(vfloat wide[2], const char *at, const int type) {
+    if (type == F32) {
+        wide[0] = load(at, 0, F32);
+        wide[1] = load(at, LANES, F32);
+        return;
+    }
+    vuint pair;
+    memcpy(&pair, at, sizeof pair);
+    wide[0] = (vfloat)(pair << 16);
+    wide[1] = (vfloat)(pair & 0xffff0000u);
+}
+
+/* a: rows of x, lda apart; w: the first panel, panel_bytes to the next; sums: [panels][..][PANEL] with
  * sums_stride to the next panel. Continues the sums found there unless `fresh`. Meanwhile asks memory for
- * k steps of next_step weights from `next` on, which need not exist. */
-INLINE void tile(const int rows, const int panels, const float *a, ptrdiff_t lda, const uint16_t *w,
-                 ptrdiff_t panel_stride, ptrdiff_t k, float *sums, ptrdiff_t sums_stride, int fresh,
-                 const uint16_t *next, ptrdiff_t next_step) {
+ * k steps of next_bytes from `next` on, which need not exist. */
+INLINE void tile(const int type, const int rows, const int panels, const float *a, ptrdiff_t lda,
+                 const char *w, ptrdiff_t panel_bytes, ptrdiff_t k, float *sums, ptrdiff_t sums_stride,
+                 int fresh, const char *next, ptrdiff_t next_bytes) {
+    const ptrdiff_t size = element_size(type), step = PANEL * size;
     vfloat acc[TILE][MAX_PANELS * VECTORS];
     const float *row[TILE];
 #pragma GCC unroll 16
@@ -87,16 +102,16 @@ INLINE void tile(const int rows, const int panels, const float *a, ptrdiff_t lda
     for (ptrdiff_t i = 0; i < k; i++) {
 #pragma GCC unroll 16
         for (int p = 0; p < panels; p++) {
-            __builtin_prefetch(next + p * panel_stride + i * next_step);
+#pragma GCC unroll 16
+            for (ptrdiff_t line = 0; line < step; line += LINE) {
+                __builtin_prefetch(next + p * panel_bytes + i * next_bytes + line);
+            }
         }
         vfloat wide[MAX_PANELS * VECTORS];
 #pragma GCC unroll 16
         for (int g = 0; g < panels * GROUPS; g++) {
-            const uint16_t *at = w + g / GROUPS * panel_stride + i * PANEL + g % GROUPS * GROUP;
-            vuint pair;
-            memcpy(&pair, at, sizeof pair);
-            wide[2 * g] = (vfloat)(pair << 16);
-            wide[2 * g + 1] = (vfloat)(pair & 0xffff0000u);
+            const char *at = w + g / GROUPS * panel_bytes + i * step + g % GROUPS * GROUP * size;
+            load_group(wide + 2 * g, at, type);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
@@ -117,16 +132,22 @@ INLINE void tile(const int rows, const int panels, const float *a, ptrdiff_t lda
     }
 }
 
-typedef void tile_function(const float *, ptrdiff_t, const uint16_t *, ptrdiff_t, ptrdiff_t, float *,
-                           ptrdiff_t, int, const uint16_t *, ptrdiff_t);
+typedef void tile_function(const float *, ptrdiff_t, const char *, ptrdiff_t, ptrdiff_t, float *, ptrdiff_t,
+                           int, const char *, ptrdiff_t);
 
-#define TILE_COPY(rows, panels)                                                                        \
-    static void tile_##rows##_##panels(const float *a, ptrdiff_t lda, const uint16_t *w,               \
-                                       ptrdiff_t panel_stride, ptrdiff_t k, float *sums,               \
-                                       ptrdiff_t sums_stride, int fresh, const uint16_t *next,         \
-                                       ptrdiff_t next_step) {                                          \
-        tile(rows, panels, a, lda, w, panel_stride, k, sums, sums_stride, fresh, next, next_step);     \
+#define TYPED_COPY(type, rows, panels)                                                                 \
+    static void tile_##type##_##rows##_##panels(const float *a, ptrdiff_t lda, const char *w,          \
+                                                ptrdiff_t panel_bytes, ptrdiff_t k, float *sums,       \
+                                                ptrdiff_t sums_stride, int fresh, const char *next,    \
+                                                ptrdiff_t next_bytes) {                                \
+        tile(type, rows, panels, a, lda, w, panel_bytes, k, sums, sums_stride, fresh, next, next_bytes); \
     }
+/* tile_<rows>_<panels>: the copies by type */
+#define TILE_COPY(rows, panels)                                                                        \
+    TYPED_COPY(BF16, rows, panels)                                                                     \
+    TYPED_COPY(F32, rows, panels)                                                                      \
+    static tile_function *const tile_##rows##_##panels[] = {                                           \
+        [F32] = tile_F32_##rows##_##panels, [BF16] = tile_BF16_##rows##_##panels};
 TILE_COPY(1, 1) TILE_COPY(1, 2) TILE_COPY(1, 4) TILE_COPY(2, 1) TILE_COPY(2, 2)
 TILE_COPY(3, 1) TILE_COPY(4, 1) TILE_COPY(5, 1)
 #if TILE >= 6
@@ -137,7 +158,7 @@ TILE_COPY(7, 1) TILE_COPY(8, 1) TILE_COPY(9, 1) TILE_COPY(10, 1) TILE_COPY(11, 1
 #endif
 
 /* by rows, for one panel */
-static tile_function *const one_panel[TILE + 1] = {
+static tile_function *const *const one_panel[TILE + 1] = {
     NULL, tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1,
 #if TILE >= 6
     tile_6_1,
@@ -149,16 +170,16 @@ static tile_function *const one_panel[TILE + 1] = {
 
 /* Few rows need several panels to keep the multipliers busy: the number of panels, at most `left`, that a
  * tile of `rows` rows takes at once; sets its function. */
-static int choose_tile(ptrdiff_t rows, ptrdiff_t left, tile_function **function) {
+static int choose_tile(int type, ptrdiff_t rows, ptrdiff_t left, tile_function **function) {
     if (rows == 1 && left >= 4) {
-        *function = tile_1_4;
+        *function = tile_1_4[type];
         return 4;
     }
     if (rows <= 2 && left >= 2) {
-        *function = rows == 1 ? tile_1_2 : tile_2_2;
+        *function = (rows == 1 ? tile_1_2 : tile_2_2)[type];
         return 2;
     }
-    *function = one_panel[rows];
+    *function = one_panel[rows][type];
     return 1;
 }
 
@@ -194,25 +215,26 @@ static void finish(const product *g, const float *sums, ptrdiff_t row0, ptrdiff_
 static void multiply_block(const product *g, const float *a, ptrdiff_t lda, ptrdiff_t row0, ptrdiff_t rows,
                            ptrdiff_t first, ptrdiff_t last, float *sums) {
     ptrdiff_t tiles = (rows + TILE - 1) / TILE;
-    ptrdiff_t blocks = tiles == 1 || g->k == 0 ? 1 : (g->k + BLOCK_K - 1) / BLOCK_K;
+    ptrdiff_t size = element_size(g->w_type), panel_bytes = PANEL * g->k * size;
+    ptrdiff_t blocks = tiles == 1 || g->k == 0 ? 1 : (panel_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
     for (ptrdiff_t b = 0; b < blocks; b++) {
         ptrdiff_t k0 = b * g->k / blocks, k1 = (b + 1) * g->k / blocks;
         int panels;
         for (ptrdiff_t p = first; p < last; p += panels) {
-            const uint16_t *w = g->w + p * PANEL * g->k + k0 * PANEL;
+            const char *w = g->w + p * panel_bytes + k0 * PANEL * size;
             float *block_sums = blocks == 1 ? sums : sums + (p - first) * rows * PANEL;
             panels = 1;
             for (ptrdiff_t t = 0; t < tiles; t++) {
                 ptrdiff_t r0 = t * rows / tiles, r1 = (t + 1) * rows / tiles;
-                tile_function *run = one_panel[r1 - r0];
+                tile_function *run = one_panel[r1 - r0][g->w_type];
                 if (tiles == 1) {
-                    panels = choose_tile(rows, last - p, &run);
+                    panels = choose_tile(g->w_type, rows, last - p, &run);
                 }
                 /* one tile: fetch what comes soon; several: each fetches its part of the next panel */
-                ptrdiff_t next_step = tiles == 1 ? PANEL : PANEL / tiles;
-                ptrdiff_t ahead = tiles == 1 ? AHEAD / panels : PANEL * g->k + t * next_step * (k1 - k0);
-                run(a + r0 * lda + k0, lda, w, PANEL * g->k, k1 - k0, block_sums + r0 * PANEL, rows * PANEL,
-                    b == 0, w + ahead, next_step);
+                ptrdiff_t next_bytes = tiles == 1 ? PANEL * size : PANEL / tiles * size;
+                ptrdiff_t ahead = tiles == 1 ? AHEAD / panels : panel_bytes + t * next_bytes * (k1 - k0);
+                run(a + r0 * lda + k0, lda, w, panel_bytes, k1 - k0, block_sums + r0 * PANEL, rows * PANEL,
+                    b == 0, w + ahead, next_bytes);
             }
             if (b == blocks - 1) {
                 for (int i = 0; i < panels; i++) {
@@ -309,15 +331,33 @@ static int multiply(const product *g, int threads) {
 
 /* ---- packing ---- */
 
-/* Panel p of source [n, k]. */
-static void pack_panel(uint16_t *panel, const uint16_t *source, ptrdiff_t n, ptrdiff_t k, ptrdiff_t p) {
-    for (int c = 0; c < PANEL; c++) {
-        const uint16_t *row = source + (p * PANEL + c) * k;
-        int inside = p * PANEL + c < n;
-        for (ptrdiff_t i = 0; i < k; i++) {
-            panel[i * PANEL + place_of(c)] = inside ? row[i] : 0;
-        }
+/* `count` elements, from_step and to_step apart. */
+INLINE void copy_elements(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, ptrdiff_t count,
+                          const int type) {
+    const ptrdiff_t size = element_size(type);
+    for (ptrdiff_t i = 0; i < count; i++) {
+        memcpy(to + i * to_step * size, from + i * from_step * size, size);
     }
+}
+
+/* Panel p of source [n, k]. */
+INLINE void pack_panel(char *panel, const char *source, ptrdiff_t n, ptrdiff_t k, ptrdiff_t p, const int type) {
+    const ptrdiff_t size = element_size(type);
+    ptrdiff_t columns = n - p * PANEL < PANEL ? n - p * PANEL : PANEL;
+    if (columns < PANEL) {
+        memset(panel, 0, PANEL * k * size);
+    }
+    for (int c = 0; c < columns; c++) {
+        const char *row = source + (p * PANEL + c) * k * size;
+        copy_elements(panel + place_of(c, type) * size, PANEL, row, 1, k, type);
+    }
+}
+
+/* Row `row` of the packed weight -> out [k]. */
+INLINE void unpack_row(char *out, const char *panels, ptrdiff_t row, ptrdiff_t k, const int type) {
+    const ptrdiff_t size = element_size(type);
+    const char *from = panels + (row / PANEL * PANEL * k + place_of((int)(row % PANEL), type)) * size;
+    copy_elements(out, 1, from, PANEL, k, type);
 }
 
 /* ---- the functions Python calls ---- */
@@ -328,31 +368,37 @@ ROOTLET_FUNCTION(rootlet_gemm_panel) {
     return PyLong_FromLong(PANEL);
 }
 
-/* (panels, source, n, k, threads): source [n, k] bf16 -> panels */
+/* (panels, source, n, k, type, threads): source [n, k] -> panels */
 ROOTLET_FUNCTION(rootlet_gemm_pack) {
-    ARGUMENTS(5)
-    uint16_t *panels = pointer_argument(args[0]);
-    const uint16_t *source = pointer_argument(args[1]);
+    ARGUMENTS(6)
+    char *panels = pointer_argument(args[0]);
+    const char *source = pointer_argument(args[1]);
     ptrdiff_t n = integer_argument(args[2]), k = integer_argument(args[3]);
-    int threads = (int)integer_argument(args[4]);
+    int type = (int)integer_argument(args[4]), threads = (int)integer_argument(args[5]);
     ARGUMENTS_END
     BEGIN_COMPUTE(n * k > SERIAL_WORK)
 #pragma omp parallel for num_threads(threads) if (threads > 1 && n * k > SERIAL_WORK)
     for (ptrdiff_t p = 0; p < (n + PANEL - 1) / PANEL; p++) {
-        pack_panel(panels + p * PANEL * k, source, n, k, p);
+        char *panel = panels + p * PANEL * k * element_size(type);
+        if (type == BF16) {
+            pack_panel(panel, source, n, k, p, BF16);
+        } else {
+            pack_panel(panel, source, n, k, p, F32);
+        }
     }
     END_COMPUTE
     Py_RETURN_NONE;
 }
 
-/* (out, panels, ids, count, n, k, threads): rows ids [count] int64 of the packed weight -> out [count, k] */
+/* (out, panels, ids, count, n, k, type, threads): rows ids [count] int64 of the packed weight -> out
+ * [count, k] */
 ROOTLET_FUNCTION(rootlet_gemm_rows) {
-    ARGUMENTS(7)
-    uint16_t *out = pointer_argument(args[0]);
-    const uint16_t *panels = pointer_argument(args[1]);
+    ARGUMENTS(8)
+    char *out = pointer_argument(args[0]);
+    const char *panels = pointer_argument(args[1]);
     const int64_t *ids = pointer_argument(args[2]);
     ptrdiff_t count = integer_argument(args[3]), n = integer_argument(args[4]), k = integer_argument(args[5]);
-    int threads = (int)integer_argument(args[6]);
+    int type = (int)integer_argument(args[6]), threads = (int)integer_argument(args[7]);
     ARGUMENTS_END
     for (ptrdiff_t t = 0; t < count; t++) {
         if (ids[t] < 0 || ids[t] >= n) {
@@ -362,18 +408,21 @@ ROOTLET_FUNCTION(rootlet_gemm_rows) {
     BEGIN_COMPUTE(count * k > SERIAL_WORK)
 #pragma omp parallel for num_threads(threads) if (threads > 1 && count * k > SERIAL_WORK)
     for (ptrdiff_t t = 0; t < count; t++) {
-        const uint16_t *from = panels + ids[t] / PANEL * PANEL * k + place_of((int)(ids[t] % PANEL));
-        for (ptrdiff_t i = 0; i < k; i++) {
-            out[t * k + i] = from[i * PANEL];
+        char *row = out + t * k * element_size(type);
+        if (type == BF16) {
+            unpack_row(row, panels, ids[t], k, BF16);
+        } else {
+            unpack_row(row, panels, ids[t], k, F32);
         }
     }
     END_COMPUTE
     Py_RETURN_NONE;
 }
 
-/* (out, out_type, x, x_type, ldx, panels, bias, bias_type, rows, n, k, threads); bias 0 for none */
+/* (out, out_type, x, x_type, ldx, panels, w_type, bias, bias_type, rows, n, k, threads); bias 0 for
+ * none */
 ROOTLET_FUNCTION(rootlet_gemm) {
-    ARGUMENTS(12)
+    ARGUMENTS(13)
     product g = {
         .out = pointer_argument(args[0]),
         .out_type = (int)integer_argument(args[1]),
@@ -381,13 +430,14 @@ ROOTLET_FUNCTION(rootlet_gemm) {
         .x_type = (int)integer_argument(args[3]),
         .ldx = integer_argument(args[4]),
         .w = pointer_argument(args[5]),
-        .bias = pointer_argument(args[6]),
-        .bias_type = (int)integer_argument(args[7]),
-        .rows = integer_argument(args[8]),
-        .n = integer_argument(args[9]),
-        .k = integer_argument(args[10]),
+        .w_type = (int)integer_argument(args[6]),
+        .bias = pointer_argument(args[7]),
+        .bias_type = (int)integer_argument(args[8]),
+        .rows = integer_argument(args[9]),
+        .n = integer_argument(args[10]),
+        .k = integer_argument(args[11]),
     };
-    int threads = (int)integer_argument(args[11]);
+    int threads = (int)integer_argument(args[12]);
     ARGUMENTS_END
     BEGIN_COMPUTE(g.rows * g.n * g.k > LARGE_WORK)
     int failed = g.rows * g.n > 0 && multiply(&g, threads) != 0;

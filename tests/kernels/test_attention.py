@@ -85,30 +85,34 @@ def test_any_geometry(paged_case, rows, page_size, heads, window, soft_cap):
 
 @pytest.mark.usefixtures("c_build")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("heads", "window"), [((9, 3, 64), None), ((8, 1, 40), 150), ((2, 2, 12), None)])
-def test_result_depends_on_nothing_but_the_tokens(paged_case, heads, window, dtype):
+@pytest.mark.parametrize(
+    ("heads", "window", "soft_cap"),
+    [((9, 3, 64), None, None), ((8, 1, 40), 150, None), ((2, 2, 12), None, 5.0), ((7, 1, 80), 300, 20.0)],
+)
+def test_result_depends_on_nothing_but_the_tokens(paged_case, heads, window, soft_cap, dtype):
     """Alone, in a batch, in chunks, in other pages, on other numbers of threads: bitwise the same with C."""
     context = 700
     case = paged_case([(context, context), (9, 30)], page_size=16, heads=heads, dtype=dtype)
-    whole = run(case, window=window)[:context]
+    whole = run(case, window=window, soft_cap=soft_cap)[:context]
     cuts = [0, 3, 64, 200, 201, 520, context]
     chunks = [(0, end - start, end) for start, end in itertools.pairwise(cuts)]
     decode = [(0, 1, end) for end in (1, 64, 65, 256, 257, 699, 700)]
 
     def check(rows, page_size):
         again = case.repaged(rows, page_size)
+        actual = run(again, window=window, soft_cap=soft_cap)
         expected = torch.cat([whole[end - num_q : end] for _, num_q, end in rows])
         if attention._C is None:
-            torch.testing.assert_close(run(again, window=window), expected, **TOLERANCE[dtype])
+            torch.testing.assert_close(actual, expected, **TOLERANCE[dtype])
         else:
-            assert torch.equal(run(again, window=window), expected)
+            assert torch.equal(actual, expected)
 
     check(chunks, 1)
     check(decode, 7)
     check([(0, context, context)], 5)
     threads = torch.get_num_threads()
     try:
-        for count in (1, 3):
+        for count in (1, 2, 3):
             torch.set_num_threads(count)
             check(decode[-1:], 16)
             check([*chunks[:2], *decode], 3)

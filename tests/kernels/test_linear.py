@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rootlet.kernels import linear as linear_module
-from rootlet.kernels.linear import PackedWeight, linear, linear_reference, pack_weight
+from rootlet.kernels.linear import PackedWeight, linear, linear_add, linear_reference, pack_weight
 
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 257]
+DTYPES = [torch.bfloat16, torch.float32]
 # (N, K): odd ones, one column, full panels, several blocks of K
 SHAPES = [(1, 1), (7, 3), (16, 64), (33, 129), (50, 513), (96, 1100), (257, 70)]
 
@@ -26,7 +27,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> t
 
 
 def have_c() -> bool:
-    """Whether a C build stands behind the launcher; then bf16 weights can go into panels."""
+    """Whether a C build stands behind the launcher; then weights can go into panels."""
     return linear_module._C is not None
 
 
@@ -43,6 +44,11 @@ def assert_close(out: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torc
     tolerance = 2.0**-24 * (w.shape[1] + 2) * magnitude + 2.0**-126
     tolerance = tolerance + 2.0**-8 * (exact.abs() + tolerance)
     assert ((out.double() - exact).abs() <= tolerance).all()
+
+
+def multiply(x: torch.Tensor, weight: PackedWeight, *args) -> torch.Tensor:
+    """``linear`` where the C kernel runs; of torch the reference, which takes mixtures of dtypes too."""
+    return (linear if have_c() else linear_reference)(x, weight, *args)
 
 
 def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
@@ -90,9 +96,10 @@ def test_bf16_agrees_with_fp64(in_panels: bool, n: int, k: int, with_bias: bool)
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_fp32_agrees_with_fp64(n: int, k: int, with_bias: bool):
+@pytest.mark.parametrize("in_panels", [False, True])
+def test_fp32_agrees_with_fp64(in_panels: bool, n: int, k: int, with_bias: bool):
     w = random(n, k, dtype=torch.float32)
-    weight = pack_weight(w)
+    weight = pack_weight(w, in_panels=in_panels and have_c())
     bias = random(n, seed=1, dtype=torch.float32) if with_bias else None
     for rows in ROWS:
         x = random(rows, k, seed=2, dtype=torch.float32)
@@ -110,11 +117,14 @@ def test_fp32_agrees_with_fp64(n: int, k: int, with_bias: bool):
     n=st.integers(1, 90),
     k=st.integers(1, 90),
     with_bias=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
-def test_any_shape_agrees_with_fp64(rows: int, n: int, k: int, with_bias: bool, seed: int):
-    w, x = random(n, k, seed=seed), random(rows, k, seed=seed + 1)
-    bias = random(n, seed=seed + 2) if with_bias else None
+def test_any_shape_agrees_with_fp64(
+    rows: int, n: int, k: int, with_bias: bool, dtype: torch.dtype, seed: int
+):
+    w, x = random(n, k, seed=seed, dtype=dtype), random(rows, k, seed=seed + 1, dtype=dtype)
+    bias = random(n, seed=seed + 2, dtype=dtype) if with_bias else None
     for in_panels in (False, True):
         assert_close(linear(x, pack_weight(w.clone(), in_panels=in_panels and have_c()), bias), x, w, bias)
 
@@ -127,12 +137,13 @@ def test_a_sum_over_nothing_is_the_bias():
         assert torch.equal(out, bias.expand(3, 5))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "k"), [(50, 70), (300, 1100), (17, 5000)])
-def test_a_row_does_not_depend_on_the_others(n: int, k: int):
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype, n: int, k: int):
     """Any number of rows, any position: one result. 600 rows of 5000 exceed the scratch space of one pass."""
-    weight = pack_weight(random(n, k), in_panels=have_c())
-    bias = random(n, seed=1)
-    x = random(600, k, seed=2)
+    weight = pack_weight(random(n, k, dtype=dtype), in_panels=have_c())
+    bias = random(n, seed=1, dtype=dtype)
+    x = random(600, k, seed=2, dtype=dtype)
     full = linear(x, weight, bias, torch.float32)
     for first, last in [
         (0, 1),
@@ -147,12 +158,34 @@ def test_a_row_does_not_depend_on_the_others(n: int, k: int):
         (50, 307),
     ]:
         assert_same(linear(x[first:last], weight, bias, torch.float32), full[first:last])
-    assert_same(linear(x.flip(0), weight, bias), full.flip(0).bfloat16())
+    assert_same(linear(x.flip(0), weight, bias).float(), full.flip(0).to(dtype).float())
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), w_dtype=st.sampled_from(DTYPES), x_dtype=st.sampled_from(DTYPES))
+def test_a_row_alone_is_the_row_in_any_batch(data, w_dtype: torch.dtype, x_dtype: torch.dtype):
+    """Any batch, position, row stride and number of threads: a row's result is its own, to the last bit."""
+    n, k = data.draw(st.integers(1, 200), "n"), data.draw(st.integers(1, 1100), "k")
+    weight = pack_weight(random(n, k, dtype=w_dtype), in_panels=have_c())
+    bias = data.draw(st.sampled_from([None, random(n, seed=1), random(n, seed=1, dtype=torch.float32)]))
+    row = random(1, k, seed=2, dtype=x_dtype)
+    torch.set_num_threads(1)
+    alone = multiply(row, weight, bias, torch.float32)
+    for _ in range(4):
+        rows = data.draw(st.integers(1, 120), "rows")
+        place = data.draw(st.integers(0, rows - 1), "place")
+        start, width = data.draw(st.integers(0, 20), "start"), k + data.draw(st.integers(20, 40), "gap")
+        x = random(rows, width, seed=rows, dtype=x_dtype)[:, start : start + k]
+        x[place] = row[0]
+        torch.set_num_threads(data.draw(st.integers(1, 3), "threads"))
+        assert_same(multiply(x, weight, bias, torch.float32)[place], alone[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 64, 257])
-def test_a_result_does_not_depend_on_the_threads(threads, rows: int):
-    w, bias, x = random(500, 700), random(500, seed=1), random(rows, 700, seed=2)
+def test_a_result_does_not_depend_on_the_threads(threads, rows: int, dtype: torch.dtype):
+    w, bias = random(500, 700, dtype=dtype), random(500, seed=1, dtype=dtype)
+    x = random(rows, 700, seed=2, dtype=dtype)
     ids = torch.arange(499, -1, -1)
     results = []
     for count in (1, 2, 3):
@@ -165,35 +198,51 @@ def test_a_result_does_not_depend_on_the_threads(threads, rows: int):
     assert_same(results[0], results[2])
 
 
-def test_activations_in_fp32_are_taken_unrounded():
-    """bf16 weights with fp32 activations: only the C kernel multiplies these."""
-    w, x = random(33, 129), random(9, 129, seed=2, dtype=torch.float32)
-    bias = random(33, seed=1, dtype=torch.float32)
+@pytest.mark.parametrize("w_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
+def test_operands_of_any_two_dtypes_are_taken_unrounded(x_dtype: torch.dtype, w_dtype: torch.dtype):
+    """Weights, activations and bias each in bf16 or fp32: only the C kernel multiplies mixtures."""
+    w, x = random(33, 129, dtype=w_dtype), random(9, 129, seed=2, dtype=x_dtype)
     weight = pack_weight(w, in_panels=have_c())
-    out = (linear if have_c() else linear_reference)(x, weight, bias)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out.double(), x.double() @ w.double().T + bias, rtol=1e-5, atol=1e-4)
+    for bias_dtype in DTYPES:
+        bias = random(33, seed=1, dtype=bias_dtype)
+        exact = x.double() @ w.double().T + bias
+        assert multiply(x, weight, bias).dtype == x_dtype
+        out = multiply(x, weight, bias, torch.float32)
+        torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-4)
 
 
+def test_the_sum_with_a_residual_is_left_to_the_caller():
+    """On the CPU adding costs a pass, so ``linear_add`` returns what is to be added."""
+    for dtype in DTYPES:
+        weight = pack_weight(random(33, 129, dtype=dtype), in_panels=have_c())
+        x, residual = random(9, 129, seed=2, dtype=dtype), random(9, 33, seed=3, dtype=dtype)
+        before = residual.clone()
+        assert torch.equal(linear_add(x, weight, None, residual), linear(x, weight))
+        assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 4, 20])
-def test_x_may_be_strided(rows: int):
-    w = random(40, 24)
+def test_x_may_be_strided(rows: int, dtype: torch.dtype):
+    w = random(40, 24, dtype=dtype)
     weight = pack_weight(w, in_panels=have_c())
-    wide = random(rows, 100, seed=2)
+    wide = random(rows, 100, seed=2, dtype=dtype)
     for x in (
         wide[:, 30:54],
-        random(24, rows, seed=3).T,
+        random(24, rows, seed=3, dtype=dtype).T,
         wide[:, ::4][:, :24],
         wide[:1, :24].expand(rows, 24),
     ):
         assert_same(linear(x, weight), linear(x.contiguous(), weight))
         assert_close(linear(x, weight), x, w, None)
-    bias = random(80, seed=4)[::2]
+    bias = random(80, seed=4, dtype=dtype)[::2]
     assert_close(linear(wide[:, :24], weight, bias), wide[:, :24], w, bias)
 
 
-def test_nan_and_infinity_stay_in_their_rows_and_columns():
-    w, x = random(20, 16), random(8, 16, seed=2)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_infinity_stay_in_their_rows_and_columns(dtype: torch.dtype):
+    w, x = random(20, 16, dtype=dtype), random(8, 16, seed=2, dtype=dtype)
     w[3, 2] = float("inf")
     x[5, 7] = float("nan")
     for out_dtype in (torch.bfloat16, torch.float32):
@@ -206,28 +255,30 @@ def test_nan_and_infinity_stay_in_their_rows_and_columns():
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 5), (37, 19), (64, 128), (100, 1)])
 @pytest.mark.parametrize("in_panels", [False, True])
-def test_unpack_returns_every_bit(in_panels: bool, n: int, k: int):
-    """All patterns of 16 bits are weights, also NaNs with a payload."""
-    bits = torch.randint(
-        -(2**15), 2**15, (n, k), generator=torch.Generator().manual_seed(0), dtype=torch.int16
-    )
-    weight = pack_weight(bits.view(torch.bfloat16).clone(), in_panels=in_panels and have_c())
-    assert torch.equal(weight.unpack().view(torch.int16), bits)
-    assert (weight.shape, weight.dtype, weight.device.type) == ((n, k), torch.bfloat16, "cpu")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_unpack_returns_every_bit(dtype: torch.dtype, in_panels: bool, n: int, k: int):
+    """All patterns of bits are weights, also NaNs with a payload."""
+    words = torch.int16 if dtype is torch.bfloat16 else torch.int32
+    limit = torch.iinfo(words).max
+    bits = torch.randint(-limit - 1, limit, (n, k), generator=torch.Generator().manual_seed(0), dtype=words)
+    weight = pack_weight(bits.view(dtype).clone(), in_panels=in_panels and have_c())
+    assert torch.equal(weight.unpack().view(words), bits)
+    assert (weight.shape, weight.dtype, weight.device.type) == ((n, k), dtype, "cpu")
     ids = torch.randint(0, n, (2 * n + 3,), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(weight.rows(ids).view(torch.int16), bits[ids])
+    assert torch.equal(weight.rows(ids).view(words), bits[ids])
 
 
 def test_a_weight_is_held_once():
     for in_panels in (False, True):
-        weight = pack_weight(random(160, 64), in_panels=in_panels and have_c())
-        assert weight.nbytes == 160 * 64 * 2
-    assert pack_weight(random(160, 64, dtype=torch.float32)).nbytes == 160 * 64 * 4
+        for dtype in DTYPES:
+            weight = pack_weight(random(160, 64, dtype=dtype), in_panels=in_panels and have_c())
+            assert weight.nbytes == 160 * 64 * dtype.itemsize
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("in_panels", [False, True])
-def test_copy_overwrites_in_place(in_panels: bool):
-    weight = pack_weight(random(37, 19), in_panels=in_panels and have_c())
+def test_copy_overwrites_in_place(in_panels: bool, dtype: torch.dtype):
+    weight = pack_weight(random(37, 19, dtype=dtype), in_panels=in_panels and have_c())
     address = weight._storage.data_ptr()
     for new in (
         random(37, 19, seed=5),
@@ -235,8 +286,9 @@ def test_copy_overwrites_in_place(in_panels: bool):
         random(37, 19, seed=7, dtype=torch.float32),
     ):
         assert weight.copy_(new) is weight
-        assert torch.equal(weight.unpack(), new.bfloat16())
-        assert_close(linear(random(3, 19), weight), random(3, 19), new.bfloat16(), None)
+        assert torch.equal(weight.unpack(), new.to(dtype))
+        x = random(3, 19, dtype=dtype)
+        assert_close(linear(x, weight), x, new.to(dtype), None)
     assert weight._storage.data_ptr() == address
     with pytest.raises(ValueError, match=r"\(37, 19\).*\(37, 20\)"):
         weight.copy_(random(37, 20))
@@ -251,13 +303,6 @@ def test_rows_outside_the_weight_are_refused(in_panels: bool):
             weight.rows(torch.tensor([0, wrong]))
 
 
-def test_fp32_weights_serve_rows_and_copies():
-    w = random(37, 19, dtype=torch.float32)
-    weight = pack_weight(w.clone())
-    assert torch.equal(weight.rows(torch.tensor([36, 0, 36])), w[[36, 0, 36]])
-    assert torch.equal(weight.copy_(w * 2).unpack(), w * 2)
-
-
 def test_shapes_that_do_not_fit_are_refused():
     weight = pack_weight(random(37, 19))
     for x, bias in [
@@ -270,8 +315,8 @@ def test_shapes_that_do_not_fit_are_refused():
             linear(x, weight, bias)
     with pytest.raises(ValueError, match="two dimensions"):
         pack_weight(random(3))
-    with pytest.raises(ValueError, match="Only bf16 weights"):
-        pack_weight(random(3, 4, dtype=torch.float32), in_panels=True)
+    with pytest.raises(ValueError, match="Only bf16 and fp32 weights"):
+        pack_weight(random(3, 4, dtype=torch.float16), in_panels=True)
 
 
 def test_packing_chooses_a_layout_by_dtype():

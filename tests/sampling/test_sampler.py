@@ -72,13 +72,33 @@ def test_a_row_does_not_depend_on_its_batch(sample, row, vocab):
         assert_same_rows(part, whole, index, rows)
 
 
-def test_a_row_does_not_depend_on_its_batch_at_full_width(sample, row):
-    """The same at a real vocabulary size, where one row alone is spread over threads."""
-    logits, rows, positions, tokens = mixed_batch(row, 49_152, size=12)
-    whole = sample(logits, rows, positions, tokens)
-    for index in (list(reversed(range(12))), *([i] for i in range(12))):
-        part = sample(logits[index], [rows[i] for i in index], positions[index], tokens)
-        assert_same_rows(part, whole, index, rows)
+@pytest.fixture
+def threads():
+    """``torch.set_num_threads`` for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_row_does_not_depend_on_its_batch_at_full_width(sample, row, threads):
+    """The same at a real vocabulary, on any number of threads: torch's sum over one row of more than 32768
+    numbers is spread over threads and adds in another order than over many rows, and must not be used."""
+    vocab, size = 49_152, 64
+    logits, rows, positions, tokens = mixed_batch(row, vocab, size)
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.randint(-(2**31), 2**31 - 1, (size, vocab // 32), generator=generator).int()
+    mask[::2] = -1
+    threads(1)
+    whole = sample(logits, rows, positions, tokens, mask)
+    order = torch.randperm(size, generator=generator).tolist()
+    for count in (1, 2):
+        threads(count)
+        for index in (order, order[:17], *([i, j, 5] for i, j in zip(range(12), order)), [3, 40]):
+            part = sample(logits[index], [rows[i] for i in index], positions[index], tokens, mask[index])
+            assert_same_rows(part, whole, index, rows)
+        for i in range(len(KINDS)):  # of every kind one alone
+            part = sample(logits[i : i + 1], rows[i : i + 1], positions[i : i + 1], tokens, mask[i : i + 1])
+            assert_same_rows(part, whole, [i], rows)
 
 
 def test_reproducible_by_seed_and_position(sample, row):
