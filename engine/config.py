@@ -54,7 +54,10 @@ class EngineConfig:
     revision: str | None = _option(None, "branch, tag or commit of the hub repository")
     download_dir: str | None = _option(None, "where hub files are kept; default: the hub cache")
     json_model_override_args: str = _option("{}", "JSON object merged into the model's config.json")
-    chat_template: str | None = _option(None, "Jinja file or text used instead of the tokenizer's template")
+    chat_template: str | None = _option(
+        None,
+        "instead of the tokenizer's: a built-in name (such as chatml), a .jinja or .json file, or Jinja text",
+    )
 
     max_total_tokens: int | None = _option(None, "size of the KV pool in tokens")
     kv_cache_bytes: int | None = _option(None, "size of the KV pool in bytes")
@@ -121,6 +124,8 @@ class EngineConfig:
         sizes = [n for n in ("max_total_tokens", "kv_cache_bytes") if getattr(self, n) is not None]
         if len(sizes) == 2:
             raise ConfigError(f"Give {sizes[0]} or {sizes[1]}, not both: each sets the size of the KV pool.")
+        if self.skip_tokenizer_init and self.chat_template is not None:
+            raise ConfigError("chat_template needs a tokenizer: leave it or skip_tokenizer_init out.")
         if self.random_seed is not None and not 0 <= self.random_seed < 2**63:
             raise ConfigError(f"random_seed must be in [0, 2**63), got {self.random_seed}.")
 
