@@ -201,11 +201,13 @@ def _load(config: EngineConfig, device: torch.device, check: Callable[[], None])
 
 
 def _tokenizer(config: EngineConfig, template: ChatTemplate | None) -> Any:
+    path = config.tokenizer_path or config.model_path
     tokenizer = load_tokenizer(
-        config.tokenizer_path or config.model_path,
+        path,
         mode=config.tokenizer_mode,
-        revision=config.revision,
+        revision=config.revision if path == config.model_path else None,  # a revision of that repository
         trust_remote_code=config.trust_remote_code,
+        download_dir=config.download_dir,
     )
     if template is not None:
         tokenizer.chat_template = template.jinja

@@ -7,6 +7,7 @@ process. Options of that page that belong to a server are refused with the reaso
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class EngineConfig:
         False, "cut prompts that are too long to their first tokens, with a warning, instead of refusing them"
     )
     device: str = _option("auto", "'cpu', 'cuda' or 'cuda:1'; 'auto' takes a GPU when there is one")
-    revision: str | None = _option(None, "branch, tag or commit of the hub repository")
+    revision: str | None = _option(None, "branch, tag or commit of the model's hub repository")
     download_dir: str | None = _option(None, "where hub files are kept; default: the hub cache")
     json_model_override_args: str = _option("{}", "JSON object merged into the model's config.json")
     chat_template: str | None = _option(
@@ -150,6 +151,7 @@ class EngineConfig:
             raise ConfigError(
                 f"model_path must be a path or hub id, got {type(model_path).__name__}: {model_path!r}."
             )
+        options = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in options.items()}
         return cls(model_path=str(model_path), **options)
 
     def as_dict(self) -> dict[str, object]:
