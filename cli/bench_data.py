@@ -112,7 +112,7 @@ def read_sharegpt(path: str, seed: int) -> list[tuple[str, str]]:
 
 
 def sharegpt_requests(
-    tokenizer: Any,
+    engine: Any,
     pairs: list[tuple[str, str]],
     count: int,
     *,
@@ -124,17 +124,17 @@ def sharegpt_requests(
 
     Left out are prompts and answers of fewer than two tokens and what exceeds ``context_len`` in all.
     """
+    from ..engine.chat import Conversation
+
     requests: list[BenchRequest] = []
     for question, answer in pairs:
         if len(requests) == count:
             break
         if chat:
-            message = [{"role": "user", "content": question}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            prompt = tokenizer.encode(text, add_special_tokens=False)
+            prompt = engine.chat_renderer.encode(Conversation((("user", question),))).token_ids
         else:
-            prompt = tokenizer.encode(question)
-        new = output_len or len(tokenizer.encode(answer))
+            prompt = engine.tokenizer.encode(question)
+        new = output_len or len(engine.tokenizer.encode(answer))
         if min(len(prompt), new) >= 2 and (context_len is None or len(prompt) + new <= context_len):
             requests.append(BenchRequest(prompt, new))
     if not requests:

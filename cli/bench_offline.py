@@ -207,7 +207,7 @@ def _requests(
     count = dataset["num_prompts"]
     if name == "sharegpt":
         return sharegpt_requests(
-            engine.tokenizer,
+            engine,
             pairs,
             count,
             output_len=dataset["sharegpt_output_len"],

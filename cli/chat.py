@@ -95,12 +95,14 @@ class ChatSession:
         KeyboardInterrupt ends the answer: the engine stops computing it, and what there is of it stays.
         Raises a RootletError when the request is refused or the engine fails.
         """
-        from ..engine.jobs.chat import Conversation, encode_chat
+        from ..engine.chat import Conversation
+        from ..sampling.params import SamplingParams
 
         messages = [*self.messages, ("user", text)]
-        ids = encode_chat(self._engine.tokenizer, Conversation(tuple(messages)))
-        limit = {"max_new_tokens": max(1, min(_MAX_ANSWER, self._room - len(ids)))}
-        handle = self._engine.submit(input_ids=ids, sampling_params=limit | self._sampling)
+        prompt = self._engine.chat_renderer.encode(Conversation(tuple(messages)))
+        limit = {"max_new_tokens": max(1, min(_MAX_ANSWER, self._room - len(prompt.token_ids)))}
+        params = prompt.add_stop(SamplingParams.from_dict(limit | self._sampling))
+        handle = self._engine.submit(input_ids=prompt.token_ids, sampling_params=params)
         answer = ""
         try:
             for output in handle:

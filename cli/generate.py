@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequestError
 from .options import (
@@ -14,6 +14,10 @@ from .options import (
     engine_options,
     sampling_params,
 )
+
+if TYPE_CHECKING:
+    from ..engine.chat import ChatPrompt
+    from ..engine.engine import Engine
 
 EPILOG = """\
 examples:
@@ -59,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     with Engine(args.model, **engine_options(args)) as engine:
         request = {"prompt": prompt}
         if args.chat or args.system is not None:
-            request = {"input_ids": _chat_ids(engine.tokenizer, prompt, args.system)}
+            chat = _render(engine, prompt, args.system)
+            request, params = {"input_ids": chat.token_ids}, chat.add_stop(params)
         stream = sys.stdout.isatty() if args.stream is None else args.stream
         if stream and params.n == 1 and not args.json:
             _print_stream(engine.generate(sampling_params=params, stream=True, **request))
@@ -76,11 +81,11 @@ def _prompt(given: str | None) -> str:
     return sys.stdin.read()
 
 
-def _chat_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:
-    from ..engine.jobs.chat import Conversation, encode_chat
+def _render(engine: Engine, prompt: str, system: str | None) -> ChatPrompt:
+    from ..engine.chat import Conversation
 
     messages = () if system is None else (("system", system),)
-    return encode_chat(tokenizer, Conversation((*messages, ("user", prompt))))
+    return engine.chat_renderer.encode(Conversation((*messages, ("user", prompt))))
 
 
 def _print_stream(chunks: Any) -> None:

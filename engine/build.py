@@ -22,10 +22,12 @@ from ..errors import ConfigError
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
 from ..kernels.native import load as native_kernels
+from ..models.chat_templates import ChatTemplate, read_chat_template
 from ..models.layers.decoder import Output
 from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer
 from ..sampling.sampler import Sampler
+from .chat import ChatRenderer
 from .config import EngineConfig
 from .core import EngineCore
 from .detokenizer import Detokenizer
@@ -83,6 +85,7 @@ class Parts:
 
     core: EngineCore
     tokenizer: Any
+    chat_renderer: ChatRenderer
     limits: Limits
     resolved: Resolved
     release: Callable[[], None]  # frees device memory
@@ -101,9 +104,10 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
             f"cpu_offload_gb={config.cpu_offload_gb} moves weights from a GPU to host memory;"
             " with device='cpu' they are there already. Leave it out."
         )
+    template = None if config.chat_template is None else read_chat_template(config.chat_template)
     loaded = _load(config, device, check)
     check()
-    tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
+    tokenizer = None if config.skip_tokenizer_init else _tokenizer(config, template)
     resolved = _resolve(config, device, loaded, tokenizer)
     loaded.model.set_context_length(resolved.context_length)
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
@@ -132,7 +136,7 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     limits = Limits(
         loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens, loaded.config.hidden_size
     )
-    return Parts(core, tokenizer, limits, resolved, release)
+    return Parts(core, tokenizer, ChatRenderer(tokenizer, template), limits, resolved, release)
 
 
 def _runner(
@@ -227,14 +231,18 @@ def _load(config: EngineConfig, device: torch.device, check: Callable[[], None])
         )
 
 
-def _tokenizer(config: EngineConfig) -> Any:
-    return load_tokenizer(
-        config.tokenizer_path or config.model_path,
+def _tokenizer(config: EngineConfig, template: ChatTemplate | None) -> Any:
+    path = config.tokenizer_path or config.model_path
+    tokenizer = load_tokenizer(
+        path,
         mode=config.tokenizer_mode,
-        revision=config.revision,
+        revision=config.revision if path == config.model_path else None,  # a revision of that repository
         trust_remote_code=config.trust_remote_code,
-        chat_template=config.chat_template,
+        download_dir=config.download_dir,
     )
+    if template is not None:
+        tokenizer.chat_template = template.jinja
+    return tokenizer
 
 
 def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, tokenizer: Any) -> Resolved:

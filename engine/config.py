@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,10 +53,13 @@ class EngineConfig:
         False, "cut prompts that are too long to their first tokens, with a warning, instead of refusing them"
     )
     device: str = _option("auto", "'cpu', 'cuda' or 'cuda:1'; 'auto' takes a GPU when there is one")
-    revision: str | None = _option(None, "branch, tag or commit of the hub repository")
+    revision: str | None = _option(None, "branch, tag or commit of the model's hub repository")
     download_dir: str | None = _option(None, "where hub files are kept; default: the hub cache")
     json_model_override_args: str = _option("{}", "JSON object merged into the model's config.json")
-    chat_template: str | None = _option(None, "Jinja file or text used instead of the tokenizer's template")
+    chat_template: str | None = _option(
+        None,
+        "instead of the tokenizer's: a built-in name (such as chatml), a .jinja or .json file, or Jinja text",
+    )
 
     max_total_tokens: int | None = _option(None, "size of the KV pool in tokens")
     kv_cache_bytes: int | None = _option(None, "size of the KV pool in bytes")
@@ -137,6 +141,8 @@ class EngineConfig:
         sizes = [n for n in ("max_total_tokens", "kv_cache_bytes") if getattr(self, n) is not None]
         if len(sizes) == 2:
             raise ConfigError(f"Give {sizes[0]} or {sizes[1]}, not both: each sets the size of the KV pool.")
+        if self.skip_tokenizer_init and self.chat_template is not None:
+            raise ConfigError("chat_template needs a tokenizer: leave it or skip_tokenizer_init out.")
         if self.random_seed is not None and not 0 <= self.random_seed < 2**63:
             raise ConfigError(f"random_seed must be in [0, 2**63), got {self.random_seed}.")
 
@@ -161,6 +167,7 @@ class EngineConfig:
             raise ConfigError(
                 f"model_path must be a path or hub id, got {type(model_path).__name__}: {model_path!r}."
             )
+        options = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in options.items()}
         return cls(model_path=str(model_path), **options)
 
     def as_dict(self) -> dict[str, object]:

@@ -50,6 +50,7 @@ class Engine:
         self.config = EngineConfig.from_options(model_path, options)
         parts = build_on_thread(self.config)
         self.tokenizer = parts.tokenizer
+        self.chat_renderer = parts.chat_renderer  # messages to prompts
         self._resolved = parts.resolved
         self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))
         self._factory = RequestFactory(

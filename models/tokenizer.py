@@ -29,7 +29,6 @@ def load_tokenizer(
     mode: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    chat_template: str | Path | None = None,
     download_dir: str | Path | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
@@ -39,48 +38,20 @@ def load_tokenizer(
     cache folder (``download_dir``) can be given. ``mode`` "slow" asks transformers for its Python
     implementation, where it has one. ``trust_remote_code`` lets transformers run tokenizer code that comes
     with the model.
-    ``chat_template`` replaces the tokenizer's own: see :func:`read_chat_template`.
 
     Raises ConfigError for an impossible option, ModelError if there is no usable tokenizer.
     """
     if mode not in TOKENIZER_MODES:
         raise ConfigError(f"tokenizer_mode must be one of {', '.join(TOKENIZER_MODES)}, got {mode!r}.")
-    template = None if chat_template is None else read_chat_template(chat_template)
     local = find_local(path) or download_gguf(str(path), revision, download_dir)
     if local is None:
         local = download_small_files(str(path), revision, download_dir)
     gguf_file = None if _has_tokenizer_files(local) else find_gguf(local)
     if gguf_file is None:
-        tokenizer = _load_folder(local, mode, trust_remote_code)
-    elif mode == "slow":
+        return _load_folder(local, mode, trust_remote_code)
+    if mode == "slow":
         raise ConfigError(f"{gguf_file}: a GGUF file has no slow tokenizer; use tokenizer_mode='auto'.")
-    else:
-        tokenizer = load_gguf_tokenizer(gguf_file)
-    if template is not None:
-        tokenizer.chat_template = template
-    return tokenizer
-
-
-def read_chat_template(chat_template: str | Path) -> str:
-    """The Jinja text of the option ``chat_template``.
-
-    It is a path ending in ``.jinja``, whose text is stripped of newlines at both ends and in which a
-    backslash followed by n stands for a newline, or the Jinja text itself, recognised by ``{%`` or ``{{``.
-    Raises ConfigError for anything else or a file that cannot be read.
-    """
-    if isinstance(chat_template, str) and ("{%" in chat_template or "{{" in chat_template):
-        return chat_template
-    file = Path(chat_template).expanduser()
-    if file.suffix != ".jinja":
-        raise ConfigError(
-            f"chat_template {str(chat_template)!r} is neither the path of a .jinja file nor Jinja text "
-            "(with '{%' or '{{')."
-        )
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"chat_template {str(chat_template)!r} cannot be read: {error}.") from error
-    return text.strip("\n").replace("\\n", "\n")
+    return load_gguf_tokenizer(gguf_file)
 
 
 def _has_tokenizer_files(folder: Path) -> bool:

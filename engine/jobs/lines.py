@@ -13,7 +13,7 @@ from ...errors import (
     RootletError,
     UnknownOptionError,
 )
-from .chat import Conversation
+from ..chat import Conversation
 from .identity import (
     DIGEST_BYTES,
     LineError,
@@ -117,14 +117,14 @@ def shared_text(line: JobLine) -> str:
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Conversation):
-        return "".join(f"\x00{role}\x01{text}" for role, text in prompt.messages)
+        return "".join(f"\x00{role}\x01{text}" for role, text in prompt.lines)
     return " ".join(map(str, prompt))
 
 
 def _check_unicode(prompt: Prompt) -> None:
     texts = (prompt,) if isinstance(prompt, str) else ()
     if isinstance(prompt, Conversation):
-        texts = tuple(text for _, text in prompt.messages)
+        texts = tuple(text for _, text in prompt.lines)
     for text in texts:
         try:
             text.encode("utf-8")

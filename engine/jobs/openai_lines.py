@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import InvalidParameterError, InvalidRequestError, unknown_option
-from .chat import Conversation
+from ..chat import Conversation
 from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
 
 CHAT_URL = "/v1/chat/completions"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...errors import EngineClosedError, EngineFailedError, InvalidRequestError, RootletError
-from .chat import Conversation, encode_chat
+from ..chat import Conversation
 from .identity import LineError
 from .lines import answer_record, error_record, line_error
 from .output_file import OutputFile
@@ -108,7 +108,8 @@ class Pipeline:
                 "top_logprobs_num": line.request.logprobs.top_logprobs_num,
             }
         if isinstance(prompt, Conversation):
-            options["input_ids"] = encode_chat(self._engine.tokenizer, prompt)
+            chat = self._engine.chat_renderer.encode(prompt)
+            options["input_ids"], params = chat.token_ids, chat.add_stop(params)
         else:
             options |= {"prompt": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
         return self._engine.submit(sampling_params=params, **options)

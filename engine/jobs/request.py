@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...errors import InvalidRequestError
 from ...sampling.params import SamplingParams
 from ...sampling.seeds import derive_seed
-from .chat import Conversation
+from ..chat import Conversation
 from .identity import LineError, LineIdentity
 
 Prompt = str | tuple[int, ...] | Conversation

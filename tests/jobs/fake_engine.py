@@ -6,6 +6,7 @@ import hashlib
 import random
 import threading
 
+from rootlet.engine.chat import ChatRenderer
 from rootlet.engine.config import EngineConfig
 from rootlet.engine.handle import RequestHandle
 from rootlet.engine.outputs import RequestOutput
@@ -40,6 +41,7 @@ class FakeEngine:
     def __init__(self, *, shuffled=False, interrupt_at=None, interruption=KeyboardInterrupt, **options):
         self.config = EngineConfig(model_path="fake", **options)
         self.tokenizer = FakeTokenizer()
+        self.chat_renderer = ChatRenderer(self.tokenizer)
         self.prompts = []
         self.params = []
         self.aborted = []

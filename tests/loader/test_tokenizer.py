@@ -60,33 +60,6 @@ def test_slow_mode(folder, gguf_file):
         load_tokenizer(folder, mode="fast")
 
 
-def test_chat_template_file(tmp_path, folder, gguf_file):
-    file = tmp_path / "t.jinja"
-    file.write_text("\n\n{{ messages[0]['content'] }}\\n.\n")
-    for path in (folder, gguf_file):
-        for template in (file, str(file)):
-            assert render(load_tokenizer(path, chat_template=template)) == "hi\n."
-
-
-@pytest.mark.parametrize("text", ["{{ 'x' }}", "{% if true %}x{% endif %}", "{{ 'x' }}{# .jinja #}"])
-def test_chat_template_text(gguf_file, text):
-    assert render(load_tokenizer(gguf_file, chat_template=text)) == "x"
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("chatml", r"'chatml' is neither the path of a \.jinja file nor Jinja text"),
-        ("template.json", "neither"),
-        ("", "neither"),
-        ("/no/such/file.jinja", "cannot be read"),
-    ],
-)
-def test_impossible_chat_templates(gguf_file, template, message):
-    with pytest.raises(ConfigError, match=message):
-        load_tokenizer(gguf_file, chat_template=template)
-
-
 def test_folder_without_tokenizer(tmp_path):
     with pytest.raises(ModelError, match=r"no tokenizer files \(tokenizer\.json.*tokenizer_path"):
         load_tokenizer(tmp_path)
