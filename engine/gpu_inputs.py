@@ -1,7 +1,8 @@
-"""From a batch's layout to what the Triton kernels read: a few copies that nobody waits for."""
+"""From a batch's layout to what the GPU's kernels read: a few copies that nobody waits for."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from .step_layout import StepLayout
 if TYPE_CHECKING:
     from ..cache.kv_cache import KVCache, KVCacheSpec
     from ..cache.slot_tables import SlotTables
+    from ..kernels.attention import AttentionPlan
 
 # Triton compiles a kernel once more for pointers that are not multiples of 16 bytes.
 _ALIGN = 4  # int32 elements
@@ -42,22 +44,17 @@ def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
     return [sent[begin:end].view(array.shape) for array, (begin, end) in zip(arrays, ends)]
 
 
-class TritonInputs:
-    """Builds a step's tensors for the Triton kernels; ids and pages are gathered on the device.
+class GpuInputs(ABC):
+    """Builds a step's tensors; ids and pages are gathered on the device. A subclass plans attention."""
 
-    ``share_prefixes``: decode rows that begin with the same pages read them together.
-    """
-
-    def __init__(
-        self, tables: SlotTables, spec: KVCacheSpec, num_q_heads: int, *, share_prefixes: bool
-    ) -> None:
+    def __init__(self, tables: SlotTables, spec: KVCacheSpec) -> None:
         self.tables = tables
         self.spec = spec
         self.device = tables.device
-        self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size) if share_prefixes else None
-        config = prefill_config(spec.head_dim, spec.page_size, spec.dtype)
-        self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
-        self._has_long_rows = can_use(self.device, spec.dtype, spec.head_dim)
+
+    @abstractmethod
+    def plan(self, batch: Batch, layout: StepLayout) -> AttentionPlan:
+        """What the layers of this step attend to."""
 
     def build(self, batch: Batch) -> StepInput:
         """The inputs of one step."""
@@ -70,15 +67,50 @@ class TritonInputs:
             layout.sample_slots,
             layout.sample_positions,
         )
-        plan = TritonAttentionPlan(
-            self.tables.pages, self._decode_rows(batch, layout), self._prefill_rows(layout)
-        )
+        plan = self.plan(batch, layout)
         input_ids, kv_slots = self.gather(token_slots, positions)
         return StepInput(
             ForwardInput(input_ids, positions, kv_slots, plan),
             None if len(last_tokens) == layout.num_tokens else last_tokens,
             sample_slots,
             sample_positions.long(),
+        )
+
+    def gather(self, token_slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [T] int64 at these places of the slot tables, and where their K and V go [T] int64."""
+        return prepare_step(
+            self.tables.tokens, self.tables.pages, token_slots, positions, self.spec.page_size
+        )
+
+    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
+        """Put sampled ids [S] into the token table, where the next launch finds them."""
+        store_tokens(self.tables.tokens, step.sample_slots, step.sample_positions, token_ids)
+
+    def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy pages (source, destination) in every layer, all as if at once."""
+        [pairs] = upload(self.device, np.array(copies, dtype=np.int32).T)
+        copy_pages(kv.data, pairs[0].contiguous(), pairs[1].contiguous())
+
+
+class TritonInputs(GpuInputs):
+    """Builds a step's tensors for the Triton kernels.
+
+    ``share_prefixes``: decode rows that begin with the same pages read them together.
+    """
+
+    def __init__(
+        self, tables: SlotTables, spec: KVCacheSpec, num_q_heads: int, *, share_prefixes: bool
+    ) -> None:
+        super().__init__(tables, spec)
+        self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size) if share_prefixes else None
+        config = prefill_config(spec.head_dim, spec.page_size, spec.dtype)
+        self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
+        self._has_long_rows = can_use(self.device, spec.dtype, spec.head_dim)
+
+    def plan(self, batch: Batch, layout: StepLayout) -> TritonAttentionPlan:
+        """Decodes, the prefixes they share, and the other rows."""
+        return TritonAttentionPlan(
+            self.tables.pages, self._decode_rows(batch, layout), self._prefill_rows(layout)
         )
 
     def num_decode_splits(self, num_rows: int) -> int:
@@ -114,18 +146,3 @@ class TritonInputs:
         short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
         *sent, short_tiles = upload(self.device, slots, kv_lens, q_starts, tiles, short)
         return PrefillRows(*sent, parts, short_tiles)
-
-    def gather(self, token_slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [T] int64 at these places of the slot tables, and where their K and V go [T] int64."""
-        return prepare_step(
-            self.tables.tokens, self.tables.pages, token_slots, positions, self.spec.page_size
-        )
-
-    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
-        """Put sampled ids [S] into the token table, where the next launch finds them."""
-        store_tokens(self.tables.tokens, step.sample_slots, step.sample_positions, token_ids)
-
-    def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy pages (source, destination) in every layer, all as if at once."""
-        [pairs] = upload(self.device, np.array(copies, dtype=np.int32).T)
-        copy_pages(kv.data, pairs[0].contiguous(), pairs[1].contiguous())
