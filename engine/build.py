@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,6 +38,9 @@ from .runner import ModelRunner
 from .scheduler import Scheduler
 from .stats import StatsLine
 from .step_inputs import TorchInputs
+
+if TYPE_CHECKING:
+    from ..kernels.gpu.flashinfer import Wrappers
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -93,17 +97,19 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     ``check`` is called every now and then; what it raises ends the build.
     """
     device = _device(config.device)
+    backend = _attention_backend(config, device.type == "cuda")
     loaded = _load(config, device, check)
     check()
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config)
-    resolved = _resolve(config, device, loaded, tokenizer)
+    wrappers = _flashinfer_wrappers(loaded, device) if backend == "flashinfer" else None
+    resolved = _resolve(config, device, backend, loaded, tokenizer, wrappers)
     loaded.model.set_context_length(resolved.context_length)
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
     # one row more than runs (row 0 is padding); a row holds a whole context
     tables = SlotTables(
         resolved.max_running_requests + 1, resolved.context_length, resolved.page_size, device
     )
-    runner = _runner(config, resolved, loaded, kv, tables)
+    runner = _runner(config, resolved, loaded, kv, tables, wrappers)
     core = EngineCore(
         _scheduler(config, resolved),
         runner,
@@ -128,11 +134,21 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
 
 
 def _runner(
-    config: EngineConfig, resolved: Resolved, loaded: LoadedModel, kv: KVCache, tables: SlotTables
+    config: EngineConfig,
+    resolved: Resolved,
+    loaded: LoadedModel,
+    kv: KVCache,
+    tables: SlotTables,
+    wrappers: Wrappers | None,
 ) -> ModelRunner:
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
     if resolved.attention_backend == "torch":
         inputs = TorchInputs(tables, resolved.page_size)
+        return ModelRunner(loaded.model, kv, tables, sampler, inputs, embeds=resolved.embeds)
+    if wrappers is not None:  # no recorded graphs: it plans every step on the host
+        from .flashinfer_inputs import FlashInferInputs
+
+        inputs = FlashInferInputs(tables, kv.spec, wrappers)
         return ModelRunner(loaded.model, kv, tables, sampler, inputs, embeds=resolved.embeds)
     from .decode_graphs import DecodeGraphs  # loads Triton
     from .gpu_inputs import TritonInputs
@@ -151,11 +167,23 @@ def _runner(
 
 
 def _attention_backend(config: EngineConfig, on_gpu: bool) -> str:
-    if config.attention_backend == "triton" and not on_gpu:
-        raise ConfigError("attention_backend='triton' needs a CUDA GPU; use 'auto' or 'torch' on a CPU.")
-    if config.attention_backend == "auto":
+    name = config.attention_backend
+    if name in ("triton", "flashinfer") and not on_gpu:
+        raise ConfigError(f"attention_backend={name!r} needs a CUDA GPU; use 'auto' or 'torch' on a CPU.")
+    if name == "flashinfer":
+        from ..kernels.gpu.flashinfer import import_library
+
+        import_library()  # before the weights are read in vain
+    if name == "auto":
         return "triton" if on_gpu else "torch"
-    return config.attention_backend
+    return name
+
+
+def _flashinfer_wrappers(loaded: LoadedModel, device: torch.device) -> Wrappers:
+    from ..kernels.gpu.flashinfer import Wrappers
+
+    spec = loaded.model.kv_spec(1)  # pages of any size
+    return Wrappers(loaded.config.num_heads, spec.num_kv_heads, spec.head_dim, spec.dtype, device)
 
 
 def _device(name: str) -> torch.device:
@@ -206,7 +234,14 @@ def _tokenizer(config: EngineConfig) -> Any:
     )
 
 
-def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, tokenizer: Any) -> Resolved:
+def _resolve(
+    config: EngineConfig,
+    device: torch.device,
+    backend: str,
+    loaded: LoadedModel,
+    tokenizer: Any,
+    wrappers: Wrappers | None,
+) -> Resolved:
     on_gpu = device.type == "cuda"
     chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
     context = config.context_length or loaded.config.context_length
@@ -229,7 +264,9 @@ def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, to
         mem_fraction=fraction,
         # more than every slot full of context is never used
         cap_tokens=running * (context + page_size),
-        reserve=_rehearse(config, loaded, device, context, page_size, running, chunk),
+        reserve=0
+        if backend == "torch"
+        else _rehearse(config, loaded, device, context, page_size, running, chunk, wrappers),
     )
     overlap = on_gpu if config.disable_overlap_schedule is None else not config.disable_overlap_schedule
     return Resolved(
@@ -243,7 +280,7 @@ def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, to
         overlap=overlap,
         eos_token_ids=_eos_token_ids(loaded, tokenizer),
         kernels="triton" if on_gpu else describe_kernels(),
-        attention_backend=_attention_backend(config, on_gpu),
+        attention_backend=backend,
         embeds=_embeds(config, loaded.model),
         has_labels=_output(loaded.model) is Output.SCORES,
     )
@@ -271,15 +308,15 @@ def _rehearse(
     page_size: int,
     running: int,
     chunk: int,
+    wrappers: Wrappers | None,
 ) -> int:
     """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only."""
-    if _attention_backend(config, device.type == "cuda") != "triton":
-        return 0
     from .rehearsal import rehearse  # loads Triton
 
     loaded.model.set_context_length(context)
     prefill = min(context, config.max_prefill_tokens, config.max_prefill_tokens if chunk == -1 else chunk)
-    return rehearse(
+    run = partial(
+        rehearse,
         loaded.model,
         device,
         context,
@@ -288,6 +325,17 @@ def _rehearse(
         num_decodes=running,
         embeds=_embeds(config, loaded.model),
     )
+    if wrappers is None:
+        from .gpu_inputs import TritonInputs
+
+        return run(partial(TritonInputs, num_q_heads=loaded.config.num_heads, share_prefixes=False))
+    from .flashinfer_inputs import FlashInferInputs
+
+    logger.info("Preparing flashinfer's kernels; those not in its cache on disk are compiled, once: minutes.")
+    with ProgressBar(
+        desc="Preparing flashinfer (compiles once)", bar_format="{desc}", leave=False, disable=None
+    ):
+        return run(partial(FlashInferInputs, planner=wrappers), at_once=False)
 
 
 def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:

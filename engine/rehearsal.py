@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +16,10 @@ from ..cache.slot_tables import PADDING_SLOT, SlotTables
 from ..kernels.device import STREAMS, give_back_memory
 from ..kernels.gpu.argmax import argmax
 from .batch import Batch, BatchRow
-from .gpu_inputs import TritonInputs
+from .gpu_inputs import GpuInputs
 
 if TYPE_CHECKING:
+    from ..cache.kv_cache import KVCacheSpec
     from ..models.layers.decoder import CausalLM
 
 # What no rehearsal shows: recorded graphs, sampling with filters, fragments between blocks.
@@ -28,32 +31,37 @@ def rehearse(
     device: torch.device,
     context_length: int,
     page_size: int,
+    make_inputs: Callable[[SlotTables, KVCacheSpec], GpuInputs],
     *,
     num_prefill_tokens: int,
     num_decodes: int,
     embeds: bool = False,
+    at_once: bool = True,
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
-    Kernels that are not in Triton's cache on disk are compiled on the way, several at once.
+    Kernels that are not in a cache on disk are compiled on the way, several at once. ``at_once``: two
+    steps of one kind, decodes or not, may be planned at the same time.
     """
     kv = KVCache(model.kv_spec(page_size), 2, device)
     tables = SlotTables(2, context_length, page_size, device)
-    inputs = TritonInputs(tables, kv.spec, model.config.num_heads, share_prefixes=False)
+    inputs = make_inputs(tables, kv.spec)
     stream = STREAMS.borrow(device)
     step = partial(_run_step, model, kv, inputs, stream, embeds)
-    small = min(num_prefill_tokens, 128)
-    first = [_decodes(1), _decodes(num_decodes), _prefill(small)]
-    with ThreadPoolExecutor(len(first)) as threads:
-        for done in [threads.submit(step, batch) for batch in first]:
-            done.result()
-    give_back_memory(device)
-    before = free_memory(device)
-    reserved = torch.cuda.memory_reserved(device)
-    for batch in (_prefill(num_prefill_tokens), _decodes(num_decodes)):
-        step(batch)
-    grown = torch.cuda.memory_reserved(device) - reserved
-    STREAMS.give_back(stream, device)
+    first = [_prefill(min(num_prefill_tokens, 128)), _decodes(num_decodes), _decodes(1)]
+    try:
+        for batches in [first] if at_once else _one_of_a_kind(first):
+            with ThreadPoolExecutor(len(batches)) as threads:
+                for done in [threads.submit(step, batch) for batch in batches]:
+                    done.result()
+        give_back_memory(device)
+        before = free_memory(device)
+        reserved = torch.cuda.memory_reserved(device)
+        for batch in (_prefill(num_prefill_tokens), _decodes(num_decodes)):
+            step(batch)
+        grown = torch.cuda.memory_reserved(device) - reserved
+    finally:
+        STREAMS.give_back(stream, device)
     give_back_memory(device)
     return min(grown, before) + _MARGIN
 
@@ -62,7 +70,7 @@ def rehearse(
 def _run_step(
     model: CausalLM,
     kv: KVCache,
-    inputs: TritonInputs,
+    inputs: GpuInputs,
     stream: torch.cuda.Stream,
     embeds: bool,
     batch: Batch,
@@ -77,6 +85,13 @@ def _run_step(
         else:
             inputs.store(built, argmax(model.compute_logits(hidden)))
         stream.synchronize()
+
+
+def _one_of_a_kind(batches: list[Batch]) -> list[list[Batch]]:
+    """The batches in rounds of at most one decode step and one other."""
+    decodes = [batch for batch in batches if batch.num_decodes]
+    others = [batch for batch in batches if not batch.num_decodes]
+    return [[batch for batch in both if batch is not None] for both in zip_longest(others, decodes)]
 
 
 def _decodes(count: int) -> Batch:
