@@ -21,12 +21,12 @@ from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
-from ..kernels.native import load as native_kernels
 from ..models.chat_templates import ChatTemplate, read_chat_template
 from ..models.layers.decoder import Output
 from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer
 from ..sampling.sampler import Sampler
+from .backends import Backend, announced, choose_backend, make_backend
 from .chat import ChatRenderer
 from .config import EngineConfig
 from .core import EngineCore
@@ -39,7 +39,6 @@ from .progress_bar import ProgressBar
 from .runner import ModelRunner
 from .scheduler import Scheduler
 from .stats import StatsLine
-from .step_inputs import TorchInputs
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -97,8 +96,7 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     ``check`` is called every now and then; what it raises ends the build.
     """
     device = _device(config.device)
-    if config.deterministic:
-        _check_deterministic(config, device)
+    backend_name = choose_backend(config, device)
     if config.cpu_offload_gb and device.type == "cpu":
         raise ConfigError(
             f"cpu_offload_gb={config.cpu_offload_gb} moves weights from a GPU to host memory;"
@@ -108,14 +106,15 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     loaded = _load(config, device, check)
     check()
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config, template)
-    resolved = _resolve(config, device, loaded, tokenizer)
+    backend = make_backend(backend_name, config, loaded, device)
+    resolved = _resolve(config, device, backend, loaded, tokenizer)
     loaded.model.set_context_length(resolved.context_length)
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
     # one row more than runs (row 0 is padding); a row holds a whole context
     tables = SlotTables(
         resolved.max_running_requests + 1, resolved.context_length, resolved.page_size, device
     )
-    runner = _runner(config, resolved, loaded, kv, tables)
+    runner = _runner(config, resolved, backend, loaded, kv, tables)
     core = EngineCore(
         _scheduler(config, resolved),
         runner,
@@ -140,35 +139,22 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
 
 
 def _runner(
-    config: EngineConfig, resolved: Resolved, loaded: LoadedModel, kv: KVCache, tables: SlotTables
+    config: EngineConfig,
+    resolved: Resolved,
+    backend: Backend,
+    loaded: LoadedModel,
+    kv: KVCache,
+    tables: SlotTables,
 ) -> ModelRunner:
-    sampler = Sampler(loaded.config.vocab_size, resolved.device)
-    if resolved.attention_backend == "torch":
-        inputs = TorchInputs(tables, resolved.page_size)
-        return ModelRunner(loaded.model, kv, tables, sampler, inputs, embeds=resolved.embeds)
-    from .decode_graphs import DecodeGraphs  # loads Triton
-    from .gpu_inputs import TritonInputs
-
-    inputs = TritonInputs(
-        tables,
-        kv.spec,
-        loaded.config.num_heads,
-        share_prefixes=not config.disable_shared_prefix_attention,
-        deterministic=config.deterministic,
-    )
+    inputs = backend.make_inputs(tables, kv.spec)
     graphs = None
-    if not config.disable_cuda_graph and not resolved.embeds:  # which never decodes
+    if backend.can_record and not config.disable_cuda_graph and not resolved.embeds:  # which never decodes
+        from .decode_graphs import DecodeGraphs  # loads Triton
+
         limit = config.cuda_graph_max_bs or resolved.max_running_requests
         graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_running_requests))
+    sampler = Sampler(loaded.config.vocab_size, resolved.device)
     return ModelRunner(loaded.model, kv, tables, sampler, inputs, graphs, embeds=resolved.embeds)
-
-
-def _attention_backend(config: EngineConfig, on_gpu: bool) -> str:
-    if config.attention_backend == "triton" and not on_gpu:
-        raise ConfigError("attention_backend='triton' needs a CUDA GPU; use 'auto' or 'torch' on a CPU.")
-    if config.attention_backend == "auto":
-        return "triton" if on_gpu else "torch"
-    return config.attention_backend
 
 
 def _device(name: str) -> torch.device:
@@ -183,26 +169,6 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}.")
     return device
-
-
-def _check_deterministic(config: EngineConfig, device: torch.device) -> None:
-    """Refuse what would run kernels of others, which promise nothing."""
-    if device.type == "cuda":
-        if _attention_backend(config, True) != "triton":
-            raise ConfigError(
-                "deterministic=True needs attention_backend='triton' or 'auto', got"
-                f" {config.attention_backend!r}."
-            )
-        return
-    if native_kernels() is None:
-        raise ConfigError(
-            "deterministic=True needs the C kernels, which were not built."
-            " Install a C compiler and Rootlet again."
-        )
-    if config.dtype in ("half", "float16"):
-        raise ConfigError(
-            f"deterministic=True on a CPU takes bfloat16 or float32, got dtype={config.dtype!r}."
-        )
 
 
 def _load(config: EngineConfig, device: torch.device, check: Callable[[], None]) -> LoadedModel:
@@ -245,7 +211,9 @@ def _tokenizer(config: EngineConfig, template: ChatTemplate | None) -> Any:
     return tokenizer
 
 
-def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, tokenizer: Any) -> Resolved:
+def _resolve(
+    config: EngineConfig, device: torch.device, backend: Backend, loaded: LoadedModel, tokenizer: Any
+) -> Resolved:
     on_gpu = device.type == "cuda"
     chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
     context = config.context_length or loaded.config.context_length
@@ -268,7 +236,7 @@ def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, to
         mem_fraction=fraction,
         # more than every slot full of context is never used
         cap_tokens=running * (context + page_size),
-        reserve=_rehearse(config, loaded, device, context, page_size, running, chunk),
+        reserve=_rehearse(config, backend, loaded, device, context, page_size, running, chunk),
     )
     overlap = on_gpu if config.disable_overlap_schedule is None else not config.disable_overlap_schedule
     return Resolved(
@@ -282,7 +250,7 @@ def _resolve(config: EngineConfig, device: torch.device, loaded: LoadedModel, to
         overlap=overlap,
         eos_token_ids=_eos_token_ids(loaded, tokenizer),
         kernels="triton" if on_gpu else describe_kernels(),
-        attention_backend=_attention_backend(config, on_gpu),
+        attention_backend=backend.name,
         embeds=_embeds(config, loaded.model),
         has_labels=_output(loaded.model) is Output.SCORES,
     )
@@ -304,6 +272,7 @@ def _embeds(config: EngineConfig, model: Any) -> bool:
 
 def _rehearse(
     config: EngineConfig,
+    backend: Backend,
     loaded: LoadedModel,
     device: torch.device,
     context: int,
@@ -312,23 +281,27 @@ def _rehearse(
     chunk: int,
 ) -> int:
     """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only."""
-    if _attention_backend(config, device.type == "cuda") != "triton":
+    if backend.rehearsal_inputs is None:
         return 0
     from .rehearsal import rehearse  # loads Triton
 
     loaded.model.set_context_length(context)
-    prefill = min(context, config.max_prefill_tokens, config.max_prefill_tokens if chunk == -1 else chunk)
-    return rehearse(
-        loaded.model,
-        device,
-        context,
-        page_size,
-        num_prefill_tokens=prefill,
-        num_decodes=running,
-        in_turn=config.cpu_offload_gb > 0,
-        embeds=_embeds(config, loaded.model),
-        deterministic=config.deterministic,
-    )
+    with announced(backend):
+        return rehearse(
+            loaded.model,
+            device,
+            context,
+            page_size,
+            backend.rehearsal_inputs,
+            num_prefill_tokens=min(context, *_prefill_limits(config, chunk)),
+            num_decodes=running,
+            in_turn=backend.in_turn,
+            embeds=_embeds(config, loaded.model),
+        )
+
+
+def _prefill_limits(config: EngineConfig, chunk: int) -> tuple[int, int]:
+    return config.max_prefill_tokens, config.max_prefill_tokens if chunk == -1 else chunk
 
 
 def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -87,7 +87,10 @@ class EngineConfig:
         None, "commit each step before launching the next (default: on a CPU yes, on a GPU no)"
     )
     attention_backend: str = _option(
-        "auto", "attention kernels; 'auto' takes the fastest for the device", ("auto", "torch", "triton")
+        "auto",
+        "attention kernels; 'auto' takes the fastest for the device ('triton' on a GPU); 'flashinfer' needs"
+        " that package and runs without CUDA graphs and shared-prefix attention",
+        ("auto", "torch", "triton", "flashinfer"),
     )
     disable_cuda_graph: bool = _option(False, "launch every kernel of a decode step from the host")
     cuda_graph_max_bs: int | None = _option(
@@ -143,6 +146,11 @@ class EngineConfig:
             raise ConfigError(f"Give {sizes[0]} or {sizes[1]}, not both: each sets the size of the KV pool.")
         if self.skip_tokenizer_init and self.chat_template is not None:
             raise ConfigError("chat_template needs a tokenizer: leave it or skip_tokenizer_init out.")
+        if self.attention_backend == "flashinfer" and self.cuda_graph_max_bs is not None:
+            raise ConfigError(
+                f"cuda_graph_max_bs={self.cuda_graph_max_bs} does not go with attention_backend='flashinfer',"
+                " which plans every step on the host: nothing can be recorded. Leave one of the two out."
+            )
         if self.random_seed is not None and not 0 <= self.random_seed < 2**63:
             raise ConfigError(f"random_seed must be in [0, 2**63), got {self.random_seed}.")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..kernels.attention import AttentionPlan
 from ..kernels.gpu.attention import DecodeRows, PrefillRows, SharedPrefixes, TritonAttentionPlan
 from ..kernels.gpu.decode_attention import num_decode_splits
 from ..kernels.gpu.long_prefill import can_use, long_rows, tiles_outside
@@ -42,32 +44,24 @@ def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
     return [sent[begin:end].view(array.shape) for array, (begin, end) in zip(arrays, ends)]
 
 
-class TritonInputs:
-    """Builds a step's tensors for the Triton kernels; ids and pages are gathered on the device.
+class GpuInputs(ABC):
+    """Builds a step's tensors; ids and pages are gathered on the device. A subclass plans attention."""
 
-    ``share_prefixes``: decode rows that begin with the same pages read them together. ``deterministic``: one
-    kernel computes every row, in an order that depends on nothing but the row; prefixes are not shared.
-    """
-
-    def __init__(
-        self,
-        tables: SlotTables,
-        spec: KVCacheSpec,
-        num_q_heads: int,
-        *,
-        share_prefixes: bool,
-        deterministic: bool = False,
-    ) -> None:
+    def __init__(self, tables: SlotTables, spec: KVCacheSpec) -> None:
         self.tables = tables
         self.spec = spec
         self.device = tables.device
-        self.groups = None
-        if share_prefixes and not deterministic:
-            self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size)
-        self._exact = invariant_config(spec.head_dim, spec.dtype) if deterministic else None
-        config = self._exact or prefill_config(spec.head_dim, spec.page_size, spec.dtype)
-        self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
-        self._has_long_rows = not deterministic and can_use(self.device, spec.dtype, spec.head_dim)
+
+    @abstractmethod
+    def plan(self, batch: Batch, layout: StepLayout) -> AttentionPlan:
+        """What the layers of this step attend to."""
+
+    @abstractmethod
+    def plan_decodes(self, slots: torch.Tensor, kv_lens: torch.Tensor) -> AttentionPlan | None:
+        """The attention of rows of one token each, slots and lengths [B] int32 on the device.
+
+        None if it cannot be planned beside that of the step.
+        """
 
     def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
         """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
@@ -84,11 +78,53 @@ class TritonInputs:
         wanted = None
         if last is not None and not all_states:
             # a sampled token's position is its row's length
-            wanted = WantedTokens(last, self.plan_decodes(sample_slots, sample_positions))
-        plan = self._plan(batch, layout)
+            alone = self.plan_decodes(sample_slots, sample_positions)
+            wanted = None if alone is None else WantedTokens(last, alone)
+        plan = self.plan(batch, layout)
         input_ids, kv_slots = self.gather(token_slots, positions)
         forward = ForwardInput(input_ids, positions, kv_slots, plan, wanted=wanted)
         return StepInput(forward, last, sample_slots, sample_positions.long())
+
+    def gather(self, token_slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [T] int64 at these places of the slot tables, and where their K and V go [T] int64."""
+        return prepare_step(
+            self.tables.tokens, self.tables.pages, token_slots, positions, self.spec.page_size
+        )
+
+    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
+        """Put sampled ids [S] into the token table, where the next launch finds them."""
+        store_tokens(self.tables.tokens, step.sample_slots, step.sample_positions, token_ids)
+
+    def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy pages (source, destination) in every layer, all as if at once."""
+        [pairs] = upload(self.device, np.array(copies, dtype=np.int32).T)
+        copy_pages(kv.data, pairs[0].contiguous(), pairs[1].contiguous())
+
+
+class TritonInputs(GpuInputs):
+    """Builds a step's tensors for the Triton kernels.
+
+    ``share_prefixes``: decode rows that begin with the same pages read them together. ``deterministic``: one
+    kernel computes every row, in an order that depends on nothing but the row; prefixes are not shared.
+    """
+
+    def __init__(
+        self,
+        tables: SlotTables,
+        spec: KVCacheSpec,
+        num_q_heads: int,
+        *,
+        share_prefixes: bool,
+        deterministic: bool = False,
+    ) -> None:
+        super().__init__(tables, spec)
+        self.groups = None
+        if share_prefixes and not deterministic:
+            self.groups = PrefixGroups(num_q_heads, spec.num_kv_heads, spec.page_size)
+        self._exact = invariant_config(spec.head_dim, spec.dtype) if deterministic else None
+        config = self._exact or prefill_config(spec.head_dim, spec.page_size, spec.dtype)
+        self._tile_tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
+        self._has_long_rows = not deterministic and can_use(self.device, spec.dtype, spec.head_dim)
 
     def plan_decodes(
         self, slots: torch.Tensor, kv_lens: torch.Tensor, shared: SharedPrefixes | None = None
@@ -102,7 +138,8 @@ class TritonInputs:
         rows = PrefillRows(slots, kv_lens, ordinals, tiles, config=self._exact)
         return TritonAttentionPlan(self.tables.pages, None, rows)
 
-    def _plan(self, batch: Batch, layout: StepLayout) -> TritonAttentionPlan:
+    def plan(self, batch: Batch, layout: StepLayout) -> TritonAttentionPlan:
+        """Decodes, the prefixes they share, and the other rows."""
         decodes = None if self._exact else self._planned_decodes(batch, layout)
         first = layout.num_decodes if self._exact is None else 0
         return TritonAttentionPlan(self.tables.pages, decodes, self._prefill_rows(layout, first))
@@ -142,18 +179,3 @@ class TritonInputs:
         short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
         *sent, short_tiles = upload(self.device, slots, kv_lens, q_starts, tiles, short)
         return PrefillRows(*sent, parts, short_tiles)
-
-    def gather(self, token_slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [T] int64 at these places of the slot tables, and where their K and V go [T] int64."""
-        return prepare_step(
-            self.tables.tokens, self.tables.pages, token_slots, positions, self.spec.page_size
-        )
-
-    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
-        """Put sampled ids [S] into the token table, where the next launch finds them."""
-        store_tokens(self.tables.tokens, step.sample_slots, step.sample_positions, token_ids)
-
-    def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy pages (source, destination) in every layer, all as if at once."""
-        [pairs] = upload(self.device, np.array(copies, dtype=np.int32).T)
-        copy_pages(kv.data, pairs[0].contiguous(), pairs[1].contiguous())

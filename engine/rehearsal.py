@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ from ..cache.slot_tables import PADDING_SLOT, SlotTables
 from ..kernels.device import STREAMS, give_back_memory
 from ..kernels.gpu.argmax import argmax
 from .batch import Batch, BatchRow
-from .gpu_inputs import TritonInputs
 
 if TYPE_CHECKING:
+    from ..cache.kv_cache import KVCacheSpec
     from ..models.layers.decoder import CausalLM
+    from .gpu_inputs import GpuInputs
 
 # What no rehearsal shows: recorded graphs, sampling with filters, fragments between blocks.
 _MARGIN = 512 * 2**20
@@ -28,19 +30,19 @@ def rehearse(
     device: torch.device,
     context_length: int,
     page_size: int,
+    make_inputs: Callable[[SlotTables, KVCacheSpec], GpuInputs],
     *,
     num_prefill_tokens: int,
     num_decodes: int,
     in_turn: bool = False,
     embeds: bool = False,
-    deterministic: bool = False,
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
-    Kernels that are not in Triton's cache on disk are compiled on the way, several at once unless the model's
-    passes must run ``in_turn``.
+    Kernels that are not in Triton's cache on disk are compiled on the way, several at once unless steps must
+    run ``in_turn``: where weights or plans are held once for the step under way.
     """
-    stage = _Stage(model, device, context_length, page_size, embeds, deterministic)
+    stage = _Stage(model, device, context_length, page_size, make_inputs, embeds)
     # Compiling is what takes long, and loading cuDNN: each thread begins with kernels of its own.
     tasks = [
         partial(stage.forward, _decodes(1)),
@@ -50,17 +52,19 @@ def rehearse(
         partial(stage.finish, 1),
         partial(stage.finish, num_decodes),
     ]
-    with ThreadPoolExecutor(1 if in_turn else len(tasks)) as threads:
-        for done in [threads.submit(task) for task in tasks]:
-            done.result()
-    give_back_memory(device)
-    before = free_memory(device)
-    reserved = torch.cuda.memory_reserved(device)
-    for batch in (_prefill(num_prefill_tokens), _decodes(num_decodes)):
-        stage.forward(batch)
-        stage.finish(batch.num_rows)
-    grown = torch.cuda.memory_reserved(device) - reserved
-    stage.close()
+    try:
+        with ThreadPoolExecutor(1 if in_turn else len(tasks)) as threads:
+            for done in [threads.submit(task) for task in tasks]:
+                done.result()
+        give_back_memory(device)
+        before = free_memory(device)
+        reserved = torch.cuda.memory_reserved(device)
+        for batch in (_prefill(num_prefill_tokens), _decodes(num_decodes)):
+            stage.forward(batch)
+            stage.finish(batch.num_rows)
+        grown = torch.cuda.memory_reserved(device) - reserved
+    finally:
+        stage.close()
     give_back_memory(device)
     return min(grown, before) + _MARGIN
 
@@ -74,21 +78,14 @@ class _Stage:
         device: torch.device,
         context_length: int,
         page_size: int,
+        make_inputs: Callable[[SlotTables, KVCacheSpec], GpuInputs],
         embeds: bool,
-        deterministic: bool,
     ) -> None:
         self._model = model
         self._device = device
         self._embeds = embeds
         self._kv = KVCache(model.kv_spec(page_size), 2, device)
-        tables = SlotTables(2, context_length, page_size, device)
-        self._inputs = TritonInputs(
-            tables,
-            self._kv.spec,
-            model.config.num_heads,
-            share_prefixes=False,
-            deterministic=deterministic,
-        )
+        self._inputs = make_inputs(SlotTables(2, context_length, page_size, device), self._kv.spec)
         self._stream = STREAMS.borrow(device)
 
     @torch.inference_mode()

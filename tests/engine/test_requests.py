@@ -129,6 +129,10 @@ BAD_OPTIONS = [
     ({"device": "gpu"}, ConfigError, "device"),
     ({"kv_cache_bytes": 1}, ConfigError, "kv_cache_bytes"),
     ({"random_seed": -1}, ConfigError, "random_seed"),
+    ({"attention_backend": "triton", "device": "cpu"}, ConfigError, "'triton' needs a CUDA GPU"),
+    ({"attention_backend": "flashinfer", "device": "cpu"}, ConfigError, "'flashinfer' needs a CUDA GPU"),
+    ({"attention_backend": "flashinfer", "cuda_graph_max_bs": 8}, ConfigError, "cuda_graph_max_bs=8"),
+    ({"attention_backend": "flash"}, ConfigError, "auto, torch, triton, flashinfer"),
 ]
 
 

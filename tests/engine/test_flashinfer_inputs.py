@@ -1,0 +1,77 @@
+"""Steps as the scheduler makes them, planned for flashinfer: the same tokens as with our own plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch_planner import TorchPlanner
+
+pytest.importorskip("triton")
+
+import rootlet
+from rootlet.cache.kv_cache import KVCacheSpec
+from rootlet.engine import backends
+from rootlet.engine.flashinfer_inputs import FlashInferInputs
+from rootlet.engine.step_inputs import TorchInputs
+from rootlet.engine.step_layout import StepLayout
+
+from ..gpu.tiny import generate, requests
+from ..models.hf import build_hf
+
+# 120 output tokens behind prompts of up to 301 tokens, many of which share their beginning
+PROMPTS, LENGTHS = (part[:20] for part in requests())
+
+
+class PlannedInputs(TorchInputs):
+    """The CPU's inputs with flashinfer's plan, which the torch reference stands in for."""
+
+    def __init__(self, tables, page_size):
+        super().__init__(tables, page_size)
+        spec = KVCacheSpec(1, 1, 64, torch.float32, page_size)
+        self._planned = FlashInferInputs(tables, spec, TorchPlanner())
+
+    def build(self, batch, *, all_states=False):  # noqa: ARG002
+        step = super().build(batch, all_states=True)  # as flashinfer's does
+        plan = self._planned.plan(batch, StepLayout.of(batch))
+        return replace(step, forward=replace(step.forward, attention=plan))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    build_hf("Mistral", max_position_embeddings=1024, sliding_window=40).save_pretrained(path)
+    return str(path)
+
+
+def run(folder, **options):
+    """(tokens, preemptions) of the second of two rounds: its prompts are all cached."""
+    options = {"max_total_tokens": 16_384, "skip_tokenizer_init": True} | options
+    with rootlet.Engine(folder, device="cpu", dtype="float32", **options) as engine:
+        generate(engine, PROMPTS, LENGTHS)
+        return generate(engine, PROMPTS, LENGTHS), engine.stats().num_preemptions
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return run(folder)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"disable_overlap_schedule": False},
+        {"disable_overlap_schedule": False, "chunked_prefill_size": 33, "page_size": 64},
+        {"disable_overlap_schedule": False, "chunked_prefill_size": 6, "page_size": 1},
+        {"disable_overlap_schedule": False, "max_total_tokens": 640},
+    ],
+    ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()) or "defaults",
+)
+def test_the_same_tokens(folder, expected, monkeypatch, options):
+    """Chunks, mixed steps, prefix hits, copied pages, a step in flight; with little memory, preemption."""
+    monkeypatch.setattr(backends, "TorchInputs", PlannedInputs)
+    tokens, num_preemptions = run(folder, **options)
+    assert tokens == expected
+    assert (num_preemptions > 0) == ("max_total_tokens" in options)
