@@ -32,7 +32,7 @@ class PlannedInputs(TorchInputs):
         spec = KVCacheSpec(1, 1, 64, torch.float32, page_size)
         self._planned = FlashInferInputs(tables, spec, TorchPlanner())
 
-    def build(self, batch, *, all_states=False):  # noqa: ARG002
+    def build(self, batch, *, all_states=False):
         step = super().build(batch, all_states=True)  # as flashinfer's does
         plan = self._planned.plan(batch, StepLayout.of(batch))
         return replace(step, forward=replace(step.forward, attention=plan))
