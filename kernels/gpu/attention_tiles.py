@@ -127,7 +127,7 @@ def start_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit
 def finish_state(acc, row_max, row_sum):
     """Return (attention output, zeros where a row saw nothing; log2 of its sum of weights, -inf there)."""
-    some = row_sum > 0
+    some = row_sum != 0  # true of NaN, which must not be taken for nothing
     divisor = tl.where(some, row_sum, 1.0)
     lse = tl.where(some, row_max + tl.log2(divisor), float("-inf"))
     return acc / divisor[:, None], lse

@@ -229,14 +229,16 @@ def _decode_kernel(
         part += first_split + split
         result, lse = finish_state(acc, row_max, row_sum)
         tl.store(lses + part, lse, mask=members < GROUP)
-        tl.store(parts + part[:, None] * HEAD_DIM + dims[None, :], result, mask=real & (row_sum > 0)[:, None])
+        tl.store(
+            parts + part[:, None] * HEAD_DIM + dims[None, :], result, mask=real & (row_sum != 0)[:, None]
+        )
     else:
         # A shared prefix is merged here: its partial results are read once and the suffix writes none.
         if HAS_PREFIX:
             for index in range(first_split):
                 lse = tl.load(lses + part + index, mask=members < GROUP, other=float("-inf"))
                 lse = tl.where(start > 0, lse, float("-inf"))
-                seen = lse > float("-inf")
+                seen = lse != float("-inf")
                 places = (part + index)[:, None] * HEAD_DIM + dims[None, :]
                 prefix = tl.load(parts + places, mask=real & seen[:, None], other=0.0)
                 new_max = tl.maximum(row_max, lse)

@@ -30,6 +30,7 @@ class GemmConfig(NamedTuple):
     num_warps: int
     num_stages: int
     use_tma: bool = False  # read tiles through tensor descriptors
+    fill: bool = False  # repeat x where it does not fill a tile: reading its last row again and again is slow
 
 
 def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = False) -> torch.Tensor:
@@ -50,6 +51,8 @@ def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = Fals
     config = config or gemm_config(m, n, k, gated=bool(product.kind)) or FALLBACK
     lines = triton.next_power_of_2(triton.cdiv(k * weight.element_size(), 128))
     block_k = min(config.block_k, max(16, triton.next_power_of_2(k)))
+    if config.fill and m < config.block_m:
+        x = x.repeat(triton.cdiv(config.block_m, m), 1)  # no result of the copies is stored
     aligned = all(t.stride(0) * t.element_size() % 16 == t.data_ptr() % 16 == 0 for t in (x, weight))
     use_tma = config.use_tma and aligned
     tiles = triton.cdiv(m, config.block_m) * triton.cdiv(n, config.block_n)
@@ -62,6 +65,7 @@ def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = Fals
         product.bias,
         product.residual,
         m,
+        len(x),
         n,
         x.stride(0),
         K=k,
@@ -116,8 +120,10 @@ def invariant_config(m: int, *, gated: bool, itemsize: int) -> GemmConfig:
     if itemsize > 2:
         return GemmConfig(32, 64, 32, 4, 2)
     if m <= 64:
-        return GemmConfig(64, 32, 128, 4, 4, use_tma=True)
-    return GemmConfig(128, 64 if gated else 128, 128, 8, 3, use_tma=True)
+        return GemmConfig(64, 32, 128, 4, 6, use_tma=True, fill=True)
+    if gated:
+        return GemmConfig(128, 64, 128, 4, 3, use_tma=True)
+    return GemmConfig(128, 128, 128, 8, 3, use_tma=True)
 
 
 def _descriptor(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
@@ -146,7 +152,7 @@ def _prefetch(rows, K: tl.constexpr, LINES: tl.constexpr):
 
 
 # One kernel for all numbers of rows: else a count's value would make another.
-@triton.jit(do_not_specialize=["m"])
+@triton.jit(do_not_specialize=["m", "num_x"])
 def _gemm_kernel(
     out_ptr,
     x_ptr,
@@ -156,6 +162,7 @@ def _gemm_kernel(
     bias_ptr,
     residual_ptr,
     m,
+    num_x,  # rows that x has, at least m
     n,
     x_stride,
     K: tl.constexpr,
@@ -176,7 +183,7 @@ def _gemm_kernel(
     column = first_column + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)[None, :]
     # what lies past the end repeats the last row and is not stored
-    x_rows = x_ptr + tl.minimum(row, m - 1).to(tl.int64)[:, None] * x_stride
+    x_rows = x_ptr + tl.minimum(row, num_x - 1).to(tl.int64)[:, None] * x_stride
     weight_row = tl.minimum(column, n - 1).to(tl.int64)[:, None]
     w_rows = w_ptr + weight_row * K
     u_rows = w_ptr + (weight_row + n) * K  # used only where KIND

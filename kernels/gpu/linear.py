@@ -39,6 +39,6 @@ def _run_invariant(product: Product, *, pdl: bool) -> torch.Tensor:
     """The same kernels at every number of rows."""
     if product.norm is not None:
         product = product._replace(x=rms_norm(product.x, *product.norm, pdl=pdl), norm=None)
-    m, gated = len(product.x), bool(product.kind)
-    config = invariant_config(m, gated=gated, itemsize=product.x.dtype.itemsize)
+    x = product.x
+    config = invariant_config(len(x), gated=bool(product.kind), itemsize=x.dtype.itemsize)
     return gemm(product, config=config, pdl=pdl)

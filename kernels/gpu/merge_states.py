@@ -96,7 +96,7 @@ def merge_states_reference(
     lse = partials.lse[:rows, :, :end].clone()
     if kv_starts is not None:
         lse[kv_starts == 0, :, :first_split] = float("-inf")
-    seen = lse > float("-inf")
+    seen = lse != float("-inf")
     top = lse.masked_fill(~seen, -1e30).amax(dim=2, keepdim=True)
     weights = torch.where(seen, torch.exp2(lse - top), 0.0)
     weights = weights / weights.sum(dim=2, keepdim=True).clamp_min(1e-30)
@@ -136,7 +136,7 @@ def _merge_kernel(
         tl.extra.cuda.gdc_wait()
     used = (splits >= begin) & (splits < end)
     lse = tl.load(lses + base + splits, mask=used, other=float("-inf"))
-    seen = lse > float("-inf")
+    seen = lse != float("-inf")
     top = tl.maximum(tl.max(lse, 0), -1e30)
     weights = tl.exp2(lse - top)
     places = (base + splits)[:, None] * HEAD_DIM + dims[None, :]

@@ -182,4 +182,4 @@ def _prefix_kernel(
     result, lse = finish_state(acc, row_max, row_sum)
     part = (rows * (KV_HEADS * GROUP) + heads) * stride_split + first_split + split
     tl.store(lses + part, lse, mask=valid)
-    tl.store(parts + part[:, None] * HEAD_DIM + dims[None, :], result, mask=real & (row_sum > 0)[:, None])
+    tl.store(parts + part[:, None] * HEAD_DIM + dims[None, :], result, mask=real & (row_sum != 0)[:, None])

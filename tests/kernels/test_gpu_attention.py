@@ -106,6 +106,19 @@ def test_decode(paged_case, device, heads, page_size, num_splits, dtype):
     assert_close(paged.decode(num_splits), paged.reference(), dtype)
 
 
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_nan_of_a_row_is_not_lost(paged_case, device, num_splits):
+    """Parts of a context are merged by weights, and NaN must not pass for a part without keys."""
+    paged = Paged(paged_case(DECODE, page_size=16, heads=(8, 2, 64), dtype=torch.float32), device)
+    row = 2
+    page = paged.case.plan.page_table[row, 1]
+    paged.k[page, 3, 0] = float("nan")  # position 19, the first kv head
+    found = torch.isnan(paged.decode(num_splits))
+    expected = torch.zeros_like(found)
+    expected[row, :4] = True
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("window", "soft_cap"), [(1, None), (70, None), (64, 5.0), (1000, 20.0)])
 @pytest.mark.parametrize(("page_size", "num_splits"), [(8, 1), (128, 3)])
 def test_decode_window_and_soft_cap(paged_case, device, page_size, num_splits, window, soft_cap):
