@@ -33,7 +33,8 @@ class Profile:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"rootlet-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}.trace.json"
-        self._profiler = torch.profiler.profile(activities=self._activities)
+        # acc_events: without it torch warns of cycles that nobody asked for
+        self._profiler = torch.profiler.profile(activities=self._activities, acc_events=True)
         self._profiler.start()
 
     def stop(self) -> Path:

@@ -253,14 +253,14 @@ def test_inputs_plan_long_rows(monkeypatch):
         kv_lens=np.array([5, 6, 16400, 40], dtype=np.int32),
         q_starts=np.array([0, 1, 2, 8202, 8242], dtype=np.int32),
     )
-    rows = inputs._prefill_rows(layout)
+    rows = inputs._prefill_rows(layout, 2)
     assert rows.long_rows == (LongRow(0, 3, 2 + 2040, 6144, 16384, (8192, 2048)),)
     tokens = inputs._tile_tokens
     short = set(map(tuple, rows.short_tiles.T.tolist()))
     dropped = set(map(tuple, rows.tiles.T.tolist())) - short
     assert dropped == {(0, first) for first in range(0, 8200, tokens) if 2040 <= first <= 8184 - tokens}
     monkeypatch.setattr(gpu_inputs, "can_use", lambda *_: False)
-    plain = gpu_inputs.TritonInputs(tables, spec, 8, share_prefixes=False)._prefill_rows(layout)
+    plain = gpu_inputs.TritonInputs(tables, spec, 8, share_prefixes=False)._prefill_rows(layout, 2)
     assert plain.long_rows == ()
     assert torch.equal(plain.tiles, rows.tiles)
 
