@@ -35,6 +35,12 @@ def top_tokens(scores: torch.Tensor, count: int) -> torch.Tensor:
     return ids.gather(1, order[:, :count])
 
 
+def _widened(scores: torch.Tensor) -> torch.Tensor:
+    """``scores`` [R, V] fp32 with columns of -inf up to a multiple of 4."""
+    missing = -scores.shape[1] % 4
+    return torch.nn.functional.pad(scores, (0, missing), value=float("-inf")) if missing else scores
+
+
 def sampled_logprobs(
     scores: torch.Tensor,
     token_ids: torch.Tensor,
@@ -93,7 +99,8 @@ def prompt_logprobs(
     for start in range(0, count, _PROMPT_ROWS):
         rows = slice(start, start + _PROMPT_ROWS)
         scores = logits[rows].float()
-        logprobs = torch.log_softmax(scores, 1)
+        # Rows that all begin at multiples of 16 bytes: else CUDA would sum each in an order of its own.
+        logprobs = torch.log_softmax(_widened(scores), 1)
         chosen[rows] = logprobs.gather(1, target_ids[rows].unsqueeze(1)).squeeze(1)
         if width:
             top_ids[rows] = top_tokens(scores, width)
