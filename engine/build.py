@@ -19,9 +19,9 @@ from ..cache.radix_cache import RadixCache
 from ..cache.slot_pool import SlotPool
 from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
+from ..grammar.chat_templates import ChatTemplate, read_chat_template
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
-from ..models.chat_templates import ChatTemplate, read_chat_template
 from ..models.layers.decoder import Output
 from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer

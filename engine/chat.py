@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from ..models.chat_templates import ChatTemplate, ConversationTemplate
+    from ..grammar.chat_templates import ChatTemplate, ConversationTemplate
     from ..sampling.params import SamplingParams
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

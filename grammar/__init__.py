@@ -1,1 +1,1 @@
-"""Structured outputs and chat formats: nothing yet; requests with a constraint are refused by name."""
+"""Chat formats; structured outputs are still to come: requests with a constraint are refused by name."""

@@ -10,7 +10,7 @@ import rootlet
 from rootlet.cli.chat import ChatSession
 from rootlet.engine.chat import ChatPrompt, ChatRenderer, Conversation
 from rootlet.errors import ConfigError, InvalidRequestError
-from rootlet.models.chat_templates import read_chat_template
+from rootlet.grammar.chat_templates import read_chat_template
 from rootlet.models.tokenizer import load_tokenizer
 
 USER = {"role": "user", "content": "Hi"}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
 from rootlet.errors import ConfigError
-from rootlet.models.chat_templates import ChatTemplate, ConversationTemplate, read_chat_template
-from rootlet.models.chat_templates.builtin import BUILT_IN
-from rootlet.models.chat_templates.styles import STYLES
+from rootlet.grammar.chat_templates import ChatTemplate, ConversationTemplate, read_chat_template
+from rootlet.grammar.chat_templates.builtin import BUILT_IN
+from rootlet.grammar.chat_templates.styles import STYLES
 from rootlet.models.tokenizer import load_tokenizer
 
 ASK = (("user", "Hi"),)

@@ -51,7 +51,7 @@ class ConversationTemplate:
     ``system`` are the texts in front of and behind the system message; ``system_message`` is the one of
     conversations that have none, and None leaves the system part out of those. ``user`` and ``assistant``
     are the texts of the roles. ``sep`` and ``sep2`` (default: ``sep``) end messages, as the ``style`` says (a
-    key of :data:`~rootlet.models.chat_templates.styles.STYLES`). ``stop`` are strings that end a reply.
+    key of :data:`~rootlet.grammar.chat_templates.styles.STYLES`). ``stop`` are strings that end a reply.
 
     The rendered text has no BOS token: the tokenizer adds its own, as to any text.
 

@@ -28,9 +28,9 @@ def read_chat_template(chat_template: str | Path) -> ChatTemplate:
 
     It is one of
 
-    * the name of a built-in template (:data:`~rootlet.models.chat_templates.builtin.BUILT_IN`);
+    * the name of a built-in template (:data:`~rootlet.grammar.chat_templates.builtin.BUILT_IN`);
     * the path of a ``.json`` file: an object with the texts ``name``, ``system``, ``user``, ``assistant``,
-      ``sep_style`` (a key of :data:`~rootlet.models.chat_templates.styles.STYLES`) and ``stop_str`` (a text
+      ``sep_style`` (a key of :data:`~rootlet.grammar.chat_templates.styles.STYLES`) and ``stop_str`` (a text
       or a list of texts); ``system_message`` (default empty), ``sep`` (default a line end) and ``sep2``
       (default ``sep``) may be left out. The system message stands on the line after ``system``;
     * the path of a ``.jinja`` file, whose text is stripped of newlines at both ends and in which a backslash
