@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -13,17 +13,19 @@ from .native import element_type, load
 _C = load()
 
 
+class Scoring(NamedTuple):
+    """How a layer scores keys: what :func:`paged_attention` takes beside tensors and a plan."""
+
+    scale: float
+    window: int | None = None  # positions a token sees, itself included; None: all
+    soft_cap: float | None = None  # bound of the scores
+
+
 class AttentionPlan(Protocol):
     """What a step's layers attend to: planned once per step, run once per layer."""
 
     def attend(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """Attention ``[T, Hq, D]`` of one layer's q ``[T, Hq, D]``, as :func:`paged_attention` defines it."""
 
@@ -45,16 +47,10 @@ class PagedAttentionPlan:
     max_kv: int  # largest of kv_lens
 
     def attend(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """:func:`paged_attention` with this plan."""
-        return paged_attention(q, k_cache, v_cache, self, scale, window, soft_cap)
+        return paged_attention(q, k_cache, v_cache, self, *scoring)
 
     @cached_property
     def native_arguments(self) -> tuple[int, ...]:

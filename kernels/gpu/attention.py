@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..attention import Scoring
 from ..device import has_pdl
 from .decode_attention import decode_attention
 from .long_prefill import LongRow, attend_long
@@ -68,32 +69,28 @@ class TritonAttentionPlan:
     prefills: PrefillRows | None
 
     def attend(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """Attention ``[T, Hq, D]`` of q ``[T, Hq, D]``, as ``paged_attention`` defines it."""
         rows = self.prefills
-        long_rows = rows.long_rows if rows is not None and window is None and soft_cap is None else ()
+        plain = scoring.window is None and scoring.soft_cap is None
+        long_rows = rows.long_rows if rows is not None and plain else ()
         if len(long_rows) == 1 and long_rows[0].count == len(q):
-            return self._long(long_rows[0], q, k_cache, v_cache, scale, None)  # saves copying it into place
+            # saves copying it into place
+            return self._long(long_rows[0], q, k_cache, v_cache, scoring.scale, None)
         out = torch.empty_like(q)
         if self.decodes is not None:
             n = len(self.decodes.slots)
-            self._decode(self.decodes, q[:n], k_cache, v_cache, scale, window, soft_cap, out[:n])
+            self._decode(self.decodes, q[:n], k_cache, v_cache, scoring, out[:n])
         if rows is not None:
             tiles = rows.short_tiles if long_rows else rows.tiles
             prefill_attention(
                 q, k_cache, v_cache, self.pages, rows.slots, rows.q_starts, rows.kv_lens, tiles,
-                scale=scale, window=window, soft_cap=soft_cap, out=out, config=rows.config,
+                **scoring._asdict(), out=out, config=rows.config,
             )  # fmt: skip
         for row in long_rows:  # after the tiles, some of which reach into them
             part = slice(row.q_start, row.q_start + row.count)
-            self._long(row, q[part], k_cache, v_cache, scale, out[part])
+            self._long(row, q[part], k_cache, v_cache, scoring.scale, out[part])
         return out
 
     def _long(
@@ -117,17 +114,15 @@ class TritonAttentionPlan:
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
+        scoring: Scoring,
         out: torch.Tensor,
     ) -> None:
         caches = (k_cache, v_cache, self.pages, rows.slots)
-        shared = rows.shared if window is None else None  # a window leaves prefixes behind
+        shared = rows.shared if scoring.window is None else None  # a window leaves prefixes behind
         if shared is None:
             decode_attention(
                 q, *caches, rows.kv_lens,
-                num_splits=rows.num_splits, scale=scale, window=window, soft_cap=soft_cap, out=out,
+                num_splits=rows.num_splits, **scoring._asdict(), out=out,
                 pdl=has_pdl(q.device),
             )  # fmt: skip
             return
@@ -135,10 +130,11 @@ class TritonAttentionPlan:
         partials = empty_partials(len(q), q.shape[1], shared.num_splits + own, q.shape[2], q.device)
         prefix_attention(
             q, *caches, shared.rows, shared.lens,
-            partials=partials, num_splits=shared.num_splits, scale=scale, soft_cap=soft_cap,
+            partials=partials, num_splits=shared.num_splits,
+            scale=scoring.scale, soft_cap=scoring.soft_cap,
         )  # fmt: skip
         decode_attention(
             q, *caches, rows.kv_lens,
-            num_splits=rows.num_splits, scale=scale, soft_cap=soft_cap, kv_starts=shared.starts,
-            partials=partials, first_split=shared.num_splits, out=out, pdl=has_pdl(q.device),
+            num_splits=rows.num_splits, scale=scoring.scale, soft_cap=scoring.soft_cap,
+            kv_starts=shared.starts, partials=partials, first_split=shared.num_splits, out=out, pdl=has_pdl(q.device),
         )  # fmt: skip

@@ -9,26 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ...errors import ConfigError
+from ..attention import Scoring
 
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 
 _TILE_ROWS = 128  # largest tile of query rows of its kernels
 _BLOCKS_PER_SM = 2  # and the blocks per multiprocessor that it divides long contexts for
-
-
-class Scoring(NamedTuple):
-    """How a layer scores keys, as ``paged_attention`` defines it."""
-
-    scale: float
-    window: int | None
-    soft_cap: float | None
 
 
 @dataclass(frozen=True)
@@ -119,16 +112,9 @@ class FlashInferPlan:
     _planned: dict[Scoring, list[tuple[slice, Run]]] = field(default_factory=dict)
 
     def attend(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """Attention ``[T, Hq, D]`` of q ``[T, Hq, D]``, as ``paged_attention`` defines it."""
-        scoring = Scoring(scale, window, soft_cap)
         parts = self._planned.get(scoring)
         if parts is None:
             parts = self._planned[scoring] = self._plan(scoring)

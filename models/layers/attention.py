@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.attention import Scoring
 from ...kernels.rotary import rotary_and_store
 from ..config import ModelConfig
 from ..forward import ForwardInput
@@ -21,7 +22,7 @@ class Attention:
     multiplies the scores, ``1 / sqrt(head_dim)`` unless given; ``soft_cap`` bounds them.
     """
 
-    __slots__ = ("num_heads", "output", "qkv", "rotary", "scale", "soft_cap", "window")
+    __slots__ = ("num_heads", "output", "qkv", "rotary", "scoring")
 
     def __init__(
         self,
@@ -45,9 +46,7 @@ class Attention:
         )
         self.rotary = rotary
         self.num_heads = config.num_heads
-        self.scale = config.head_dim**-0.5 if scale is None else scale
-        self.window = window
-        self.soft_cap = soft_cap
+        self.scoring = Scoring(config.head_dim**-0.5 if scale is None else scale, window, soft_cap)
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""
@@ -78,5 +77,5 @@ class Attention:
         plan = inp.attention
         if inp.wanted is not None:
             q, plan = q.index_select(0, inp.wanted.tokens), inp.wanted.attention
-        attended = plan.attend(q, k_cache, v_cache, self.scale, self.window, self.soft_cap)
+        attended = plan.attend(q, k_cache, v_cache, self.scoring)
         return self.output.forward_add(attended.flatten(1), residual)

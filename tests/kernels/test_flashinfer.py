@@ -18,10 +18,9 @@ from rootlet.engine.batch import Batch, BatchRow
 from rootlet.engine.flashinfer_inputs import FlashInferInputs
 from rootlet.engine.step_layout import StepLayout
 from rootlet.errors import ConfigError
-from rootlet.kernels.attention import paged_attention_reference
+from rootlet.kernels.attention import Scoring, paged_attention_reference
 from rootlet.kernels.gpu.flashinfer import (
     PagedRows,
-    Scoring,
     Wrappers,
     check_supported,
     import_library,
@@ -59,7 +58,7 @@ def test_every_row_attends_to_its_own_pages(paged_case, page_size, num_decodes, 
     case = paged_case(rows, page_size=page_size, heads=(6, 2, 8))
     plan = planned(case, num_decodes, TorchPlanner())
     for scoring in SCORINGS:
-        out = plan.attend(case.q, case.k, case.v, *scoring)
+        out = plan.attend(case.q, case.k, case.v, scoring)
         want = paged_attention_reference(case.q, case.k, case.v, case.plan, *scoring)
         torch.testing.assert_close(out, want, atol=1e-5, rtol=0)
 
@@ -70,7 +69,7 @@ def test_layers_that_score_alike_share_a_plan(paged_case):
     plan = planned(case, 1, planner)
     for _ in range(3):
         for scoring in SCORINGS:
-            plan.attend(case.q, case.k, case.v, *scoring)
+            plan.attend(case.q, case.k, case.v, scoring)
     assert planner.planned == {(decodes, s): 1 for decodes in (True, False) for s in SCORINGS}
 
 
@@ -144,6 +143,6 @@ def test_the_real_kernels(paged_case, wrappers, head_dim, window, soft_cap, page
         case = paged_case(rows, page_size=page_size, heads=(*HEADS, head_dim), dtype=torch.bfloat16)
         plan = planned(case, num_decodes, wrappers[head_dim], "cuda")
         scoring = (head_dim**-0.5, window, soft_cap)
-        out = plan.attend(case.q.cuda(), case.k.cuda(), case.v.cuda(), *scoring).cpu().float()
+        out = plan.attend(case.q.cuda(), case.k.cuda(), case.v.cuda(), scoring).cpu().float()
         want = paged_attention_reference(case.q, case.k, case.v, case.plan, *scoring).float()
         assert (out - want).abs().max() < 1.5e-2 * want.abs().max()

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
 from rootlet.engine import gpu_inputs
-from rootlet.kernels.attention import paged_attention_reference
+from rootlet.kernels.attention import Scoring, paged_attention_reference
 from rootlet.kernels.gpu import long_prefill
 from rootlet.kernels.gpu.attention import PrefillRows, TritonAttentionPlan
 from rootlet.kernels.gpu.long_prefill import (
@@ -224,7 +224,7 @@ def test_plan_with_long_rows(paged_case, device, exact, window, soft_cap, used):
     assert 0 < short.shape[1] < tiles.shape[1]
     sent = [torch.from_numpy(array).to(device) for array in (slots, kv_lens, q_starts, tiles, short)]
     plan = TritonAttentionPlan(pages, None, PrefillRows(*sent[:4], parts, sent[4]))
-    out = plan.attend(q, k, v, 32**-0.5, window, soft_cap)
+    out = plan.attend(q, k, v, Scoring(32**-0.5, window, soft_cap))
     assert_close(out, reference(case, window, soft_cap), torch.float32)
     assert bool(exact) is used
 
@@ -236,7 +236,7 @@ def test_plan_of_a_single_long_row_copies_nothing(paged_case, device, exact):
     none = torch.zeros(2, 0, dtype=torch.int32, device=device)
     part = LongRow(0, 0, 0, 32, 64, (32,))
     plan = TritonAttentionPlan(table, None, PrefillRows(*one, none, (part,), none))
-    assert_close(plan.attend(q, k, v, 32**-0.5, None, None), reference(case), torch.float32)
+    assert_close(plan.attend(q, k, v, Scoring(32**-0.5)), reference(case), torch.float32)
     assert exact == [(32, 32, 2, True), (32, 32, 2, False)]
 
 
