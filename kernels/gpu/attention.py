@@ -136,5 +136,6 @@ class TritonAttentionPlan:
         decode_attention(
             q, *caches, rows.kv_lens,
             num_splits=rows.num_splits, scale=scoring.scale, soft_cap=scoring.soft_cap,
-            kv_starts=shared.starts, partials=partials, first_split=shared.num_splits, out=out, pdl=has_pdl(q.device),
+            kv_starts=shared.starts, partials=partials, first_split=shared.num_splits,
+            out=out, pdl=has_pdl(q.device),
         )  # fmt: skip
