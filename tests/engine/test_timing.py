@@ -36,8 +36,11 @@ def test_stations_come_in_order(overlap):
 
 def test_waiting_counts_as_queueing():
     core, _ = make_core(num_pages=64, max_running=1)
-    first, second = run(core, [make_submission(str(i), [i] * 12, 8) for i in range(2)])
-    assert second.queue_s >= first.first_token_s  # one at a time: the second starts when the first ends
+    submissions = [make_submission(str(i), [i] * 12, 8) for i in range(2)]
+    timings = run(core, submissions)
+    first, second = (submission.request.stamps for submission in submissions)
+    assert second.scheduled >= first.finished  # one at a time: the second starts when the first ends
+    assert timings[1].queue_s == second.scheduled - second.submitted
 
 
 def test_the_first_admission_and_the_first_token_count():
