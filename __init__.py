@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .engine.jobs import run_jobs
     from .engine.outputs import RequestOutput
     from .engine.streams import async_stream_and_merge, stream_and_merge
+    from .grammar.tool_calls import Function, FunctionCallParser, Tool, ToolCallItem
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
     from .sampling.params import SamplingParams
@@ -32,9 +33,13 @@ __all__ = [
     "CustomLogitProcessor",
     "EmbeddingOutput",
     "Engine",
+    "Function",
+    "FunctionCallParser",
     "RequestOutput",
     "RootletError",
     "SamplingParams",
+    "Tool",
+    "ToolCallItem",
     "__version__",
     "async_stream_and_merge",
     "errors",
@@ -48,8 +53,12 @@ _LAZY = {
     "CustomLogitProcessor": ".sampling.custom",
     "EmbeddingOutput": ".engine.embedding",
     "Engine": ".engine.engine",
+    "Function": ".grammar.tool_calls",
+    "FunctionCallParser": ".grammar.tool_calls",
     "RequestOutput": ".engine.outputs",
     "SamplingParams": ".sampling.params",
+    "Tool": ".grammar.tool_calls",
+    "ToolCallItem": ".grammar.tool_calls",
     "async_stream_and_merge": ".engine.streams",
     "stream_and_merge": ".engine.streams",
     "register_model": ".models.registry",
