@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -84,7 +85,7 @@ def events_of(name, pieces):
 
 def cut(text, places):
     bounds = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-    return [text[a:b] for a, b in zip(bounds, bounds[1:])]
+    return [text[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 # ---- properties ----------------------------------------------------------------------------------------
@@ -105,9 +106,10 @@ ARGUMENTS = st.builds(
 CALLS = st.lists(st.tuples(st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=3)
 CALL_TEXTS = st.builds(written, st.sampled_from(FORMATS), CALLS, st.sampled_from(["arguments", "parameters"]))
 SCRAPS = st.sampled_from(
-    ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[", "]", "{", "}", ";", ",", ":", '"', "\\"]
-    + ['"name"', '"get_time"', '"nobody"', '"arguments"', '"parameters"', "null", "-1.5e", "0", " ", "\n", "\x00"]
-    + ['{"name": "get_weather", "arguments": {', '{"parameters": {"a": [1, ', '"name": "get_time"}', "<tool", "[TOOL"]
+    ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "<tool", "[TOOL", "\\", '"', "\x00"]
+    + ["[", "]", "{", "}", ";", ",", ":", "null", "-1.5e", "0", " ", "\n"]
+    + ['"name"', '"get_time"', '"nobody"', '"arguments"', '"parameters"']
+    + ['{"name": "get_weather", "arguments": {', '{"parameters": {"a": [1, ', '"name": "get_time"}']
 )  # fmt: skip
 TEXTS = st.lists(st.text(max_size=6) | SCRAPS | CALL_TEXTS | ARGUMENTS, max_size=8).map("".join)
 BROKEN = st.builds(
@@ -196,9 +198,9 @@ PARIS = ("get_weather", '{"city": "Paris"}')
         ("qwen25", f"{CALL}", f"{CALL}", []),
         ("qwen25", "a < b\n\n", "a < b\n\n", []),
         ("qwen25", "<tool_call>oh", "<tool_call>oh", []),
-        ("qwen25", f"A\n<tool_call>{CALL}</tool_call>\n\n<tool_call>{CALL}</tool_call>\n", "A", [PARIS, PARIS]),
+        ("qwen25", f"A\n<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>\n", "A", [PARIS] * 2),
         ("qwen25", '<tool_call>{"name": "get_time"}</tool_call>', "", [("get_time", "{}")]),
-        ("qwen25", '<tool_call>{"name": "get_time", "arguments": null}</tool_call>', "", [("get_time", "{}")]),
+        ("qwen25", '<tool_call>{"name": "get_time", "arguments": null}', "", [("get_time", "{}")]),
         ("qwen25", '<tool_call>{"arguments": {"a" :1}, "name": "get_time"}', "", [("get_time", '{"a" :1}')]),
         ("qwen25", '<tool_call>{"id": [1, {}], "name": "get_time", "arguments": {}}', "", [("get_time", "{}")]),
     ],
@@ -296,7 +298,7 @@ def forced(name, tools):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_forced_calls_are_calls(name):
-    """Its grammar takes one call or several of the tools by their schemas, which the parser finds, and no more."""
+    """Its grammar takes calls of the tools by their schemas, which the parser finds, and nothing else."""
     grammar = forced(name, [WEATHER, TIME])
     one, two = [PARIS], [PARIS, ("get_time", "{}"), PARIS]
     key = "parameters" if name == "llama3" else "arguments"
