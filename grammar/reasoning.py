@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ConfigError
 from .pieces import SPACE, Reading, Source
@@ -27,6 +27,21 @@ class ReasoningFormat:
             return reply_start.rfind(self.start) > reply_start.rfind(self.end)
         prompt = prompt.rstrip()
         return prompt.endswith(self.start) or (self.implied and not prompt.endswith(self.end))
+
+    def write_before(self, answer: dict[str, Any], *, inside: bool) -> dict[str, Any]:
+        """``answer``, a structural-tag format, behind reasoning, as one format.
+
+        ``inside``: the reply begins in the reasoning; else there may be some or none.
+        """
+        reasoning: dict[str, Any] = {
+            "type": "tag",
+            "begin": "" if inside else self.start,
+            "content": {"type": "any_text"},
+            "end": self.end,
+        }
+        if not inside:
+            reasoning = {"type": "optional", "content": reasoning}
+        return {"type": "sequence", "elements": [reasoning, {"type": "regex", "pattern": r"\s*"}, answer]}
 
 
 REASONING_FORMATS: Final = {

@@ -128,6 +128,7 @@ def test_importing_rootlet_is_light():
 
 def test_public_names():
     assert rootlet.__all__ == [
+        "ChatOutput",
         "CustomLogitProcessor",
         "EmbeddingOutput",
         "Engine",
