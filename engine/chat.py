@@ -100,7 +100,15 @@ class ChatRenderer:
             raise InvalidRequestError(f"The chat template refuses these messages: {message}.") from error
         if reply_start and self._template is not None:
             text += self._template.reply_gap
-        return text + reply_start, reply_start
+        text += reply_start
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can write half a surrogate pair
+            raise InvalidRequestError(
+                "The conversation is not valid Unicode: a lone surrogate is character"
+                f" {error.start} of the prompt."
+            ) from error
+        return text, reply_start
 
     def _check_template(self, conversation: Conversation, tools: Sequence[Tool]) -> None:
         if self._tokenizer is None:

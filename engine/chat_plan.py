@@ -77,10 +77,7 @@ class ChatPlan:
                     yield delta
 
     def _reply(self, output: RequestOutput) -> ChatOutput:
-        delta = self._reader({}, output).read(output)
-        assert delta is not None
-        assert delta.output is not None
-        return delta.output
+        return self._reader({}, output).read_whole(output)
 
     def _reader(self, readers: dict[int, ReplyReader], output: RequestOutput) -> ReplyReader:
         index = output.index or 0

@@ -75,6 +75,13 @@ class ReplyReader:
             output=reply,
         )
 
+    def read_whole(self, output: RequestOutput) -> ChatOutput:
+        """The reply of a final output; nothing may have been read before."""
+        delta = self.read(output)
+        assert delta is not None
+        assert delta.output is not None
+        return delta.output
+
     def _split(self, piece: str) -> Split:
         return Split(content=piece) if self._splitter is None else self._splitter.feed(piece)
 
