@@ -36,13 +36,17 @@ class ToolCallFormat(ABC):
 
     Attributes:
         name: what it is called in the option ``tool_call_parser``.
-        start: the text calls begin with; a chat template that contains it uses this format.
+        start: the text calls begin with.
         bare: a reply that begins with ``{`` may be a call without ``start``.
     """
 
     name: ClassVar[str]
     start: ClassVar[str]
     bare: ClassVar[bool] = False
+
+    def stands_in(self, template: str) -> bool:
+        """Whether a chat template writes calls so; unless overridden, if it contains ``start``."""
+        return self.start in template
 
     @abstractmethod
     def read(self, parser: ToolCallParser) -> Reading[None]:
@@ -95,11 +99,11 @@ def get_format(name: str) -> ToolCallFormat:
 def detect_format(chat_template: object) -> ToolCallFormat | None:
     """The format a tokenizer's chat template (a text, or several by name) writes calls in, None if unknown.
 
-    Of several whose ``start`` stands in it, the one registered last.
+    Of several that stand in it, the one registered last.
     """
     texts = chat_template.values() if isinstance(chat_template, dict) else [chat_template]
     text = "\n".join(text for text in texts if isinstance(text, str))
-    found = [tool_format for tool_format in _FORMATS.values() if tool_format.start in text]
+    found = [tool_format for tool_format in _FORMATS.values() if tool_format.stands_in(text)]
     return found[-1] if found else None
 
 
@@ -113,6 +117,10 @@ class Llama3(ToolCallFormat):
     name = "llama3"
     start = "<|python_tag|>"
     bare = True
+
+    def stands_in(self, template: str) -> bool:
+        """Templates of the small models never write the tag."""
+        return self.start in template or '{"name": function name, "parameters": ' in template
 
     def read(self, parser: ToolCallParser) -> Reading[None]:
         """Objects, ``;`` between them, each with or without the tag."""
@@ -162,6 +170,10 @@ class Qwen25(ToolCallFormat):
 
     name = "qwen25"
     start = "<tool_call>"
+
+    def stands_in(self, template: str) -> bool:
+        """Other models put something else than JSON between the same tags."""
+        return self.start in template and '"arguments"' in template
 
     def read(self, parser: ToolCallParser) -> Reading[None]:
         """One object, and the end tag if it is there."""

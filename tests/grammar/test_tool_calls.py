@@ -281,7 +281,9 @@ def test_unknown_formats_and_wrong_tools():
 
 
 def test_formats_are_detected_by_the_template():
-    assert detect_format("{{ '<tool_call>' }}") is get_format("qwen25")
+    assert detect_format("""{{ '<tool_call>\n{"name": ..., "arguments": ' }}""") is get_format("qwen25")
+    assert detect_format("{{ '<tool_call><function=' ~ call.name ~ call.arguments }}") is None
+    assert detect_format('the format {"name": function name, "parameters": ...}') is get_format("llama3")
     assert detect_format({"default": "{{ x }}", "tool_use": "[TOOL_CALLS]"}) is get_format("mistral")
     assert detect_format("<|python_tag|>") is get_format("llama3")
     assert detect_format("<|im_start|>") is detect_format(None) is None
