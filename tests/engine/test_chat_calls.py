@@ -386,3 +386,14 @@ def test_a_call_as_the_api_writes_it():
     call = ToolCall("abcdefghi", "f", "{}")
     function = {"name": "f", "arguments": "{}"}
     assert call.as_dict() == {"id": "abcdefghi", "type": "function", "function": function}
+
+
+def test_prompts_as_tokenizers_return_them(engine):
+    texts = ["The capital of France is", "One, two,"]
+    outputs = engine.generate(texts, GREEDY)
+    encoded = engine.tokenizer(texts)
+    assert [out.text for out in engine.generate(input_ids=encoded, sampling_params=GREEDY)] == [
+        out.text for out in outputs
+    ]
+    one = engine.generate(input_ids=engine.tokenizer(texts[0]), sampling_params=GREEDY)
+    assert one.text == outputs[0].text
