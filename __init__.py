@@ -17,11 +17,13 @@ from . import errors
 from .errors import RootletError
 
 if TYPE_CHECKING:
+    from .engine.chat_outputs import ChatOutput
     from .engine.embedding import EmbeddingOutput
     from .engine.engine import Engine
     from .engine.jobs import run_jobs
     from .engine.outputs import RequestOutput
     from .engine.streams import async_stream_and_merge, stream_and_merge
+    from .grammar.tool_calls import Function, FunctionCallParser, Tool, ToolCallItem
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
     from .sampling.params import SamplingParams
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatOutput",
     "CustomLogitProcessor",
     "EmbeddingOutput",
     "Engine",
+    "Function",
+    "FunctionCallParser",
     "RequestOutput",
     "RootletError",
     "SamplingParams",
+    "Tool",
+    "ToolCallItem",
     "__version__",
     "async_stream_and_merge",
     "errors",
@@ -45,11 +52,16 @@ __all__ = [
 
 # name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
 _LAZY = {
+    "ChatOutput": ".engine.chat_outputs",
     "CustomLogitProcessor": ".sampling.custom",
     "EmbeddingOutput": ".engine.embedding",
     "Engine": ".engine.engine",
+    "Function": ".grammar.tool_calls",
+    "FunctionCallParser": ".grammar.tool_calls",
     "RequestOutput": ".engine.outputs",
     "SamplingParams": ".sampling.params",
+    "Tool": ".grammar.tool_calls",
+    "ToolCallItem": ".grammar.tool_calls",
     "async_stream_and_merge": ".engine.streams",
     "stream_and_merge": ".engine.streams",
     "register_model": ".models.registry",

@@ -131,7 +131,7 @@ def sharegpt_requests(
         if len(requests) == count:
             break
         if chat:
-            prompt = engine.chat_renderer.encode(Conversation((("user", question),))).token_ids
+            prompt = engine.chat_renderer.encode(Conversation.from_pairs([("user", question)])).token_ids
         else:
             prompt = engine.tokenizer.encode(question)
         new = output_len or len(engine.tokenizer.encode(answer))

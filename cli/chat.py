@@ -99,7 +99,7 @@ class ChatSession:
         from ..sampling.params import SamplingParams
 
         messages = [*self.messages, ("user", text)]
-        prompt = self._engine.chat_renderer.encode(Conversation(tuple(messages)))
+        prompt = self._engine.chat_renderer.encode(Conversation.from_pairs(messages))
         limit = {"max_new_tokens": max(1, min(_MAX_ANSWER, self._room - len(prompt.token_ids)))}
         params = prompt.add_stop(SamplingParams.from_dict(limit | self._sampling))
         handle = self._engine.submit(input_ids=prompt.token_ids, sampling_params=params)

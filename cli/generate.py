@@ -85,7 +85,7 @@ def _render(engine: Engine, prompt: str, system: str | None) -> ChatPrompt:
     from ..engine.chat import Conversation
 
     messages = () if system is None else (("system", system),)
-    return engine.chat_renderer.encode(Conversation((*messages, ("user", prompt))))
+    return engine.chat_renderer.encode(Conversation.from_pairs([*messages, ("user", prompt)]))
 
 
 def _print_stream(chunks: Any) -> None:

@@ -29,6 +29,7 @@ _SAMPLING_HELP = {
     "json_schema": "JSON schema that the output must satisfy",
     "regex": "regular expression that the output must match",
     "ebnf": "grammar in EBNF that the output must follow",
+    "structural_tag": "structural tag (JSON) that the output must follow",
     "custom_params": "JSON object for your own logit processor",
     "skip_special_tokens": "leave special tokens out of the text",
     "spaces_between_special_tokens": "put spaces between special tokens in the text",

@@ -20,6 +20,8 @@ from ..cache.slot_pool import SlotPool
 from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
 from ..grammar.chat_templates import ChatTemplate, read_chat_template
+from ..grammar.reasoning import get_reasoning_format
+from ..grammar.tool_calls import detect_format, get_format
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
 from ..models.layers.decoder import Output
@@ -76,6 +78,24 @@ class Resolved:
     def pool_tokens(self) -> int:
         """KV room in tokens."""
         return (self.num_pages - 1) * self.page_size
+
+    def as_dict(self) -> dict[str, object]:
+        """What was decided, by the names of the options, and the sizes that follow."""
+        return {
+            "is_embedding": self.embeds,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "kernels": self.kernels,
+            "attention_backend": self.attention_backend,
+            "page_size": self.page_size,
+            "context_length": self.context_length,
+            "max_total_num_tokens": self.pool_tokens,
+            "max_req_input_len": min(self.context_length - 1, self.pool_tokens),
+            "max_running_requests": self.max_running_requests,
+            "chunked_prefill_size": self.chunked_prefill_size or -1,
+            "disable_overlap_schedule": not self.overlap,
+            "eos_token_ids": list(self.eos_token_ids),
+        }
 
 
 @dataclass(frozen=True)
@@ -135,7 +155,18 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     limits = Limits(
         loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens, loaded.config.hidden_size
     )
-    return Parts(core, tokenizer, ChatRenderer(tokenizer, template), limits, resolved, release)
+    return Parts(core, tokenizer, _chat_renderer(config, tokenizer, template), limits, resolved, release)
+
+
+def _chat_renderer(config: EngineConfig, tokenizer: Any, template: ChatTemplate | None) -> ChatRenderer:
+    if config.tool_call_parser == "auto":
+        tool_format = detect_format(getattr(tokenizer, "chat_template", None))
+    else:
+        tool_format = get_format(config.tool_call_parser)
+    name = config.reasoning_parser
+    return ChatRenderer(
+        tokenizer, template, tool_format, None if name is None else get_reasoning_format(name)
+    )
 
 
 def _runner(

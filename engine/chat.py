@@ -1,47 +1,33 @@
-"""Chat messages to the prompt of a request: by the tokenizer's template, or the one that replaces it."""
+"""Conversations to prompts: by the tokenizer's template, or the one that replaces it."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidRequestError
+from .conversation import ROLES, Conversation, join
 
 if TYPE_CHECKING:
     from ..grammar.chat_templates import ChatTemplate, ConversationTemplate
+    from ..grammar.reasoning import ReasoningFormat
+    from ..grammar.tool_calls import Tool, ToolCallFormat
     from ..sampling.params import SamplingParams
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Checked chat messages as (role, content) pairs; a content is a text, or the texts of several parts.
-
-    If the last one is the assistant's, it is the beginning of the reply: the model continues it.
-    """
-
-    messages: tuple[tuple[str, str | tuple[str, ...]], ...]
-
-    @classmethod
-    def from_json(cls, value: object) -> Conversation:
-        """Check a ``messages`` list; raises InvalidRequestError naming the message that is wrong."""
-        if not isinstance(value, list) or not value:
-            raise InvalidRequestError("messages must be a non-empty list of {role, content} objects.")
-        return cls(tuple(_message(f"messages[{i}]", message) for i, message in enumerate(value)))
-
-    @property
-    def lines(self) -> list[tuple[str, str]]:
-        """The messages as (role, text) pairs; several parts of one message are joined by line ends."""
-        return [(role, _join(content, "\n")) for role, content in self.messages]
+__all__ = ["ROLES", "ChatPrompt", "ChatRenderer", "Conversation"]
 
 
 class ChatPrompt(NamedTuple):
-    """A rendered conversation: its token ids, and the strings at which the template wants a reply to stop."""
+    """A rendered conversation: its token ids, and the strings at which the template wants a reply to stop.
+
+    ``in_reasoning``: the reply goes on with reasoning (only with a ``reasoning_parser``).
+    """
 
     token_ids: list[int]
     stop: tuple[str, ...] = ()
+    in_reasoning: bool = False
 
     def add_stop(self, params: SamplingParams) -> SamplingParams:
         """``params`` with the template's stop strings in front of its own."""
@@ -51,98 +37,107 @@ class ChatPrompt(NamedTuple):
 
 
 class ChatRenderer:
-    """Turns conversations into prompts. Stateless: any thread may call.
+    """Turns conversations into prompts, and knows how to read the replies. Stateless: any thread may call.
 
     Args:
         tokenizer: a transformers tokenizer whose ``chat_template`` is the one in force, or None.
         template: what that template is if it replaces the tokenizer's own.
+        tool_format: how the model writes tool calls, None if that is not known.
+        reasoning: how it marks its reasoning, None to leave replies as they are.
     """
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate | None = None,
+        tool_format: ToolCallFormat | None = None,
+        reasoning: ReasoningFormat | None = None,
+    ) -> None:
+        self.tool_format = tool_format
+        self.reasoning = reasoning
         self._tokenizer = tokenizer
         self._template: ConversationTemplate | None = template.conversation if template else None
 
-    def render(self, conversation: Conversation) -> str:
+    def render(self, conversation: Conversation, tools: Sequence[Tool] = ()) -> str:
         """Return the prompt text for ``conversation``, up to where the assistant's reply begins or goes on.
 
-        Raises InvalidRequestError if there is no tokenizer or template, or if the template refuses the
-        messages: some demand that roles alternate, and those given by name or as JSON take system, user and
-        assistant only, with one text each (users may send several, which are put together).
-        """
-        self._check_tokenizer()
-        messages = [{"role": role, "content": text} for role, text in self._texts(conversation)]
-        reply_start = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-        if not messages:
-            raise InvalidRequestError("messages hold only the beginning of a reply: add a user message.")
-        try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates are programs of the model's author: they may raise anything
-            message = str(error).removesuffix(".")
-            raise InvalidRequestError(f"The chat template refuses these messages: {message}.") from error
-        if reply_start and self._template is not None:
-            text += self._template.reply_gap
-        return text + reply_start
+        ``tools`` are those the model is told of.
 
-    def encode(self, conversation: Conversation) -> ChatPrompt:
+        Raises InvalidRequestError if there is no tokenizer or template, if the template has no place for
+        tools or calls, or if it refuses the messages: some demand that roles alternate, and those given by
+        name or as JSON take system, user and assistant only, with one text each (users may send several,
+        which are put together).
+        """
+        return self._render(conversation, tools)[0]
+
+    def encode(self, conversation: Conversation, tools: Sequence[Tool] = ()) -> ChatPrompt:
         """Return token ids and stop strings for ``conversation``; raises as :meth:`render`.
 
         A Jinja template writes every special token itself; the text of a conversation template begins without
         the BOS token, which the tokenizer adds.
         """
-        text = self.render(conversation)
+        text, reply_start = self._render(conversation, tools)
+        in_reasoning = self.reasoning is not None and self.reasoning.begins_in(text, reply_start)
         if self._template is None:
-            return ChatPrompt(list(self._tokenizer.encode(text, add_special_tokens=False)))
-        return ChatPrompt(list(self._tokenizer.encode(text)), self._template.stop)
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            return ChatPrompt(list(ids), in_reasoning=in_reasoning)
+        return ChatPrompt(list(self._tokenizer.encode(text)), self._template.stop, in_reasoning)
 
-    def _check_tokenizer(self) -> None:
+    def _render(self, conversation: Conversation, tools: Sequence[Tool]) -> tuple[str, str]:
+        """The prompt, and the beginning of the reply with which it ends."""
+        self._check_template(conversation, tools)
+        messages = self._messages(conversation)
+        reply_start = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+        if not messages:
+            raise InvalidRequestError("messages hold only the beginning of a reply: add a user message.")
+        shown = {"tools": [tool.as_dict() for tool in tools]} if tools else {}
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **shown
+            )
+        except Exception as error:  # templates are programs of the model's author: they may raise anything
+            message = str(error).removesuffix(".")
+            raise InvalidRequestError(f"The chat template refuses these messages: {message}.") from error
+        if reply_start and self._template is not None:
+            text += self._template.reply_gap
+        text += reply_start
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can write half a surrogate pair
+            raise InvalidRequestError(
+                "The conversation is not valid Unicode: a lone surrogate is character"
+                f" {error.start} of the prompt."
+            ) from error
+        return text, reply_start
+
+    def _check_template(self, conversation: Conversation, tools: Sequence[Tool]) -> None:
         if self._tokenizer is None:
             raise InvalidRequestError("messages need a tokenizer, and the engine was built without one.")
-        if not getattr(self._tokenizer, "chat_template", None):
+        template = getattr(self._tokenizer, "chat_template", None)
+        if not template:
             raise InvalidRequestError(
                 "The tokenizer has no chat template. Send a prompt, or set the engine option chat_template."
             )
+        has_calls = any(message.has_calls for message in conversation.messages)
+        for name, wanted in (("tools", bool(tools)), ("tool_calls", has_calls)):
+            if wanted and not re.search(rf"\b{name}\b", str(template)):
+                raise InvalidRequestError(
+                    f"The chat template has no place for {name}, so the model would never see them. Leave"
+                    " them out, or set the engine option chat_template to one that shows them."
+                )
 
-    def _texts(self, conversation: Conversation) -> list[tuple[str, str]]:
-        if self._template is None:
-            return conversation.lines
-        for i, (role, content) in enumerate(conversation.messages):
-            if role in ("system", "assistant") and not isinstance(content, str):
+    def _messages(self, conversation: Conversation) -> list[dict[str, Any]]:
+        messages = []
+        for i, (role, content, fields) in enumerate(conversation.messages):
+            if (
+                self._template is not None
+                and role in ("system", "assistant")
+                and not isinstance(content, str)
+            ):
                 raise InvalidRequestError(
                     f"messages[{i}]: with this chat template the {role} message must be a single text, got"
                     f" {len(content)} parts."
                 )
-        return [(role, _join(content, "")) for role, content in conversation.messages]
-
-
-def _message(name: str, value: object) -> tuple[str, str | tuple[str, ...]]:
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"{name} must be an object with role and content, got {value!r}.")
-    role = value.get("role")
-    if role not in ROLES:
-        raise InvalidRequestError(f"{name}.role must be one of {', '.join(ROLES)}, got {role!r}.")
-    extra = [key for key in value if key not in ("role", "content") and value[key] is not None]
-    if extra:
-        raise InvalidRequestError(f"{name}.{extra[0]} is not supported.")
-    return role, _content(f"{name}.content", value.get("content"))
-
-
-def _content(name: str, value: object) -> str | tuple[str, ...]:
-    """What a message says: a string, or the texts of a list of text parts."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise InvalidRequestError(
-            f"{name} must be a string or a non-empty list of text parts, got {value!r}."
-        )
-    for i, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            raise InvalidRequestError(f"{name}[{i}]: parts of type {kind!r} are not supported, only text.")
-        if kind is None or not isinstance(part.get("text"), str):
-            raise InvalidRequestError(f'{name}[{i}] must be {{"type": "text", "text": "..."}}, got {part!r}.')
-    texts = tuple(part["text"] for part in value)
-    return texts[0] if len(texts) == 1 else texts
-
-
-def _join(content: str | tuple[str, ...], separator: str) -> str:
-    return content if isinstance(content, str) else separator.join(content)
+            text = join(content, "\n" if self._template is None else "")
+            messages.append({"role": role, "content": text, **dict(fields)})
+        return messages

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, UnknownOptionError, unknown_option
+from ..grammar.reasoning import get_reasoning_format
+from ..grammar.tool_calls import get_format
 from .policies import POLICY_NAMES
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
@@ -59,6 +61,16 @@ class EngineConfig:
     chat_template: str | None = _option(
         None,
         "instead of the tokenizer's: a built-in name (such as chatml), a .jinja or .json file, or Jinja text",
+    )
+    tool_call_parser: str = _option(
+        "auto",
+        "how the model writes tool calls: llama3, mistral, qwen25 or a registered format; 'auto' goes by the"
+        " chat template",
+    )
+    reasoning_parser: str | None = _option(
+        None,
+        "tell reasoning from answers in chats: deepseek-r1 (every reply reasons first) or qwen3 (where the"
+        " reply or the prompt says so)",
     )
 
     max_total_tokens: int | None = _option(None, "size of the KV pool in tokens")
@@ -146,6 +158,10 @@ class EngineConfig:
             raise ConfigError(f"Give {sizes[0]} or {sizes[1]}, not both: each sets the size of the KV pool.")
         if self.skip_tokenizer_init and self.chat_template is not None:
             raise ConfigError("chat_template needs a tokenizer: leave it or skip_tokenizer_init out.")
+        if self.tool_call_parser != "auto":
+            get_format(self.tool_call_parser)
+        if self.reasoning_parser is not None:
+            get_reasoning_format(self.reasoning_parser)
         if self.attention_backend == "flashinfer" and self.cuda_graph_max_bs is not None:
             raise ConfigError(
                 f"cuda_graph_max_bs={self.cuda_graph_max_bs} does not go with attention_backend='flashinfer',"

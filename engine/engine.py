@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import EngineClosedError, InvalidRequestError
 from . import progress_bar, streams
 from .build_thread import build_on_thread
+from .chat_options import ChatOptions
+from .chat_plan import ChatPlan
 from .config import EngineConfig
 from .core import EngineCore
 from .embedding import EmbeddingOutput
@@ -16,7 +19,7 @@ from .handle import RequestHandle
 from .inputs import GenerateArgs, RequestFactory, Submission
 from .loop import EngineLoop
 from .profiling import Profile
-from .scoring import SCORING_PARAMS, ScoreOutput, ScorePlan
+from .scoring import ScoreOutput, ScorePlan
 from .sessions import Sessions
 from .stats import EngineStats, collect
 
@@ -50,6 +53,7 @@ class Engine:
         self.config = EngineConfig.from_options(model_path, options)
         parts = build_on_thread(self.config)
         self.tokenizer = parts.tokenizer
+        self.tokenizer_manager = SimpleNamespace(tokenizer=parts.tokenizer)  # where documented examples look
         self.chat_renderer = parts.chat_renderer  # messages to prompts
         self._resolved = parts.resolved
         self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))
@@ -157,6 +161,71 @@ class Engine:
         )  # fmt: skip
         return await self._run_async(args, progress)
 
+    def chat(
+        self,
+        messages: Any,
+        sampling_params: Any = None,
+        *,
+        tools: Any = None,
+        tool_choice: Any = None,
+        response_format: Any = None,
+        stream: bool = False,
+        return_logprob: bool = False,
+        top_logprobs_num: int | None = None,
+        rid: str | list[str] | None = None,
+        custom_logit_processor: Any = None,
+        progress: bool = False,
+    ) -> Any:
+        """Answer one conversation or many, by the model's chat template.
+
+        Args:
+            messages: ``[{"role": ..., "content": ...}, ...]``, or a list of such lists. If the last message
+                is the assistant's, the reply continues it, and does not repeat it.
+            sampling_params: as in :meth:`generate`; the template's stop strings are added.
+            tools: what the model may call: :class:`~rootlet.Tool` or ``{"type": "function", "function":
+                {"name", "description", "parameters"}}``.
+            tool_choice: "auto", "none", "required" or ``{"type": "function", "function": {"name": ...}}``;
+                the last two force calls by a grammar.
+            response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema", "json_schema":
+                {"schema": ...}}``.
+            stream: return an iterator of :class:`~rootlet.engine.chat_outputs.ChatDelta`: what is new.
+            return_logprob, top_logprobs_num, rid, custom_logit_processor, progress: as in :meth:`generate`.
+
+        Returns: a :class:`~rootlet.ChatOutput`, or a list in order when a list of conversations was passed or
+        ``n > 1``. Raises as :meth:`generate`.
+        """
+        options = ChatOptions.read(tools, tool_choice, response_format)
+        plan = ChatPlan(self.chat_renderer, messages, sampling_params, options)
+        outputs = self.generate(
+            **plan.arguments, return_logprob=return_logprob, top_logprobs_num=top_logprobs_num, stream=stream,
+            rid=rid, custom_logit_processor=custom_logit_processor, progress=progress,
+        )  # fmt: skip
+        return plan.iterate(outputs) if stream else plan.collect(outputs)
+
+    async def async_chat(
+        self,
+        messages: Any,
+        sampling_params: Any = None,
+        *,
+        tools: Any = None,
+        tool_choice: Any = None,
+        response_format: Any = None,
+        stream: bool = False,
+        return_logprob: bool = False,
+        top_logprobs_num: int | None = None,
+        rid: str | list[str] | None = None,
+        custom_logit_processor: Any = None,
+        progress: bool = False,
+    ) -> Any:
+        """:meth:`chat` for a running event loop; with ``stream=True`` ``await`` gives an async iterator."""
+        options = ChatOptions.read(tools, tool_choice, response_format)
+        plan = ChatPlan(self.chat_renderer, messages, sampling_params, options)
+        outputs = await self.async_generate(
+            **plan.arguments, return_logprob=return_logprob, top_logprobs_num=top_logprobs_num, stream=stream,
+            rid=rid, custom_logit_processor=custom_logit_processor, progress=progress,
+        )  # fmt: skip
+        return plan.iterate_async(outputs) if stream else plan.collect(outputs)
+
     def submit(
         self,
         prompt: str | None = None,
@@ -202,14 +271,14 @@ class Engine:
         Raises InvalidRequestError, RequestTooLongError; EngineClosedError, EngineFailedError.
         """
         plan = ScorePlan(self.tokenizer, prompts, continuations)
-        return plan.collect(self.generate(**_scoring_arguments(plan)) if plan.input_ids else [])
+        return plan.collect(self.generate(**plan.arguments) if plan.input_ids else [])
 
     async def async_score(
         self, prompts: Any, continuations: Any
     ) -> list[ScoreOutput] | list[list[ScoreOutput]]:
         """:meth:`score` for a running event loop."""
         plan = ScorePlan(self.tokenizer, prompts, continuations)
-        return plan.collect(await self.async_generate(**_scoring_arguments(plan)) if plan.input_ids else [])
+        return plan.collect(await self.async_generate(**plan.arguments) if plan.input_ids else [])
 
     def encode(
         self,
@@ -226,7 +295,7 @@ class Engine:
 
         Raises InvalidRequestError if the engine generates text, else as :meth:`generate`.
         """
-        return self._run(_embedding_arguments(prompt, input_ids, rid), progress)
+        return self._run(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
 
     async def async_encode(
         self,
@@ -237,7 +306,7 @@ class Engine:
         progress: bool = False,
     ) -> EmbeddingOutput | list[EmbeddingOutput]:
         """:meth:`encode` for a running event loop."""
-        return await self._run_async(_embedding_arguments(prompt, input_ids, rid), progress)
+        return await self._run_async(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
 
     def classify(
         self,
@@ -371,24 +440,11 @@ class Engine:
         """All options, what was decided for those left open, and the sizes that follow from them."""
         from .. import __version__
 
-        resolved = self._resolved
         return {
             **self.config.as_dict(),
             "status": "ready",
             "version": __version__,
-            "is_embedding": resolved.embeds,
-            "device": str(resolved.device),
-            "dtype": str(resolved.dtype).removeprefix("torch."),
-            "kernels": resolved.kernels,
-            "attention_backend": resolved.attention_backend,
-            "page_size": resolved.page_size,
-            "context_length": resolved.context_length,
-            "max_total_num_tokens": resolved.pool_tokens,
-            "max_req_input_len": min(resolved.context_length - 1, resolved.pool_tokens),
-            "max_running_requests": resolved.max_running_requests,
-            "chunked_prefill_size": resolved.chunked_prefill_size or -1,
-            "disable_overlap_schedule": not resolved.overlap,
-            "eos_token_ids": list(resolved.eos_token_ids),
+            **self._resolved.as_dict(),
         }
 
     # ---- lifetime ----------------------------------------------------------------------------------
@@ -413,27 +469,6 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._loop.is_closed else str(self._resolved.device)
         return f"<rootlet.Engine {self.config.model_path!r} ({state})>"
-
-
-def _scoring_arguments(plan: ScorePlan) -> dict[str, Any]:
-    return {
-        "input_ids": plan.input_ids,
-        "sampling_params": SCORING_PARAMS,
-        "return_logprob": True,
-        "logprob_start_len": plan.logprob_starts,
-        "return_hidden_states": False,
-    }
-
-
-def _embedding_arguments(prompt: Any, input_ids: Any, rid: Any) -> GenerateArgs:
-    return GenerateArgs(
-        prompt,
-        SCORING_PARAMS,
-        input_ids,
-        rid=rid,
-        return_hidden_states=False,
-        embeds=True,
-    )
 
 
 def _check_progress(progress: bool, stream: bool) -> None:

@@ -9,7 +9,7 @@ import logging
 import random
 import uuid
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,6 +70,12 @@ class GenerateArgs:
     session_params: Any = None
     input_embeds: Any = None
     embeds: bool = False  # encode and classify
+
+    @classmethod
+    def for_embedding(cls, prompt: Any, input_ids: Any, rid: Any) -> GenerateArgs:
+        """The arguments of ``encode``: a request without new tokens."""
+        params = {"temperature": 0, "max_new_tokens": 0}
+        return cls(prompt, params, input_ids, rid=rid, return_hidden_states=False, embeds=True)
 
 
 class _Prompt(NamedTuple):
@@ -240,18 +246,9 @@ class RequestFactory:
         return [self._one_params(given)] * count
 
     def _one_params(self, given: Any) -> SamplingParams:
-        if given is None:
-            params = SamplingParams()
-        elif isinstance(given, SamplingParams):
-            params = given
-        elif isinstance(given, dict):
-            params = SamplingParams.from_dict(given)
-        else:
-            raise InvalidRequestError(
-                f"sampling_params must be a dict or SamplingParams, got {type(given).__name__}: {given!r}."
-            )
+        params = SamplingParams.read(given)
         params.check_vocab(self.limits.vocab_size)
-        for name in ("json_schema", "regex", "ebnf"):
+        for name in ("json_schema", "regex", "ebnf", "structural_tag"):
             if getattr(params, name) is not None:
                 raise InvalidRequestError(
                     f"sampling_params[{name!r}] is not available in this version; leave it out."
@@ -375,6 +372,8 @@ def _texts(prompt: Any) -> tuple[list[str], bool]:
 
 
 def _id_lists(ids: Any) -> tuple[list[list[int]], bool]:
+    if isinstance(ids, Mapping) and "input_ids" in ids:  # as tokenizers return them
+        ids = ids["input_ids"]
     if isinstance(ids, (list, tuple)) and ids and all(isinstance(p, (list, tuple)) for p in ids):
         return [_ids(p) for p in ids], True
     return [_ids(ids)], False

@@ -76,9 +76,15 @@ class ScorePlan:
                 self.starts.append(start)
 
     @property
-    def logprob_starts(self) -> list[int]:
-        """``logprob_start_len`` of each request: the position whose successor is scored first."""
-        return [start - 1 for start in self.starts]
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``generate``; scored are the successors of a position and all that follow."""
+        return {
+            "input_ids": self.input_ids,
+            "sampling_params": SCORING_PARAMS,
+            "return_logprob": True,
+            "logprob_start_len": [start - 1 for start in self.starts],
+            "return_hidden_states": False,
+        }
 
     def collect(self, outputs: Sequence[RequestOutput]) -> list[ScoreOutput] | list[list[ScoreOutput]]:
         """The scores, in the shape of the continuations."""

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..errors import InvalidParameterError, unknown_option
+from ..errors import InvalidParameterError, InvalidRequestError, unknown_option
 
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this one mean greedy decoding."""
@@ -47,9 +47,9 @@ class SamplingParams:
             draws a seed.
         n: how many samples of the prompt to make.
 
-    Constraints, at most one: ``json_schema`` (a string, or a dict that is turned into one), ``regex``,
-    ``ebnf``. Text: ``skip_special_tokens``, ``spaces_between_special_tokens``. ``custom_params``: a dict
-    handed to the caller's own logit processor, otherwise unread.
+    Constraints, at most one: ``json_schema`` and ``structural_tag`` (strings, or dicts that are turned into
+    them), ``regex``, ``ebnf``. Text: ``skip_special_tokens``, ``spaces_between_special_tokens``.
+    ``custom_params``: a dict handed to the caller's own logit processor, otherwise unread.
 
     Integers may be given as integral floats. Any other type, NaN, infinity or a value out of range
     raises :class:`~rootlet.errors.InvalidParameterError`.
@@ -76,6 +76,7 @@ class SamplingParams:
     json_schema: str | dict | None = None
     regex: str | None = None
     ebnf: str | None = None
+    structural_tag: str | dict | None = None
     custom_params: dict | None = None
 
     def __post_init__(self) -> None:
@@ -130,9 +131,10 @@ class SamplingParams:
             _require(least <= most, f"min_new_tokens must be in (0, max_new_tokens({most})], got {least}.")
 
     def _check_constraints(self) -> None:
-        if isinstance(self.json_schema, dict):
-            self._set("json_schema", _dump_schema(self.json_schema))
-        given = [name for name in ("json_schema", "regex", "ebnf") if getattr(self, name) is not None]
+        for name in ("json_schema", "structural_tag"):
+            if isinstance(getattr(self, name), dict):
+                self._set(name, _dump_json(name, getattr(self, name)))
+        given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
         _require(len(given) <= 1, "Only one of regex, json_schema, or ebnf can be set.")
         for name in given:
             if not isinstance(getattr(self, name), str):
@@ -161,6 +163,22 @@ class SamplingParams:
                 raise unknown_option("sampling parameter", str(name), known)
         return cls(**values)
 
+    @classmethod
+    def read(cls, given: object) -> SamplingParams:
+        """The parameters a caller gave: such an object, a dict of its fields, or None for the defaults.
+
+        Raises InvalidRequestError for anything else, and what :meth:`from_dict` raises.
+        """
+        if given is None:
+            return cls()
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, dict):
+            return cls.from_dict(given)
+        raise InvalidRequestError(
+            f"sampling_params must be a dict or SamplingParams, got {type(given).__name__}: {given!r}."
+        )
+
     @property
     def is_greedy(self) -> bool:
         """True if the most probable token is always taken: temperature below 1e-6, or ``top_k == 1``."""
@@ -187,6 +205,7 @@ _FLOATS = (
 _INTS = ("top_k", "min_new_tokens", "n")
 _OPTIONAL_INTS = ("max_new_tokens", "seed")
 _FLAGS = ("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim")
+_CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag")
 _DICTS = ("logit_bias", "custom_params")
 
 
@@ -273,8 +292,8 @@ def _logit_bias(value: object) -> dict[int, float] | None:
     return biases or None
 
 
-def _dump_schema(schema: dict) -> str:
+def _dump_json(name: str, value: dict) -> str:
     try:
-        return json.dumps(schema)
+        return json.dumps(value)
     except (TypeError, ValueError) as error:
-        raise InvalidParameterError(f"json_schema is a dict that JSON cannot write: {error}.") from error
+        raise InvalidParameterError(f"{name} is a dict that JSON cannot write: {error}.") from error

@@ -128,12 +128,17 @@ def test_importing_rootlet_is_light():
 
 def test_public_names():
     assert rootlet.__all__ == [
+        "ChatOutput",
         "CustomLogitProcessor",
         "EmbeddingOutput",
         "Engine",
+        "Function",
+        "FunctionCallParser",
         "RequestOutput",
         "RootletError",
         "SamplingParams",
+        "Tool",
+        "ToolCallItem",
         "__version__",
         "async_stream_and_merge",
         "errors",

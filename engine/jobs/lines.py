@@ -13,7 +13,7 @@ from ...errors import (
     RootletError,
     UnknownOptionError,
 )
-from ..chat import Conversation
+from ..conversation import Conversation
 from .identity import (
     DIGEST_BYTES,
     LineError,
@@ -22,11 +22,12 @@ from .identity import (
     identity_digest,
 )
 from .openai_lines import parse_openai
-from .openai_results import ID_PREFIX, openai_error, openai_record
+from .openai_results import ID_PREFIX, chat_record, completion_record, openai_error
 from .request import JobDefaults, JobLine, Prompt
 from .simple_lines import parse_simple, simple_error, simple_record
 
 if TYPE_CHECKING:
+    from ..chat_outputs import ChatOutput
     from ..outputs import RequestOutput
 
 # most specific first
@@ -61,11 +62,15 @@ def line_error(error: RootletError) -> LineError:
     return LineError(code, str(error))
 
 
-def answer_record(line: JobLine, outputs: Sequence[RequestOutput], tokenizer: Any) -> dict[str, Any]:
-    """The output record of an answered line."""
+def answer_record(
+    line: JobLine, outputs: Sequence[RequestOutput], replies: Sequence[ChatOutput], tokenizer: Any
+) -> dict[str, Any]:
+    """The output record of an answered line; ``replies``: what the outputs of a conversation say."""
     assert line.request is not None
+    if line.is_openai and line.request.form == "chat":
+        return chat_record(line.identity, line.request, replies)
     if line.is_openai:
-        return openai_record(line.identity, line.request, outputs, tokenizer)
+        return completion_record(line.identity, line.request, outputs, tokenizer)
     return simple_record(line.identity, line.request, outputs)
 
 

@@ -4,7 +4,8 @@
 by name; none is ignored, except ``user``, which by its definition changes nothing, and ``model``, which
 is echoed. A field that is null counts as absent. Beyond OpenAI's fields the sampling extensions
 ``top_k``, ``min_p``, ``min_tokens``, ``repetition_penalty``, ``stop_token_ids``, ``ignore_eos``,
-``no_stop_trim``, ``skip_special_tokens``, ``regex``, ``ebnf`` (completions also: ``json_schema``) work.
+``no_stop_trim``, ``skip_special_tokens``, ``regex``, ``ebnf`` (completions also: ``json_schema``) work. Chats
+take ``tools``, ``tool_choice`` and ``response_format``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import InvalidParameterError, InvalidRequestError, unknown_option
-from ..chat import Conversation
+from ..chat_options import ChatOptions
+from ..conversation import Conversation
 from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
 
 CHAT_URL = "/v1/chat/completions"
@@ -45,13 +47,14 @@ _SAMPLING = {
 _CHAT_SAMPLING = _SAMPLING | {"max_completion_tokens": "max_new_tokens"}
 _COMPLETION_SAMPLING = _SAMPLING | {"json_schema": "json_schema"}
 
+_CHAT_OPTIONS = ("tools", "tool_choice", "response_format")
 _COMMON = ("model", "user", "stream", "logprobs")
-_CHAT_FIELDS = (*_CHAT_SAMPLING, *_COMMON, "messages", "top_logprobs", "response_format", "tool_choice")
+_CHAT_FIELDS = (*_CHAT_SAMPLING, *_COMMON, "messages", "top_logprobs", *_CHAT_OPTIONS)
 _COMPLETION_FIELDS = (*_COMPLETION_SAMPLING, *_COMMON, "prompt", "echo", "best_of")
 
 # fields of the documented API that nothing here implements
 _UNSUPPORTED = (
-    *("tools", "functions", "function_call", "parallel_tool_calls", "suffix", "stream_options"),
+    *("functions", "function_call", "parallel_tool_calls", "suffix", "stream_options"),
     *("audio", "modalities", "prediction", "reasoning_effort", "service_tier", "store", "metadata"),
     *("web_search_options", "verbosity", "lora_path", "session_params"),
 )
@@ -80,10 +83,7 @@ def parse_openai(line: dict[str, Any], identity: bytes, defaults: JobDefaults) -
 def _parse_chat(body: dict[str, Any], identity: bytes, defaults: JobDefaults) -> LineRequest:
     if "messages" not in body:
         raise InvalidRequestError("messages is required.")
-    if body.get("tool_choice", "none") != "none":
-        raise InvalidRequestError("tool_choice is not supported in a job, except as 'none'.")
     sampling = _sampling(body, _CHAT_SAMPLING)
-    sampling |= _response_format(body.get("response_format"))
     logprobs = None
     if check_type("logprobs", body.get("logprobs", False), bool, "true or false"):
         top = check_type("top_logprobs", body.get("top_logprobs", 0), int, "an integer")
@@ -96,6 +96,7 @@ def _parse_chat(body: dict[str, Any], identity: bytes, defaults: JobDefaults) ->
         params=_merge(defaults, CHAT_DEFAULTS, sampling, identity, body, _CHAT_SAMPLING),
         logprobs=logprobs,
         model=_model(body),
+        chat=ChatOptions.read(*(body.get(name) for name in _CHAT_OPTIONS)),
     )
 
 
@@ -157,24 +158,6 @@ def _merge(
             if name in body and name != ours and message.startswith(f"{ours} "):
                 message = name + message.removeprefix(ours)
         raise InvalidParameterError(message) from error
-
-
-def _response_format(value: object) -> dict[str, Any]:
-    if value is None:
-        return {}
-    value = check_type("response_format", value, dict, "an object")
-    kind = value.get("type")
-    if kind == "text":
-        return {}
-    if kind == "json_object":
-        return {"json_schema": {"type": "object"}}
-    if kind != "json_schema":
-        raise InvalidRequestError(
-            f"response_format.type must be 'text', 'json_object' or 'json_schema', got {kind!r}."
-        )
-    schema = value.get("json_schema")
-    schema = schema.get("schema") if isinstance(schema, dict) else None
-    return {"json_schema": check_type("response_format.json_schema.schema", schema, dict, "an object")}
 
 
 def _prompts(value: object) -> tuple[Prompt, ...]:

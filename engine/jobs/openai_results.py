@@ -16,23 +16,40 @@ from .identity import LineIdentity
 from .request import LineRequest
 
 if TYPE_CHECKING:
+    from ..chat_outputs import ChatOutput
     from ..outputs import LogprobTriple, RequestOutput
 
 ID_PREFIX = "batch_req_"
 
 
-def openai_record(
+def chat_record(
+    identity: LineIdentity, request: LineRequest, replies: Sequence[ChatOutput]
+) -> dict[str, Any]:
+    """The output record of an answered chat line; ``replies`` holds its samples."""
+    choices = [_chat_choice(i, request, reply) for i, reply in enumerate(replies)]
+    outputs = [reply.output for reply in replies]
+    return _record(identity, request, outputs, "chatcmpl-", "chat.completion", choices)
+
+
+def completion_record(
     identity: LineIdentity, request: LineRequest, outputs: Sequence[RequestOutput], tokenizer: Any
 ) -> dict[str, Any]:
-    """The output record of an answered line; ``outputs`` holds its samples, prompt-major."""
-    is_chat = request.form == "chat"
-    if is_chat:
-        choices = [_chat_choice(i, request, out) for i, out in enumerate(outputs)]
-    else:
-        choices = [_completion_choice(i, request, out, tokenizer) for i, out in enumerate(outputs)]
+    """The output record of an answered completion line; ``outputs`` holds its samples, prompt-major."""
+    choices = [_completion_choice(i, request, out, tokenizer) for i, out in enumerate(outputs)]
+    return _record(identity, request, outputs, "cmpl-", "text_completion", choices)
+
+
+def _record(
+    identity: LineIdentity,
+    request: LineRequest,
+    outputs: Sequence[RequestOutput],
+    prefix: str,
+    kind: str,
+    choices: list[dict[str, Any]],
+) -> dict[str, Any]:
     body = {
-        "id": ("chatcmpl-" if is_chat else "cmpl-") + identity.key,
-        "object": "chat.completion" if is_chat else "text_completion",
+        "id": prefix + identity.key,
+        "object": kind,
         "created": int(time.time()),
         "model": request.model,
         "choices": choices,
@@ -70,16 +87,16 @@ def _ending(output: RequestOutput) -> dict[str, Any]:
     return {"finish_reason": reason.get("type"), "matched_stop": reason.get("matched")}
 
 
-def _chat_choice(index: int, request: LineRequest, output: RequestOutput) -> dict[str, Any]:
-    logprobs = None
+def _chat_choice(index: int, request: LineRequest, reply: ChatOutput) -> dict[str, Any]:
+    output, logprobs = reply.output, None
     if request.logprobs:
         tops = output.output_top_logprobs or itertools.repeat(None)
         content = []
         for token, top in zip(output.output_token_logprobs or (), tops):
             content.append(_chat_token(token) | {"top_logprobs": [_chat_token(t) for t in top or ()]})
         logprobs = {"content": content}
-    message = {"role": "assistant", "content": output.text}
-    return {"index": index, "message": message, "logprobs": logprobs} | _ending(output)
+    choice = {"index": index, "message": reply.message, "logprobs": logprobs}
+    return choice | _ending(output) | {"finish_reason": reply.finish_reason}
 
 
 def _chat_token(token: LogprobTriple) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...errors import EngineClosedError, EngineFailedError, InvalidRequestError, RootletError
-from ..chat import Conversation
+from ..conversation import Conversation
 from .identity import LineError
 from .lines import answer_record, error_record, line_error
 from .output_file import OutputFile
@@ -18,6 +18,7 @@ from .request import JobLine, Prompt
 
 if TYPE_CHECKING:
     from ...sampling.params import SamplingParams
+    from ..chat_reply import ReplyReader
     from ..engine import Engine
     from ..handle import RequestHandle
     from ..outputs import RequestOutput
@@ -28,11 +29,12 @@ _TICK_SECONDS = 0.5
 
 
 class _Task:
-    """One line in flight: its handles, and how many of them are still running."""
+    """One line in flight: its handles, who reads their replies, and how many of them are still running."""
 
     def __init__(self, line: JobLine) -> None:
         self.line = line
         self.handles: list[RequestHandle] = []
+        self.readers: list[ReplyReader] = []  # of a conversation
         self.num_running = 0
 
 
@@ -79,7 +81,7 @@ class Pipeline:
         self._tasks[task] = None
         try:
             for index in range(line.request.num_samples):
-                task.handles.append(self._submit(line, *line.request.sample(index)))
+                task.handles.append(self._submit(task, *line.request.sample(index)))
         except RootletError as error:
             if isinstance(error, (EngineClosedError, EngineFailedError)):
                 raise
@@ -95,7 +97,8 @@ class Pipeline:
         for handle in task.handles:
             handle.add_done_callback(lambda _: self._finished.put(task))
 
-    def _submit(self, line: JobLine, prompt: Prompt, params: SamplingParams) -> RequestHandle:
+    def _submit(self, task: _Task, prompt: Prompt, params: SamplingParams) -> RequestHandle:
+        line = task.line
         assert line.request is not None
         if line.is_openai and self._engine.tokenizer is None:
             raise InvalidRequestError("OpenAI lines need a tokenizer, and the engine was built without one.")
@@ -108,8 +111,10 @@ class Pipeline:
                 "top_logprobs_num": line.request.logprobs.top_logprobs_num,
             }
         if isinstance(prompt, Conversation):
-            chat = self._engine.chat_renderer.encode(prompt)
-            options["input_ids"], params = chat.token_ids, chat.add_stop(params)
+            chat, renderer = line.request.chat, self._engine.chat_renderer
+            rendered, params = chat.prepare(renderer, prompt, params)
+            options["input_ids"] = rendered.token_ids
+            task.readers.append(chat.reader(renderer, rendered))
         else:
             options |= {"prompt": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
         return self._engine.submit(sampling_params=params, **options)
@@ -142,10 +147,11 @@ class Pipeline:
                 message = str(reason.get("message") or "The request was aborted.")
                 self._write_error(task.line, LineError("aborted", message))
                 return
-        self._write_answer(task.line, outputs)
+        self._write_answer(task, outputs)
 
-    def _write_answer(self, line: JobLine, outputs: list[RequestOutput]) -> None:
-        self._output.append(answer_record(line, outputs, self._engine.tokenizer))
+    def _write_answer(self, task: _Task, outputs: list[RequestOutput]) -> None:
+        replies = [reader.read_whole(output) for reader, output in zip(task.readers, outputs)]
+        self._output.append(answer_record(task.line, outputs, replies, self._engine.tokenizer))
         self._progress.answered(outputs)
 
     def _write_error(self, line: JobLine, error: LineError) -> None:

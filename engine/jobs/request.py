@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...errors import InvalidRequestError
 from ...sampling.params import SamplingParams
 from ...sampling.seeds import derive_seed
-from ..chat import Conversation
+from ..chat_options import ChatOptions
+from ..conversation import Conversation
 from .identity import LineError, LineIdentity
 
 Prompt = str | tuple[int, ...] | Conversation
@@ -31,6 +32,7 @@ class LineRequest:
     """One readable line: prompts times ``params.n`` samples, prompt-major.
 
     ``echo`` (completions): the answer begins with the prompt. ``model`` and ``metadata`` are echoed.
+    ``chat``: what a conversation asks for besides its messages.
     """
 
     form: Form
@@ -40,6 +42,7 @@ class LineRequest:
     echo: bool = False
     model: str | None = None
     metadata: Any = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
     @property
     def num_samples(self) -> int:

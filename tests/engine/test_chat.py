@@ -43,7 +43,7 @@ def test_ids_and_stop_strings(renderer):
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert prompt == (renderer.tokenizer.encode(text), ("<|endoftext|>", "<|im_end|>"))
+    assert prompt == ChatPrompt(renderer.tokenizer.encode(text), ("<|endoftext|>", "<|im_end|>"))
     assert renderer("{{ messages[0].content }}").encode(talk(USER)).stop == ()
 
 

@@ -115,3 +115,58 @@ def test_without_a_tokenizer(llm, smollm2_gguf):
     shown = llm.generate(input_ids=input_ids, sampling_params=params)["text"]  # ends before the stop token
     assert text.removesuffix(tokenizer.eos_token) == shown
     assert output["meta_info"]["finish_reason"]["type"] in ("length", "stop")
+
+
+def test_function_calling(llm):
+    """The page "Tool and Function Calling", its part "Offline Engine API"."""
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_current_weather",
+                "description": "Get the current weather in a given location",
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "city": {"type": "string"},
+                        "state": {"type": "string"},
+                        "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                    },
+                    "required": ["city", "state", "unit"],
+                },
+            },
+        }
+    ]
+    messages = [{"role": "user", "content": "What's the weather like in Boston today?"}]
+    tokenizer = llm.tokenizer_manager.tokenizer
+    input_ids = tokenizer.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, tools=tools
+    )
+    params = {"max_new_tokens": 128, "temperature": 0.3, "top_p": 0.95, "skip_special_tokens": False}
+    result = llm.generate(input_ids=input_ids, sampling_params=params)
+    generated_text = result["text"]
+
+    def convert_dict_to_tool(tool_dict):
+        function_dict = tool_dict.get("function", {})
+        return sgl.Tool(
+            type=tool_dict.get("type", "function"),
+            function=sgl.Function(
+                name=function_dict.get("name"),
+                description=function_dict.get("description"),
+                parameters=function_dict.get("parameters"),
+            ),
+        )
+
+    parser = sgl.FunctionCallParser(
+        tools=[convert_dict_to_tool(raw_tool) for raw_tool in tools], tool_call_parser="llama3"
+    )
+    normal_text, calls = parser.parse_non_stream(generated_text)
+    assert (normal_text, calls) == (generated_text, [])  # this model is too small to call anything
+    call = (
+        '{"name": "get_current_weather", "parameters": {"city": "Boston", "state": "MA", "unit": "celsius"}}'
+    )
+    normal_text, calls = parser.parse_non_stream("<|python_tag|>" + call)
+    assert [(call.name, call.parameters) for call in calls] == [
+        ("get_current_weather", '{"city": "Boston", "state": "MA", "unit": "celsius"}')
+    ]
+    assert normal_text == ""

@@ -26,7 +26,7 @@ class FakeTokenizer:
     def decode(self, ids, skip_special_tokens=False):
         return "".join(map(chr, ids))
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, tools=()):
         if [m["role"] for m in messages].count("system") > 1:
             raise RuntimeError("one system message is enough")
         return "".join(f"<{m['role']}>{m['content']}\n" for m in messages) + "<assistant>"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
+
+from rootlet.engine.chat import ChatRenderer
+from rootlet.grammar.tool_calls import get_format
+
+from .fake_engine import FakeEngine
 
 CHAT_URL, COMPLETION_URL = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -232,3 +240,74 @@ def test_simple_logprobs(job):
         "input_top_logprobs": [None, [[-98.0, 98, None]]],
         "output_top_logprobs": [[[-97.0, 97, None], [-9999.0, 65, None]]],
     }
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+CALL = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
+
+
+class CallingEngine(FakeEngine):
+    """Says the same to everybody."""
+
+    def __init__(self, text):
+        super().__init__(tool_call_parser="llama3")
+        self.text = text
+        self.tokenizer.chat_template = "{{ messages }} {{ tools }} {{ tool_calls }}"
+        self.chat_renderer = ChatRenderer(self.tokenizer, None, get_format("llama3"))
+
+    def _answer(self, ids, params, logprobs):
+        ended = {"text": self.text, "finish_reason": {"type": "stop", "matched": 0}}
+        return dataclasses.replace(super()._answer(ids, params, logprobs), **ended)
+
+
+def test_tool_calls(job):
+    lines = [
+        chat("auto", tools=[WEATHER]),
+        chat("hidden", tools=[WEATHER], tool_choice="none"),
+        chat("forced", tools=[WEATHER], tool_choice="required"),
+        chat("wrong", tools=[WEATHER], tool_choice="always"),
+    ]
+    text = f"Well.<|python_tag|>{CALL}; {CALL}"
+    _, records, engine = job(lines, engine=CallingEngine(text))
+    by_id = {record["custom_id"]: record for record in records}
+    assert "tool_choice must be" in by_id.pop("wrong")["error"]["message"]
+    choices = {name: record["response"]["body"]["choices"][0] for name, record in by_id.items()}
+    assert choices["hidden"]["message"] == {"role": "assistant", "content": text}
+    assert choices["hidden"]["finish_reason"] == "stop"
+    for name in ("auto", "forced"):
+        message = choices[name]["message"]
+        assert message["content"] == "Well."
+        assert [call["function"] for call in message["tool_calls"]] == [
+            {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+        ] * 2
+        assert choices[name]["finish_reason"] == "tool_calls"
+    assert sorted(bool(params.structural_tag) for params in engine.params) == [False, False, True]
+    asked = MESSAGES + [choices["auto"]["message"]]
+    results = [{"role": "tool", "tool_call_id": c["id"], "content": "22"} for c in asked[1]["tool_calls"]]
+    job.output.unlink()
+    _, [record], _ = job([chat("next", messages=asked + results, tools=[WEATHER])], engine=engine)
+    assert record["error"] is None
+
+
+def test_a_lone_surrogate_anywhere_is_refused(job):
+    tool = {"type": "function", "function": {"name": "f", "description": "\ud800"}}
+    called = {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}],
+    }
+    lines = [
+        chat("a", tools=[tool]),
+        chat("b", messages=[*MESSAGES, called, {"role": "tool", "content": ""}]),
+    ]
+    _, records, _ = job(lines, engine=SurrogateEngine("x"))
+    assert all("lone surrogate" in record["error"]["message"] for record in records)
+
+
+class SurrogateEngine(CallingEngine):
+    """Shows the whole conversation to the model."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.tokenizer.apply_chat_template = lambda messages, tools=(), **_: json.dumps(
+            [messages, tools], ensure_ascii=False
+        )

@@ -1,0 +1,86 @@
+"""One call of ``chat``: conversations to the arguments of ``generate``, its outputs to replies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidRequestError
+from ..sampling.params import SamplingParams
+from .conversation import Conversation
+
+if TYPE_CHECKING:
+    from .chat import ChatRenderer
+    from .chat_options import ChatOptions
+    from .chat_outputs import ChatDelta, ChatOutput
+    from .chat_reply import ReplyReader
+    from .outputs import RequestOutput
+
+
+class ChatPlan:
+    """The prompts and parameters of conversations, ``arguments`` of generate, and how to read the outputs.
+
+    Args:
+        renderer: the engine's.
+        messages: those of one conversation, or a list of such lists.
+        sampling_params: as in generate.
+        options: what holds for all conversations.
+
+    Raises InvalidRequestError, InvalidParameterError, UnknownOptionError.
+    """
+
+    def __init__(
+        self, renderer: ChatRenderer, messages: Any, sampling_params: Any, options: ChatOptions
+    ) -> None:
+        self._renderer = renderer
+        self._options = options
+        many = isinstance(messages, (list, tuple)) and bool(messages)
+        is_batch = many and all(isinstance(one, (list, tuple)) for one in messages)
+        conversations = [Conversation.from_json(one) for one in (messages if is_batch else [messages])]
+        given = sampling_params if isinstance(sampling_params, (list, tuple)) else None
+        if given is not None and len(given) != len(conversations):
+            raise InvalidRequestError(
+                f"sampling_params has {len(given)} entries for {len(conversations)} conversations: give one"
+                " per conversation, or a single one for all."
+            )
+        params = [SamplingParams.read(one) for one in given or [sampling_params] * len(conversations)]
+        self._n = params[0].n  # generate refuses different ones
+        prepared = [options.prepare(renderer, *one) for one in zip(conversations, params)]
+        self._prompts = [prompt for prompt, _ in prepared]
+        ids = [prompt.token_ids for prompt in self._prompts]
+        self.arguments: dict[str, Any] = {
+            "input_ids": ids if is_batch else ids[0],
+            "sampling_params": [one for _, one in prepared] if is_batch else prepared[0][1],
+        }
+
+    def collect(self, outputs: RequestOutput | list[RequestOutput]) -> ChatOutput | list[ChatOutput]:
+        """The replies, in the form of ``outputs``."""
+        if isinstance(outputs, list):
+            return [self._reply(output) for output in outputs]
+        return self._reply(outputs)
+
+    def iterate(self, outputs: Iterator[RequestOutput]) -> Iterator[ChatDelta]:
+        """Yield what is new as it comes; leaving early aborts the rest."""
+        readers: dict[int, ReplyReader] = {}
+        with contextlib.closing(outputs):
+            for output in outputs:
+                if delta := self._reader(readers, output).read(output):
+                    yield delta
+
+    async def iterate_async(self, outputs: AsyncIterator[RequestOutput]) -> AsyncIterator[ChatDelta]:
+        """:meth:`iterate` for a running event loop."""
+        readers: dict[int, ReplyReader] = {}
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                if delta := self._reader(readers, output).read(output):
+                    yield delta
+
+    def _reply(self, output: RequestOutput) -> ChatOutput:
+        return self._reader({}, output).read_whole(output)
+
+    def _reader(self, readers: dict[int, ReplyReader], output: RequestOutput) -> ReplyReader:
+        index = output.index or 0
+        if index not in readers:
+            readers[index] = self._options.reader(self._renderer, self._prompts[index // self._n])
+        return readers[index]
