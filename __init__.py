@@ -17,7 +17,7 @@ from . import errors
 from .errors import RootletError
 
 if TYPE_CHECKING:
-    from .engine.chat_outputs import ChatOutput
+    from .engine.chat.outputs import ChatOutput
     from .engine.embedding import EmbeddingOutput
     from .engine.engine import Engine
     from .engine.jobs import run_jobs
@@ -52,7 +52,7 @@ __all__ = [
 
 # name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
 _LAZY = {
-    "ChatOutput": ".engine.chat_outputs",
+    "ChatOutput": ".engine.chat.outputs",
     "CustomLogitProcessor": ".sampling.custom",
     "EmbeddingOutput": ".engine.embedding",
     "Engine": ".engine.engine",

@@ -124,7 +124,7 @@ def sharegpt_requests(
 
     Left out are prompts and answers of fewer than two tokens and what exceeds ``context_len`` in all.
     """
-    from ..engine.chat import Conversation
+    from ..engine.chat.conversation import Conversation
 
     requests: list[BenchRequest] = []
     for question, answer in pairs:

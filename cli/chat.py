@@ -95,7 +95,7 @@ class ChatSession:
         KeyboardInterrupt ends the answer: the engine stops computing it, and what there is of it stays.
         Raises a RootletError when the request is refused or the engine fails.
         """
-        from ..engine.chat import Conversation
+        from ..engine.chat.conversation import Conversation
         from ..sampling.params import SamplingParams
 
         messages = [*self.messages, ("user", text)]

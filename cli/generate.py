@@ -16,7 +16,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..engine.chat import ChatPrompt
+    from ..engine.chat.render import ChatPrompt
     from ..engine.engine import Engine
 
 EPILOG = """\
@@ -82,7 +82,7 @@ def _prompt(given: str | None) -> str:
 
 
 def _render(engine: Engine, prompt: str, system: str | None) -> ChatPrompt:
-    from ..engine.chat import Conversation
+    from ..engine.chat.conversation import Conversation
 
     messages = () if system is None else (("system", system),)
     return engine.chat_renderer.encode(Conversation.from_pairs([*messages, ("user", prompt)]))

@@ -29,7 +29,7 @@ from ..models.loader import LoadedModel, load_model
 from ..models.tokenizer import load_tokenizer
 from ..sampling.sampler import Sampler
 from .backends import Backend, announced, choose_backend, make_backend
-from .chat import ChatRenderer
+from .chat.render import ChatRenderer
 from .config import EngineConfig
 from .core import EngineCore
 from .detokenizer import Detokenizer

@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import EngineClosedError, InvalidRequestError
 from . import progress_bar, streams
 from .build_thread import build_on_thread
-from .chat_options import ChatOptions
-from .chat_plan import ChatPlan
+from .chat.options import ChatOptions
+from .chat.plan import ChatPlan
 from .config import EngineConfig
 from .core import EngineCore
 from .embedding import EmbeddingOutput
@@ -188,7 +188,7 @@ class Engine:
                 the last two force calls by a grammar.
             response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema", "json_schema":
                 {"schema": ...}}``.
-            stream: return an iterator of :class:`~rootlet.engine.chat_outputs.ChatDelta`: what is new.
+            stream: return an iterator of :class:`~rootlet.engine.chat.outputs.ChatDelta`: what is new.
             return_logprob, top_logprobs_num, rid, custom_logit_processor, progress: as in :meth:`generate`.
 
         Returns: a :class:`~rootlet.ChatOutput`, or a list in order when a list of conversations was passed or

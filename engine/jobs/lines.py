@@ -13,7 +13,7 @@ from ...errors import (
     RootletError,
     UnknownOptionError,
 )
-from ..conversation import Conversation
+from ..chat.conversation import Conversation
 from .identity import (
     DIGEST_BYTES,
     LineError,
@@ -27,7 +27,7 @@ from .request import JobDefaults, JobLine, Prompt
 from .simple_lines import parse_simple, simple_error, simple_record
 
 if TYPE_CHECKING:
-    from ..chat_outputs import ChatOutput
+    from ..chat.outputs import ChatOutput
     from ..outputs import RequestOutput
 
 # most specific first

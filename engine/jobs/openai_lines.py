@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import InvalidParameterError, InvalidRequestError, unknown_option
-from ..chat_options import ChatOptions
-from ..conversation import Conversation
+from ..chat.conversation import Conversation
+from ..chat.options import ChatOptions
 from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
 
 CHAT_URL = "/v1/chat/completions"

@@ -16,7 +16,7 @@ from .identity import LineIdentity
 from .request import LineRequest
 
 if TYPE_CHECKING:
-    from ..chat_outputs import ChatOutput
+    from ..chat.outputs import ChatOutput
     from ..outputs import LogprobTriple, RequestOutput
 
 ID_PREFIX = "batch_req_"

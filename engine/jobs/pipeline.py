@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...errors import EngineClosedError, EngineFailedError, InvalidRequestError, RootletError
-from ..conversation import Conversation
+from ..chat.conversation import Conversation
 from .identity import LineError
 from .lines import answer_record, error_record, line_error
 from .output_file import OutputFile
@@ -18,7 +18,7 @@ from .request import JobLine, Prompt
 
 if TYPE_CHECKING:
     from ...sampling.params import SamplingParams
-    from ..chat_reply import ReplyReader
+    from ..chat.reply import ReplyReader
     from ..engine import Engine
     from ..handle import RequestHandle
     from ..outputs import RequestOutput

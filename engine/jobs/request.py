@@ -10,8 +10,8 @@ from typing import Any, Literal
 from ...errors import InvalidRequestError
 from ...sampling.params import SamplingParams
 from ...sampling.seeds import derive_seed
-from ..chat_options import ChatOptions
-from ..conversation import Conversation
+from ..chat.conversation import Conversation
+from ..chat.options import ChatOptions
 from .identity import LineError, LineIdentity
 
 Prompt = str | tuple[int, ...] | Conversation

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidRequestError, unknown_option
-from ..conversation import Conversation
+from ..chat.conversation import Conversation
 from .identity import LineIdentity
 from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
 

@@ -8,7 +8,8 @@ import pytest
 
 import rootlet
 from rootlet.cli.chat import ChatSession
-from rootlet.engine.chat import ChatPrompt, ChatRenderer, Conversation
+from rootlet.engine.chat.conversation import Conversation
+from rootlet.engine.chat.render import ChatPrompt, ChatRenderer
 from rootlet.errors import ConfigError, InvalidRequestError
 from rootlet.grammar.chat_templates import read_chat_template
 from rootlet.models.tokenizer import load_tokenizer

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from xgrammar.testing import _is_grammar_accept_string as accepts
 
 import rootlet
-from rootlet.engine.chat import ChatRenderer
-from rootlet.engine.chat_options import ChatOptions
-from rootlet.engine.chat_outputs import ToolCall
-from rootlet.engine.chat_reply import ReplyReader
-from rootlet.engine.conversation import Conversation
+from rootlet.engine.chat.conversation import Conversation
+from rootlet.engine.chat.options import ChatOptions
+from rootlet.engine.chat.outputs import ToolCall
+from rootlet.engine.chat.render import ChatRenderer
+from rootlet.engine.chat.reply import ReplyReader
 from rootlet.engine.outputs import RequestOutput
 from rootlet.errors import ConfigError, InvalidRequestError
 from rootlet.grammar.reasoning import get_reasoning_format

@@ -6,7 +6,7 @@ import hashlib
 import random
 import threading
 
-from rootlet.engine.chat import ChatRenderer
+from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.config import EngineConfig
 from rootlet.engine.handle import RequestHandle
 from rootlet.engine.outputs import RequestOutput

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from rootlet.engine.chat import ChatRenderer
+from rootlet.engine.chat.render import ChatRenderer
 from rootlet.grammar.tool_calls import get_format
 
 from .fake_engine import FakeEngine

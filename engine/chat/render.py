@@ -7,14 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InvalidRequestError
+from ...errors import InvalidRequestError
 from .conversation import ROLES, Conversation, join
 
 if TYPE_CHECKING:
-    from ..grammar.chat_templates import ChatTemplate, ConversationTemplate
-    from ..grammar.reasoning import ReasoningFormat
-    from ..grammar.tool_calls import Tool, ToolCallFormat
-    from ..sampling.params import SamplingParams
+    from ...grammar.chat_templates import ChatTemplate, ConversationTemplate
+    from ...grammar.reasoning import ReasoningFormat
+    from ...grammar.tool_calls import Tool, ToolCallFormat
+    from ...sampling.params import SamplingParams
 
 __all__ = ["ROLES", "ChatPrompt", "ChatRenderer", "Conversation"]
 

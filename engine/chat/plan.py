@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidRequestError
-from ..sampling.params import SamplingParams
+from ...errors import InvalidRequestError
+from ...sampling.params import SamplingParams
 from .conversation import Conversation
 
 if TYPE_CHECKING:
-    from .chat import ChatRenderer
-    from .chat_options import ChatOptions
-    from .chat_outputs import ChatDelta, ChatOutput
-    from .chat_reply import ReplyReader
-    from .outputs import RequestOutput
+    from ..outputs import RequestOutput
+    from .options import ChatOptions
+    from .outputs import ChatDelta, ChatOutput
+    from .render import ChatRenderer
+    from .reply import ReplyReader
 
 
 class ChatPlan:

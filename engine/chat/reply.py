@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from ..grammar.json_text import rewrite
-from ..grammar.reasoning import ReasoningSplitter, Split
-from ..grammar.tool_calls import (
+from ...grammar.json_text import rewrite
+from ...grammar.reasoning import ReasoningSplitter, Split
+from ...grammar.tool_calls import (
     ArgumentsDelta,
     CallStart,
     CallWithdrawn,
@@ -17,12 +17,12 @@ from ..grammar.tool_calls import (
     TextDelta,
     ToolCallParser,
 )
-from .chat_outputs import ChatDelta, ChatOutput, ToolCall, ToolCallDelta
+from .outputs import ChatDelta, ChatOutput, ToolCall, ToolCallDelta
 
 if TYPE_CHECKING:
-    from ..grammar.reasoning import ReasoningFormat
-    from ..grammar.tool_calls import ToolCallFormat
-    from .outputs import RequestOutput
+    from ...grammar.reasoning import ReasoningFormat
+    from ...grammar.tool_calls import ToolCallFormat
+    from ..outputs import RequestOutput
 
 
 class ReplyReader:

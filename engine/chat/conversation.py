@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import InvalidRequestError
+from ...errors import InvalidRequestError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidRequestError
-from ..grammar.tool_calls import Tool, read_tools
-from ..sampling.params import SamplingParams
-from .chat import ChatPrompt, ChatRenderer
-from .chat_reply import ReplyReader
+from ...errors import InvalidRequestError
+from ...grammar.tool_calls import Tool, read_tools
+from ...sampling.params import SamplingParams
 from .conversation import Conversation
+from .render import ChatPrompt, ChatRenderer
+from .reply import ReplyReader
 
 
 @dataclass(frozen=True)
