@@ -317,6 +317,7 @@ def _rehearse(
     from .rehearsal import rehearse  # loads Triton
 
     loaded.model.set_context_length(context)
+    limit = config.max_prefill_tokens
     with announced(backend):
         return rehearse(
             loaded.model,
@@ -324,15 +325,11 @@ def _rehearse(
             context,
             page_size,
             backend.rehearsal_inputs,
-            num_prefill_tokens=min(context, *_prefill_limits(config, chunk)),
+            num_prefill_tokens=min(context, limit, limit if chunk == -1 else chunk),
             num_decodes=running,
             in_turn=backend.in_turn,
             embeds=_embeds(config, loaded.model),
         )
-
-
-def _prefill_limits(config: EngineConfig, chunk: int) -> tuple[int, int]:
-    return config.max_prefill_tokens, config.max_prefill_tokens if chunk == -1 else chunk
 
 
 def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
