@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .outputs import DocumentedOutput
 from .request import Request
 from .timing import RequestTiming
 
 
 @dataclass(frozen=True)
-class EmbeddingOutput(Mapping):
+class EmbeddingOutput(DocumentedOutput):
     """What one text means to the model.
 
     Reads like the documented dictionary too: ``out["embedding"]``, ``out["meta_info"]["prompt_tokens"]`` and,
@@ -49,22 +50,14 @@ class EmbeddingOutput(Mapping):
         }
         return meta if self.timing is None else meta | {"timing": self.timing.as_dict()}
 
-    def as_dict(self) -> dict[str, object]:
-        """A plain dictionary in the documented shape, ready for ``json.dumps``."""
-        return dict(self)
+    @property
+    def _content_key(self) -> str:
+        return "embedding"
 
     def __getitem__(self, key: str) -> object:
         if key in ("embedding", "meta_info") or (key == "index" and self.index is not None):
             return getattr(self, key)
         raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from ("embedding", "meta_info")
-        if self.index is not None:
-            yield "index"
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def build_embedding(

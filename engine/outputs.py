@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,8 +26,32 @@ _LOGPROB_FIELDS = (
 )
 
 
+class DocumentedOutput(Mapping):
+    """A result that reads like the documented dictionary: content, ``meta_info``; in a batch ``index``."""
+
+    index: int | None
+
+    @property
+    @abstractmethod
+    def _content_key(self) -> str:
+        """Under which key the content stands."""
+
+    def as_dict(self) -> dict[str, object]:
+        """A plain dictionary in the documented shape, ready for ``json.dumps`` but for hidden states."""
+        return dict(self)
+
+    def __iter__(self) -> Iterator[str]:
+        yield self._content_key
+        yield "meta_info"
+        if self.index is not None:
+            yield "index"
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 @dataclass(frozen=True)
-class RequestOutput(Mapping):
+class RequestOutput(DocumentedOutput):
     """The output of one request so far; final when ``finish_reason`` is not None.
 
     Reads like the documented dictionary too: ``out["text"]`` (or ``out["token_ids"]`` without a tokenizer),
@@ -85,9 +110,9 @@ class RequestOutput(Mapping):
             meta["timing"] = self.timing.as_dict()
         return meta
 
-    def as_dict(self) -> dict[str, object]:
-        """A plain dictionary in the documented shape, ready for ``json.dumps`` but for hidden states."""
-        return dict(self)
+    @property
+    def _content_key(self) -> str:
+        return "token_ids" if self.text is None else "text"
 
     def __getitem__(self, key: str) -> object:
         if key == "token_ids":
@@ -95,15 +120,6 @@ class RequestOutput(Mapping):
         if key in ("text", "meta_info", "index") and getattr(self, key) is not None:
             return getattr(self, key)
         raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        yield "token_ids" if self.text is None else "text"
-        yield "meta_info"
-        if self.index is not None:
-            yield "index"
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def build_output(
