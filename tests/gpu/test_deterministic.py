@@ -58,7 +58,8 @@ def expected(make):
 def test_no_mix_changes_a_bit(name, make, expected):
     answers = expected("real model" if name == "real model" else "defaults")
     with make(name) as engine:
-        for seed in range(MIXES):
+        first = MIXES * list(ENGINES).index(name)  # no mix is drawn twice
+        for seed in range(first, first + MIXES):
             assert not mixes.wrong_in_mix(engine, answers, seed), f"mix {seed}"
         if name == "preemption":
             assert engine.stats().num_preemptions > 0
