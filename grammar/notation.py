@@ -1,0 +1,114 @@
+"""Trees in the notations that backends read: regular expressions, xgrammar's EBNF, llguidance's Lark."""
+
+from __future__ import annotations
+
+from .tree import EMPTY, Chars, Choice, Node, Ranges, Repeat, Rule, Rules, Sequence, parts
+
+_BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+_SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
+
+
+def as_regex(node: Node) -> str:
+    """A tree without rules as a regular expression."""
+    if isinstance(node, Chars):
+        return _set(node.ranges)
+    if isinstance(node, Sequence):
+        return "".join(map(as_regex, node.items))
+    if isinstance(node, Choice):
+        return f"(?:{'|'.join(map(as_regex, node.options))})"
+    if isinstance(node, Repeat):
+        item = as_regex(node.item)
+        return f"{item if isinstance(node.item, Chars) else f'(?:{item})'}{_bounds(node)}"
+    raise TypeError(f"a regular expression cannot refer to rule {node.name!r}")
+
+
+def as_ebnf(rules: Rules) -> str:
+    """Rules as xgrammar reads them, one a line."""
+    return "".join(f"{name} ::= {_ebnf(node)}\n" for name, node in rules.items())
+
+
+def as_lark(rules: Rules) -> str:
+    """Rules as llguidance reads them: what refers to no rule is a terminal, a regular expression."""
+    terminals: dict[Node, str] = {}
+    names = {name: "start" if name == "root" else name for name in rules}
+    lines = [f"{names[name]}: {_lark(node, terminals, names)}\n" for name, node in rules.items()]
+    lines += [f"{name}: /{as_regex(node)}/\n" for node, name in terminals.items()]
+    return "".join(lines)
+
+
+def _bounds(node: Repeat) -> str:
+    if (node.least, node.most) in _BOUNDS:
+        return _BOUNDS[node.least, node.most]
+    return f"{{{node.least},{'' if node.most is None else node.most}}}"
+
+
+def _set(ranges: Ranges) -> str:
+    [(low, high), *rest] = ranges
+    if low == high and not rest:
+        return _char(low)
+    return f"[{''.join(_char(a) if a == b else f'{_char(a)}-{_char(b)}' for a, b in ranges)}]"
+
+
+def _char(code: int) -> str:
+    if code < 32 or code == 127:
+        return f"\\x{code:02x}"
+    return f"\\{chr(code)}" if chr(code) in _SPECIAL else chr(code)
+
+
+def _ebnf(node: Node) -> str:
+    if isinstance(node, Rule):
+        return node.name
+    if isinstance(node, Chars):
+        text = _set(node.ranges)
+        return text if text.startswith("[") else f"[{text}]"
+    if isinstance(node, Choice):
+        return f"({' | '.join(map(_ebnf, node.options))})"
+    if isinstance(node, Repeat):
+        return f"({_ebnf(node.item)}){_bounds(node)}"
+    words, text = [], ""
+    for item in (*node.items, None):
+        single = isinstance(item, Chars) and len(item.ranges) == 1 and item.ranges[0][0] == item.ranges[0][1]
+        if single:
+            text += _quoted(item.ranges[0][0])
+            continue
+        if text:
+            words.append(f'"{text}"')
+            text = ""
+        if item is not None:
+            words.append(_ebnf(item))
+    return f"({' '.join(words)})" if words else '""'
+
+
+def _quoted(code: int) -> str:
+    if code < 32 or code == 127:
+        return f"\\x{code:02x}"
+    return f"\\{chr(code)}" if chr(code) in '"\\' else chr(code)
+
+
+def _lark(node: Node, terminals: dict[Node, str], names: dict[str, str]) -> str:
+    if isinstance(node, Rule):
+        return names[node.name]
+    if node == EMPTY:
+        return '""'
+    if _is_regular(node):
+        return terminals.setdefault(node, f"T{len(terminals)}")
+    if isinstance(node, Choice):
+        return f"({' | '.join(_lark(option, terminals, names) for option in node.options)})"
+    if isinstance(node, Repeat):
+        return f"({_lark(node.item, terminals, names)}){_bounds(node)}"
+    # what stands together is one terminal
+    words, run = [], []
+    for item in (*node.items, None):
+        if item is not None and _is_regular(item):
+            run.append(item)
+            continue
+        if run:
+            words.append(_lark(Sequence(tuple(run)), terminals, names))
+            run = []
+        if item is not None:
+            words.append(_lark(item, terminals, names))
+    return f"({' '.join(words)})"
+
+
+def _is_regular(node: Node) -> bool:
+    return not isinstance(node, Rule) and all(map(_is_regular, parts(node)))
