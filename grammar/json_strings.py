@@ -10,6 +10,7 @@ from .tree import (
     EMPTY,
     Chars,
     Choice,
+    Lexeme,
     Node,
     Ranges,
     Repeat,
@@ -54,7 +55,7 @@ FORMATS = {
 
 def string(text: Node) -> Node:
     """A JSON string of these texts."""
-    return sequence(literal('"'), _escaped(text), literal('"'))
+    return Lexeme(sequence(literal('"'), _escaped(text), literal('"')))
 
 
 def texts(least: int = 0, most: int | None = None, pattern: str | None = None, form: str | None = None) -> Node:
@@ -103,7 +104,7 @@ def _escaped(node: Node) -> Node:
         return Sequence(tuple(map(_escaped, node.items)))
     if isinstance(node, Choice):
         return Choice(tuple(map(_escaped, node.options)))
-    if isinstance(node, Rule):
+    if isinstance(node, (Rule, Lexeme)):
         raise TypeError("texts refer to no rules")
     return Repeat(_escaped(node.item), node.least, node.most)
 

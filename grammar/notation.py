@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .tree import EMPTY, Chars, Choice, Node, Ranges, Repeat, Rule, Rules, Sequence, parts
+from .automaton import Automaton, determine
+from .tree import EMPTY, Chars, Choice, Lexeme, Node, Ranges, Repeat, Rule, Rules, Sequence, parts
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
 _SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
@@ -19,12 +20,18 @@ def as_regex(node: Node) -> str:
     if isinstance(node, Repeat):
         item = as_regex(node.item)
         return f"{item if isinstance(node.item, Chars) else f'(?:{item})'}{_bounds(node)}"
+    if isinstance(node, Lexeme):
+        return as_regex(node.item)
     raise TypeError(f"a regular expression cannot refer to rule {node.name!r}")
 
 
 def as_ebnf(rules: Rules) -> str:
-    """Rules as xgrammar reads them, one a line."""
-    return "".join(f"{name} ::= {_ebnf(node)}\n" for name, node in rules.items())
+    """Rules as xgrammar reads them, one a line; each lexeme as the states of its automaton."""
+    lexemes: dict[Node, str] = {}
+    lines = [f"{name} ::= {_ebnf(node, lexemes)}\n" for name, node in rules.items()]
+    for lexeme, name in lexemes.items():
+        lines += _states(determine(lexeme), name)
+    return "".join(lines)
 
 
 def as_lark(rules: Rules) -> str:
@@ -55,16 +62,17 @@ def _char(code: int) -> str:
     return f"\\{chr(code)}" if chr(code) in _SPECIAL else chr(code)
 
 
-def _ebnf(node: Node) -> str:
+def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
     if isinstance(node, Rule):
         return node.name
+    if isinstance(node, Lexeme):
+        return lexemes.setdefault(node, f"text_{len(lexemes)}")
     if isinstance(node, Chars):
-        text = _set(node.ranges)
-        return text if text.startswith("[") else f"[{text}]"
+        return _class(node.ranges)
     if isinstance(node, Choice):
-        return f"({' | '.join(map(_ebnf, node.options))})"
+        return f"({' | '.join(_ebnf(option, lexemes) for option in node.options)})"
     if isinstance(node, Repeat):
-        return f"({_ebnf(node.item)}){_bounds(node)}"
+        return f"({_ebnf(node.item, lexemes)}){_bounds(node)}"
     words, text = [], ""
     for item in (*node.items, None):
         single = isinstance(item, Chars) and len(item.ranges) == 1 and item.ranges[0][0] == item.ranges[0][1]
@@ -75,8 +83,41 @@ def _ebnf(node: Node) -> str:
             words.append(f'"{text}"')
             text = ""
         if item is not None:
-            words.append(_ebnf(item))
+            words.append(_ebnf(item, lexemes))
     return f"({' '.join(words)})" if words else '""'
+
+
+def _class(ranges: Ranges) -> str:
+    text = _set(ranges)
+    return text if text.startswith("[") else f"[{text}]"
+
+
+def _states(automaton: Automaton, name: str) -> list[str]:
+    """A rule for each state; those with one way in stand where that way is."""
+    entries = automaton.entries()
+
+    def rule(state: int) -> str:
+        return name if state == 0 else f"{name}_{state}"
+
+    def follow(state: int) -> str:
+        """What stands behind an edge into ``state``."""
+        words = []
+        while state and entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1:
+            [(ranges, state)] = automaton.edges[state]
+            words.append(_class(ranges))
+        is_last = state in automaton.ends and not automaton.edges[state]
+        return " ".join(words if is_last else [*words, rule(state)])
+
+    def stands_alone(state: int) -> bool:
+        chained = entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1
+        return state == 0 or not (chained or (state in automaton.ends and not automaton.edges[state]))
+
+    lines = []
+    for state in filter(stands_alone, range(len(automaton.edges))):
+        options = ['""'] if state in automaton.ends else []
+        options += [f"{_class(ranges)} {follow(to)}" for ranges, to in automaton.edges[state]]
+        lines.append(f"{rule(state)} ::= {' | '.join(options)}\n")
+    return lines
 
 
 def _quoted(code: int) -> str:
@@ -90,6 +131,8 @@ def _lark(node: Node, terminals: dict[Node, str], names: dict[str, str]) -> str:
         return names[node.name]
     if node == EMPTY:
         return '""'
+    if isinstance(node, Lexeme):
+        node = node.item
     if _is_regular(node):
         return terminals.setdefault(node, f"T{len(terminals)}")
     if isinstance(node, Choice):

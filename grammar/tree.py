@@ -47,7 +47,13 @@ class Rule(NamedTuple):
     name: str
 
 
-Node = Chars | Sequence | Choice | Repeat | Rule
+class Lexeme(NamedTuple):
+    """A part without rules that ends with a character of its own, such as a string with its quotes."""
+
+    item: Node
+
+
+Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme
 Rules = dict[str, Node]
 """Rules by name; the language is that of ``root``."""
 
@@ -115,7 +121,7 @@ def parts(node: Node) -> Iterator[Node]:
         yield from node.items
     elif isinstance(node, Choice):
         yield from node.options
-    elif isinstance(node, Repeat):
+    elif isinstance(node, (Repeat, Lexeme)):
         yield node.item
 
 
@@ -137,6 +143,8 @@ def _pruned(node: Node, known: set[str]) -> Node | None:
         return node if node.name in known else None
     if isinstance(node, Chars):
         return node if node.ranges else None
+    if isinstance(node, Lexeme):
+        return node
     if isinstance(node, Repeat):
         item = _pruned(node.item, known)
         if item is None:
