@@ -22,7 +22,10 @@ def any_number() -> Node:
 
 def integers(least: int | None, most: int | None, multiple_of: int | None = None) -> Node:
     """Integers within these inclusive bounds. Raises GrammarError if there are none, or too many multiples."""
-    low, high = max(-_LIMIT, -_LIMIT if least is None else least), min(_LIMIT, _LIMIT if most is None else most)
+    low, high = (
+        max(-_LIMIT, -_LIMIT if least is None else least),
+        min(_LIMIT, _LIMIT if most is None else most),
+    )
     if multiple_of is not None:
         first, last = -(-low // multiple_of), high // multiple_of
         if last - first >= _MAX_LISTED:

@@ -35,7 +35,17 @@ from .tree import (
 )
 
 _ANNOTATIONS = frozenset(
-    ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment")
+    (
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$comment",
+    )
     + ("$schema", "$defs", "definitions", "discriminator", "x-guidance")
 )
 _OF_TYPE = {
@@ -53,7 +63,17 @@ _OF_TYPE = {
 _APPLIERS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 _KNOWN = frozenset(_APPLIERS) | _ANNOTATIONS | {"type", "$id", *sum(_OF_TYPE.values(), ())}
 _REFUSED = frozenset(
-    ("not", "if", "then", "else", "contains", "minContains", "maxContains", "dependentSchemas", "dependencies")
+    (
+        "not",
+        "if",
+        "then",
+        "else",
+        "contains",
+        "minContains",
+        "maxContains",
+        "dependentSchemas",
+        "dependencies",
+    )
     + ("dependentRequired", "unevaluatedProperties", "unevaluatedItems", "additionalItems", "$dynamicRef")
     + ("$recursiveRef", "$anchor", "$dynamicAnchor", "contentEncoding", "contentMediaType", "contentSchema")
 )
@@ -113,10 +133,14 @@ class _Compiler:
         if schema is False:
             return Rule("nothing")  # which no rule describes: whatever needs it is pruned
         if not isinstance(schema, dict):
-            raise self._invalid(path, f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}")
+            raise self._invalid(
+                path, f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}"
+            )
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise self._unsupported(path, f"more than {_MAX_DEPTH} schemas within each other are not supported")
+            raise self._unsupported(
+                path, f"more than {_MAX_DEPTH} schemas within each other are not supported"
+            )
         self._check_names(schema, path)
         node = self._applied(schema, path) or self._typed(schema, path)
         self._depth -= 1
@@ -143,7 +167,8 @@ class _Compiler:
             others -= {"type"}
         if others:
             raise self._unsupported(
-                path, f"{name} together with {', '.join(sorted(others))} is not supported: merge them into one"
+                path,
+                f"{name} together with {', '.join(sorted(others))} is not supported: merge them into one",
             )
         value = schema[name]
         if name == "$ref":
@@ -234,8 +259,14 @@ class _Compiler:
 
     def _types(self, types: Any, path: str) -> list[str]:
         types = [types] if isinstance(types, str) else types
-        if not isinstance(types, list) or not types or not all(isinstance(t, str) and t in _OF_TYPE for t in types):
-            raise self._invalid(path, f"type must be of {', '.join(_OF_TYPE)}, or a list of those, got {types!r}")
+        if (
+            not isinstance(types, list)
+            or not types
+            or not all(isinstance(t, str) and t in _OF_TYPE for t in types)
+        ):
+            raise self._invalid(
+                path, f"type must be of {', '.join(_OF_TYPE)}, or a list of those, got {types!r}"
+            )
         return types
 
     def _typed(self, schema: dict, path: str) -> Node:
@@ -245,7 +276,9 @@ class _Compiler:
         elif not given:
             return self._anything()
         else:
-            types = [t for t in ("object", "array", "string", "number") if any(n in _OF_TYPE[t] for n in given)]
+            types = [
+                t for t in ("object", "array", "string", "number") if any(n in _OF_TYPE[t] for n in given)
+            ]
         make: dict[str, Callable[[dict, str], Node]] = {
             "string": self._string,
             "integer": self._integer,
@@ -296,7 +329,9 @@ class _Compiler:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise self._invalid(path, f"{name} must be a number, got {value!r}")
             if abs(value) >= 10**15 or (value and abs(value) < 1e-9):
-                raise self._unsupported(path, f"{name} {value!r} is too large or too close to 0 to be supported")
+                raise self._unsupported(
+                    path, f"{name} {value!r} is too large or too close to 0 to be supported"
+                )
             found[name] = Decimal(repr(value))
         low, high = found.get("minimum"), found.get("maximum")
         above, below = found.get("exclusiveMinimum"), found.get("exclusiveMaximum")
@@ -310,7 +345,9 @@ class _Compiler:
         most = None if high is None else math.ceil(high) - 1 if open_high else math.floor(high)
         multiple = schema.get("multipleOf")
         if multiple is not None and (type(multiple) is not int or multiple < 1):
-            raise self._unsupported(path, f"multipleOf {multiple!r} is not supported: only whole numbers from 1 are")
+            raise self._unsupported(
+                path, f"multipleOf {multiple!r} is not supported: only whole numbers from 1 are"
+            )
         return self._at(path, integers, least, most, None if multiple == 1 else multiple)
 
     def _number(self, schema: dict, path: str) -> Node:
@@ -368,7 +405,9 @@ class _Compiler:
         if declared and extra is not None and "patternProperties" not in schema:
             extra = sequence(string(texts_except(declared)), literal(": "), value)
         least, most = self._range(schema, "minProperties", "maxProperties", path)
-        return sequence(literal("{"), self._members(declared, required, extra, least, most, path), literal("}"))
+        return sequence(
+            literal("{"), self._members(declared, required, extra, least, most, path), literal("}")
+        )
 
     def _undeclared(self, schema: dict, value: Node | None, name: str, path: str) -> Node:
         """A required property that ``properties`` does not have."""
@@ -404,11 +443,15 @@ class _Compiler:
         if not isinstance(patterns, dict) or len(patterns) != 1:
             raise self._unsupported(path, "patternProperties with other than one pattern is not supported")
         if others not in (None, False):
-            raise self._unsupported(path, "patternProperties together with additionalProperties is not supported")
+            raise self._unsupported(
+                path, "patternProperties together with additionalProperties is not supported"
+            )
         [(pattern, schema)] = patterns.items()
         key = string(self._at(f"{path}/patternProperties", texts, pattern=pattern))
         if any(re.search(pattern, name) for name in properties):
-            raise self._unsupported(path, f"a declared property matches the pattern {pattern!r}, which is not supported")
+            raise self._unsupported(
+                path, f"a declared property matches the pattern {pattern!r}, which is not supported"
+            )
         value = self._node(schema, f"{path}/patternProperties/{pattern}")
         return sequence(key, literal(": "), value), value
 
@@ -419,10 +462,14 @@ class _Compiler:
         if not declared:
             if extra is None or most == 0:
                 if least:
-                    raise self._invalid(path, f"minProperties {least} is more than the properties there can be")
+                    raise self._invalid(
+                        path, f"minProperties {least} is more than the properties there can be"
+                    )
                 return EMPTY
             if least > 1:  # names may repeat, and a repeated one counts once
-                raise self._unsupported(path, "minProperties above 1 is supported for declared properties only")
+                raise self._unsupported(
+                    path, "minProperties above 1 is supported for declared properties only"
+                )
             more = Repeat(sequence(_ITEM, extra), 0, None if most is None else most - 1)
             return sequence(extra, more) if least else optional(sequence(extra, more))
         needed = len(set(required))

@@ -28,10 +28,14 @@ from .tree import (
 _PLAIN = joined([(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF)])  # stand for themselves
 _ESCAPES = dict(zip('"\\\b\f\n\r\t', '"\\bfnrt'))
 _ALL = complement(())
-_MAX_LENGTH = 10_000  # characters: backends write lengths out, state by state
+_MAX_LENGTH = 10_000  # characters
+_MAX_STATES = 64  # characters: up to this length strings are automata
 
-_YEAR, _MONTH_DAY = r"[1-9]\d{3}", (
-    r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
+_YEAR, _MONTH_DAY = (
+    r"[1-9]\d{3}",
+    (
+        r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
+    ),
 )
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
@@ -55,10 +59,20 @@ FORMATS = {
 
 def string(text: Node) -> Node:
     """A JSON string of these texts."""
+    if (
+        isinstance(text, Repeat)
+        and text.item == Chars(_ALL)
+        and max(text.least, text.most or 0) > _MAX_STATES
+    ):
+        # As an automaton it would take a minute to compile. Counted instead, its characters are to be of one kind:
+        # those that need no escape.
+        return sequence(literal('"'), text._replace(item=Chars(_PLAIN)), literal('"'))
     return Lexeme(sequence(literal('"'), _escaped(text), literal('"')))
 
 
-def texts(least: int = 0, most: int | None = None, pattern: str | None = None, form: str | None = None) -> Node:
+def texts(
+    least: int = 0, most: int | None = None, pattern: str | None = None, form: str | None = None
+) -> Node:
     """The texts a schema describes: at most one of a length, a pattern and a format.
 
     Raises GrammarError, without the place in the schema, for what cannot be enforced.

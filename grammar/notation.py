@@ -34,12 +34,15 @@ def as_ebnf(rules: Rules) -> str:
     return "".join(lines)
 
 
-def as_lark(rules: Rules) -> str:
-    """Rules as llguidance reads them: what refers to no rule is a terminal, a regular expression."""
-    terminals: dict[Node, str] = {}
-    names = {name: "start" if name == "root" else name for name in rules}
-    lines = [f"{names[name]}: {_lark(node, terminals, names)}\n" for name, node in rules.items()]
-    lines += [f"{name}: /{as_regex(node)}/\n" for node, name in terminals.items()]
+def as_lark(rules: Rules, *, by_character: bool = False) -> str:
+    """Rules as llguidance reads them: what refers to no rule is a terminal, a regular expression.
+
+    A terminal takes all it can get. Where that may be too much (rules of a caller's own), ``by_character`` makes
+    every character a terminal instead, which is slower.
+    """
+    writer = _Lark(rules, by_character)
+    lines = [f"{writer.names[name]}: {writer.write(node)}\n" for name, node in rules.items()]
+    lines += [f"{name}: /{as_regex(node)}/\n" for node, name in writer.terminals.items()]
     return "".join(lines)
 
 
@@ -102,7 +105,9 @@ def _states(automaton: Automaton, name: str) -> list[str]:
     def follow(state: int) -> str:
         """What stands behind an edge into ``state``."""
         words = []
-        while state and entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1:
+        while (
+            state and entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1
+        ):
             [(ranges, state)] = automaton.edges[state]
             words.append(_class(ranges))
         is_last = state in automaton.ends and not automaton.edges[state]
@@ -126,31 +131,42 @@ def _quoted(code: int) -> str:
     return f"\\{chr(code)}" if chr(code) in '"\\' else chr(code)
 
 
-def _lark(node: Node, terminals: dict[Node, str], names: dict[str, str]) -> str:
-    if isinstance(node, Rule):
-        return names[node.name]
-    if node == EMPTY:
-        return '""'
-    if isinstance(node, Lexeme):
-        node = node.item
-    if _is_regular(node):
-        return terminals.setdefault(node, f"T{len(terminals)}")
-    if isinstance(node, Choice):
-        return f"({' | '.join(_lark(option, terminals, names) for option in node.options)})"
-    if isinstance(node, Repeat):
-        return f"({_lark(node.item, terminals, names)}){_bounds(node)}"
-    # what stands together is one terminal
-    words, run = [], []
-    for item in (*node.items, None):
-        if item is not None and _is_regular(item):
-            run.append(item)
-            continue
-        if run:
-            words.append(_lark(Sequence(tuple(run)), terminals, names))
-            run = []
-        if item is not None:
-            words.append(_lark(item, terminals, names))
-    return f"({' '.join(words)})"
+class _Lark:
+    def __init__(self, rules: Rules, by_character: bool) -> None:
+        self.terminals: dict[Node, str] = {}
+        # names of rules are in small letters; the numbers keep them apart
+        self.names = {name: "start" if name == "root" else f"r{i}" for i, name in enumerate(rules)}
+        self._by_character = by_character
+
+    def write(self, node: Node) -> str:
+        if isinstance(node, Rule):
+            return self.names[node.name]
+        if node == EMPTY:
+            return '""'
+        if self._is_terminal(node):
+            item = node.item if isinstance(node, Lexeme) else node
+            return self.terminals.setdefault(item, f"T{len(self.terminals)}")
+        if isinstance(node, Choice):
+            return f"({' | '.join(map(self.write, node.options))})"
+        if isinstance(node, Repeat):
+            return f"({self.write(node.item)}){_bounds(node)}"
+        words: list[str] = []
+        run: list[Node] = []  # what stands together is one terminal
+        for item in (*node.items, None):
+            if item is not None and self._is_terminal(item) and not self._by_character:
+                run.append(item)
+                continue
+            if run:
+                words.append(self.write(run[0] if len(run) == 1 else Sequence(tuple(run))))
+                run = []
+            if item is not None:
+                words.append(self.write(item))
+        return f"({' '.join(words)})"
+
+    def _is_terminal(self, node: Node) -> bool:
+        if self._by_character:
+            return isinstance(node, (Chars, Lexeme))
+        return _is_regular(node)
 
 
 def _is_regular(node: Node) -> bool:

@@ -32,7 +32,11 @@ _CLASSES = {
     "S": complement(_ALL_SPACES),
 }
 # of a negated set: what must be taken away so that nothing is left which Python counts in
-_WIDEST = {"d": joined([*_DIGITS, (128, LAST_CODE)]), "w": joined([*_WORDS, (128, LAST_CODE)]), "s": _ALL_SPACES} | {
+_WIDEST = {
+    "d": joined([*_DIGITS, (128, LAST_CODE)]),
+    "w": joined([*_WORDS, (128, LAST_CODE)]),
+    "s": _ALL_SPACES,
+} | {
     "D": joined(complement(_DIGITS)),
     "W": joined(complement(_WORDS)),
     "S": complement(_SPACES),

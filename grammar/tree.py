@@ -159,31 +159,36 @@ def _pruned(node: Node, known: set[str]) -> Node | None:
 
 def is_unguarded(rules: Rules) -> bool:
     """Whether a rule may begin with itself, which left-to-right parsers cannot follow."""
-    return any(_begins_with(rules, rules[name], name, set()) for name in rules)
-
-
-def _begins_with(rules: Rules, node: Node, name: str, seen: set[str]) -> bool:
-    if isinstance(node, Rule):
-        if node.name == name:
+    empty: set[str] = set()  # rules that the empty text is in
+    while found := {name for name in rules if name not in empty and _may_be_empty(rules[name], empty)}:
+        empty |= found
+    first = {name: set(_beginnings(node, empty)) for name, node in rules.items()}
+    for name in rules:
+        seen, todo = set(), [name]
+        while todo:
+            for other in first[todo.pop()] - seen:
+                seen.add(other)
+                todo.append(other)
+        if name in seen:
             return True
-        if node.name in seen:
-            return False
-        seen.add(node.name)
-        return _begins_with(rules, rules[node.name], name, seen)
-    if isinstance(node, Sequence):
-        for item in node.items:
-            if _begins_with(rules, item, name, seen):
-                return True
-            if not _may_be_empty(item):
-                return False
-        return False
-    return any(_begins_with(rules, part, name, seen) for part in parts(node))
+    return False
 
 
-def _may_be_empty(node: Node) -> bool:
-    """Whether the empty text is in it; rules are taken for never empty, as those of JSON values are."""
-    if isinstance(node, Repeat):
-        return node.least == 0 or _may_be_empty(node.item)
+def _beginnings(node: Node, empty: set[str]) -> Iterator[str]:
+    """The rules that a text of ``node`` may begin with."""
+    if isinstance(node, Rule):
+        yield node.name
+    for part in parts(node):
+        yield from _beginnings(part, empty)
+        if isinstance(node, Sequence) and not _may_be_empty(part, empty):
+            return
+
+
+def _may_be_empty(node: Node, empty: set[str]) -> bool:
+    if isinstance(node, Rule):
+        return node.name in empty
+    if isinstance(node, Repeat) and node.least == 0:
+        return True
     if isinstance(node, Choice):
-        return any(map(_may_be_empty, node.options))
-    return isinstance(node, Sequence) and all(map(_may_be_empty, node.items))
+        return any(_may_be_empty(option, empty) for option in node.options)
+    return not isinstance(node, Chars) and all(_may_be_empty(part, empty) for part in parts(node))

@@ -1,0 +1,46 @@
+"""What a request asks its output to be, and the rules that describe it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from .ebnf import parse_ebnf
+from .json_schema import compile_schema
+from .regex import parse
+from .structural_tag import compile_structural_tag
+from .tree import Lexeme, Rules, choice, literal
+
+if TYPE_CHECKING:
+    from ..sampling.params import SamplingParams
+
+ANY_JSON = "$$ANY$$"
+"""As ``json_schema``: any JSON document."""
+
+
+class Constraint(NamedTuple):
+    """A kind (``json_schema``, ``regex``, ``ebnf``, ``structural_tag`` or ``choice``) and its text; hashable."""
+
+    kind: str
+    text: str
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> Constraint | None:
+        """That of a request's parameters, None if it has none."""
+        for kind in ("json_schema", "regex", "ebnf", "structural_tag"):
+            text = getattr(params, kind)
+            if text is not None:
+                return cls(kind, text)
+        return None if params.choice is None else cls("choice", json.dumps(params.choice))
+
+    def rules(self) -> Rules:
+        """The language as rules, all that is not supported refused. Raises GrammarError."""
+        if self.kind == "json_schema":
+            return compile_schema("true" if self.text == ANY_JSON else self.text)
+        if self.kind == "ebnf":
+            return parse_ebnf(self.text)
+        if self.kind == "structural_tag":
+            return compile_structural_tag(self.text)
+        if self.kind == "regex":
+            return {"root": Lexeme(parse(self.text))}
+        return {"root": Lexeme(choice(*map(literal, json.loads(self.text))))}
