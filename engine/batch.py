@@ -122,6 +122,12 @@ class Batch:
         return self.decodes.requests + [row.request for row in self.other_rows if row.samples]
 
 
+    @cached_property
+    def has_grammars(self) -> bool:
+        """Whether some drawn token is bound by a grammar."""
+        return any(request.matcher is not None for request in self.sampling_requests)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step produced, on the host.

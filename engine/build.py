@@ -29,6 +29,7 @@ from ..sampling.sampler import Sampler
 from .backends import Backend, announced, choose_backend, make_backend
 from .chat import ChatRenderer
 from .config import EngineConfig
+from .constraints import Constraints
 from .core import EngineCore
 from .detokenizer import Detokenizer
 from .embedding import build_embedding
@@ -87,6 +88,7 @@ class Parts:
     chat_renderer: ChatRenderer
     limits: Limits
     resolved: Resolved
+    constraints: Constraints
     release: Callable[[], None]  # frees device memory
 
 
@@ -126,7 +128,15 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         after_step=None if config.decode_log_interval is None else StatsLine(config.decode_log_interval),
     )
 
+    constraints = Constraints(
+        config.grammar_backend,
+        None if resolved.embeds else tokenizer,
+        loaded.config.vocab_size,
+        resolved.eos_token_ids,
+    )
+
     def release() -> None:
+        constraints.close()
         runner.close()
         tables.close()
         kv.close()
@@ -135,7 +145,8 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     limits = Limits(
         loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens, loaded.config.hidden_size
     )
-    return Parts(core, tokenizer, ChatRenderer(tokenizer, template), limits, resolved, release)
+    renderer = ChatRenderer(tokenizer, template)
+    return Parts(core, tokenizer, renderer, limits, resolved, constraints, release)
 
 
 def _runner(

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..grammar.interface import Matcher
     from ..sampling.params import SamplingParams
     from ..sampling.sampler import SamplingRow
 
 
 class RequestStatus(enum.Enum):
-    """Where a request stands; WAITING and RUNNING may alternate (preemption), the rest is final."""
+    """Where a request stands; COMPILING comes first if at all, WAITING and RUNNING may alternate (preemption), the rest is final."""
 
+    COMPILING = "compiling"  # its grammar is not ready; owns nothing, and the scheduler passes it over
     WAITING = "waiting"  # owns no pages and no slot
     RUNNING = "running"  # owns a slot and pages
     FINISHED = "finished"  # one terminal event was emitted; owns nothing
@@ -109,6 +111,7 @@ class Request:
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
     num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
+    matcher: Matcher | None = field(init=False, default=None)  # of its constraint, at its committed output
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)

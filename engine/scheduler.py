@@ -114,6 +114,7 @@ class Scheduler:
         self.page_size = page_size
         self.policy = policy
         self.stats = SchedulerStats()
+        self.compiling: list[Request] = []  # waiting for a grammar, arrival order
         self.waiting: list[Request] = []  # arrival order
         self.running: list[Request] = []  # arrival order
         self._in_chunks = chunked_prefill_size is not None
@@ -127,14 +128,20 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """True while any request waits or runs."""
+        """True while any request waits for a step or runs."""
         return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> None:
         """Take a new request; it must fit alone in an empty pool (checked where requests enter)."""
         request.arrival = self._num_arrived
         self._num_arrived += 1
-        self.waiting.append(request)
+        (self.compiling if request.status is RequestStatus.COMPILING else self.waiting).append(request)
+
+    def make_ready(self, request: Request) -> None:
+        """Let a request whose grammar is compiled wait for its turn, in the place it arrived at."""
+        self.compiling.remove(request)
+        request.status = RequestStatus.WAITING
+        bisect.insort(self.waiting, request, key=_arrival)
 
     def abort(self, request: Request, message: str) -> None:
         """End ``request`` now; its pages are free for the next step. No-op on a finished one."""
@@ -147,6 +154,8 @@ class Scheduler:
         if request.status is RequestStatus.RUNNING:
             self.running.remove(request)
             self._release(request)
+        elif request.status is RequestStatus.COMPILING:
+            self.compiling.remove(request)
         else:
             self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
@@ -203,7 +212,10 @@ class Scheduler:
                 continue
             token_ids = request.token_ids
             token_ids.append(token_id)
-            if len(token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids:
+            if request.matcher is not None and not request.matcher.accept(token_id):
+                self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
+                noteworthy.append(request)
+            elif len(token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids:
                 self.finish(request, request.check_finish())
                 noteworthy.append(request)
             elif request.is_watched:
@@ -444,8 +456,10 @@ class Scheduler:
                 assert request.num_tokens < request.max_num_tokens
             assert len(request.pages) == self._num_pages(request.num_computed_tokens)
             tables.update(request.pages)
-        for request in self.waiting:
-            assert request.status is RequestStatus.WAITING
+        for request in self.compiling:
+            assert request.status is RequestStatus.COMPILING
+        for request in self.waiting + self.compiling:
+            assert request.status in (RequestStatus.WAITING, RequestStatus.COMPILING)
             assert not request.pages
             assert request.slot is None
             assert request.num_computed_tokens == request.decodes_until == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GrammarError, MissingDependencyError
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class LlguidanceBackend:
-    """Compiles rules with llguidance. Raises MissingDependencyError if it is not installed."""
+    """Compiles rules with llguidance; ``vocabulary`` is called at the first use. Raises MissingDependencyError if it is not installed."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
         try:
             import llguidance
         except ImportError as error:
@@ -25,9 +26,10 @@ class LlguidanceBackend:
                 "grammar_backend='llguidance' needs that package: pip install 'rootlet[llguidance]'."
             ) from error
         self._library = llguidance
-        self._vocabulary = vocabulary
+        self._make_vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: Any = None
+        self._stops: frozenset[int] = frozenset()
 
     def compile(self, constraint: Constraint) -> LlguidanceGrammar:
         """Raises GrammarError for what is invalid or not supported."""
@@ -35,17 +37,20 @@ class LlguidanceBackend:
         text = as_lark(constraint.rules(), by_character=constraint.kind in ("ebnf", "structural_tag"))
         with self._lock:
             if self._tokenizer is None:
-                wrapper = self._library.TokenizerWrapper(_Tokenizer(self._vocabulary))
-                stops = list(self._vocabulary.stop_token_ids)
-                self._tokenizer = self._library.LLTokenizer(
-                    wrapper, n_vocab=len(self._vocabulary.tokens), eos_token=stops
-                )
+                self._tokenizer = self._load()
         matcher = self._library.LLMatcher(
             self._tokenizer, self._library.LLMatcher.grammar_from_lark(text), log_level=0
         )
         if matcher.is_error():
             raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")
-        return LlguidanceGrammar(matcher, frozenset(self._vocabulary.stop_token_ids))
+        return LlguidanceGrammar(matcher, self._stops)
+
+    def _load(self) -> Any:
+        vocabulary = self._make_vocabulary()
+        self._stops = frozenset(vocabulary.stop_token_ids)
+        wrapper = self._library.TokenizerWrapper(_Tokenizer(vocabulary))
+        stops = list(vocabulary.stop_token_ids)
+        return self._library.LLTokenizer(wrapper, n_vocab=len(vocabulary.tokens), eos_token=stops)
 
 
 class _Tokenizer:

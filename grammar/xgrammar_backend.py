@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GrammarError
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class XGrammarBackend:
-    """Compiles rules with xgrammar, which is loaded at the first use."""
+    """Compiles rules with xgrammar, which is loaded at the first use; ``vocabulary`` is called then."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._compiler: Any = None
@@ -37,7 +38,7 @@ class XGrammarBackend:
     def _load(self) -> Any:
         import xgrammar
 
-        vocabulary = self._vocabulary
+        vocabulary = self._vocabulary()
         info = xgrammar.TokenizerInfo(
             vocabulary.tokens,
             vocab_type=xgrammar.VocabType.RAW,

@@ -102,6 +102,9 @@ class FakeStep:
         self.batch = batch
         self._result = result
 
+    def draw(self) -> None:
+        """Nothing is left to draw: there are no grammars here."""
+
     def wait(self) -> StepResult:
         return self._result
 
