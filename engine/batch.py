@@ -121,7 +121,6 @@ class Batch:
             return self.decodes.requests
         return self.decodes.requests + [row.request for row in self.other_rows if row.samples]
 
-
     @cached_property
     def has_grammars(self) -> bool:
         """Whether some drawn token is bound by a grammar."""

@@ -93,7 +93,9 @@ class EngineConfig:
         ("auto", "torch", "triton", "flashinfer"),
     )
     grammar_backend: str = _option(
-        "xgrammar", "library that constrains outputs (json_schema, regex, ebnf, ...)", ("xgrammar", "llguidance")
+        "xgrammar",
+        "library that constrains outputs (json_schema, regex, ebnf, ...)",
+        ("xgrammar", "llguidance"),
     )
     disable_cuda_graph: bool = _option(False, "launch every kernel of a decode step from the host")
     cuda_graph_max_bs: int | None = _option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from ..grammar.constraint import Constraint
 from ..grammar.interface import Vocabulary
 from ..grammar.llguidance_backend import LlguidanceBackend
 from ..grammar.xgrammar_backend import XGrammarBackend
+from ..sampling.params import CONSTRAINTS
 from .token_text import TokenPieces
 
 if TYPE_CHECKING:
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
     from ..sampling.params import SamplingParams
 
 _BACKENDS = {"xgrammar": XGrammarBackend, "llguidance": LlguidanceBackend}
+
+
+def constraint_of(params: SamplingParams) -> Constraint | None:
+    """What ``params`` ask of the output, None if they leave it free."""
+    for kind in CONSTRAINTS:
+        value = getattr(params, kind)
+        if value is not None:
+            return Constraint(kind, value if isinstance(value, str) else json.dumps(value))
+    return None
 
 
 class Constraints:
@@ -48,7 +59,7 @@ class Constraints:
 
         Raises InvalidRequestError if this engine cannot constrain anything.
         """
-        constraint = Constraint.of(params)
+        constraint = constraint_of(params)
         if constraint is None:
             return None
         if self._tokenizer is None:
@@ -57,8 +68,8 @@ class Constraints:
             )
         if self._compiler is None:
             raise InvalidRequestError(
-                f"{constraint.kind} needs tokens that stand for fixed bytes (byte-level BPE, or SentencePiece with"
-                f" byte fallback), and those of {type(self._tokenizer).__name__} do not."
+                f"{constraint.kind} needs tokens that stand for fixed bytes (byte-level BPE, or SentencePiece"
+                f" with byte fallback), and those of {type(self._tokenizer).__name__} do not."
             )
         if not self._has_end:
             raise InvalidRequestError(

@@ -108,7 +108,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """True while :meth:`step` has something to do. Requests whose grammars are being compiled are nothing."""
+        """True while :meth:`step` has something to do, which requests with no grammar yet are not."""
         if self._in_flight is not None or self.scheduler.has_work:
             return True
         return any(grammar.done() for grammar in self._compiling.values())

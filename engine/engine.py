@@ -352,8 +352,9 @@ class Engine:
         return self._loop.step()
 
     def flush_cache(self) -> bool:
-        """Empty the prefix cache and forget compiled grammars. Returns False, with nothing done, while requests
-        wait or run.
+        """Empty the prefix cache and forget compiled grammars.
+
+        Returns False, with nothing done, while requests wait or run.
         """
         flushed = self._loop.call(_flush)
         if flushed:

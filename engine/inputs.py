@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidRequestError, RequestTooLongError
 from ..sampling.custom import resolve_processor
-from ..sampling.params import CONSTRAINTS, SamplingParams
+from ..sampling.params import SamplingParams
 from ..sampling.sampler import SamplingRow
 from ..sampling.seeds import derive_seed
 from ..sampling.seeds import random_seed as draw_seed
+from .constraints import Constraints, constraint_of
 from .input_embeds import PLACEHOLDER, namespace_of, parse_embeds
 from .request import LogprobOptions, Request
 from .sessions import SessionParams, Sessions, Turn
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..grammar.interface import Grammar
-    from .constraints import Constraints
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -297,8 +297,9 @@ class RequestFactory:
             seed = draw_seed(self._seeds)
         named = frozenset(params.stop_token_ids or ())
         # with a constraint nothing but an end is allowed where it is met, so that is one
-        constrained = any(getattr(params, name) is not None for name in CONSTRAINTS)
-        stops = frozenset() if params.ignore_eos and not constrained else named | self.eos_token_ids
+        stops = (
+            frozenset() if params.ignore_eos and constraint_of(params) is None else named | self.eos_token_ids
+        )
         row = SamplingRow(
             params=params,
             seed=seed,

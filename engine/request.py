@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class RequestStatus(enum.Enum):
-    """Where a request stands; COMPILING comes first if at all, WAITING and RUNNING may alternate (preemption), the rest is final."""
+    """Where a request stands: COMPILING first, if at all, then WAITING and RUNNING in turns (preemption)."""
 
     COMPILING = "compiling"  # its grammar is not ready; owns nothing, and the scheduler passes it over
     WAITING = "waiting"  # owns no pages and no slot

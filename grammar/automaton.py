@@ -7,6 +7,7 @@ expression with its repetitions takes up to a tenth of a second.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import NamedTuple
 
@@ -117,7 +118,7 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
         moves = [(low, high, to) for s in states for ranges, to in machine.steps[s] for low, high in ranges]
         cuts = sorted({low for low, _, _ in moves} | {high + 1 for _, high, _ in moves})
         by_target: dict[frozenset[int], list[tuple[int, int]]] = {}
-        for low, after in zip(cuts, cuts[1:]):
+        for low, after in itertools.pairwise(cuts):
             to = {target for begin, high, target in moves if begin <= low <= high}
             if to:
                 by_target.setdefault(_closure(machine, to), []).append((low, after - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .ebnf import parse_ebnf
 from .json_schema import compile_schema
@@ -11,27 +11,15 @@ from .regex import parse
 from .structural_tag import compile_structural_tag
 from .tree import Lexeme, Rules, choice, literal
 
-if TYPE_CHECKING:
-    from ..sampling.params import SamplingParams
-
 ANY_JSON = "$$ANY$$"
 """As ``json_schema``: any JSON document."""
 
 
 class Constraint(NamedTuple):
-    """A kind (``json_schema``, ``regex``, ``ebnf``, ``structural_tag`` or ``choice``) and its text; hashable."""
+    """A kind (``json_schema``, ``regex``, ``ebnf``, ``structural_tag``, ``choice``) and its text."""
 
     kind: str
     text: str
-
-    @classmethod
-    def of(cls, params: SamplingParams) -> Constraint | None:
-        """That of a request's parameters, None if it has none."""
-        for kind in ("json_schema", "regex", "ebnf", "structural_tag"):
-            text = getattr(params, kind)
-            if text is not None:
-                return cls(kind, text)
-        return None if params.choice is None else cls("choice", json.dumps(params.choice))
 
     def rules(self) -> Rules:
         """The language as rules, all that is not supported refused. Raises GrammarError."""

@@ -3,8 +3,9 @@
     root ::= "key: " value ("," value)*      # a comment
     value ::= [a-z]{1,8} | "(" root ")"
 
-Literals and character sets know ``\\n \\r \\t \\" \\\\ \\] \\- \\xHH \\uHHHH \\UHHHHHHHH``; ``*``, ``+``, ``?`` and
-``{m,n}`` repeat; a rule goes on as long as no other begins. The language is that of ``root``.
+Literals and sets know ``\\n``, ``\\r``, ``\\t``, ``\\xHH``, ``\\uHHHH``, ``\\UHHHHHHHH`` and any sign behind
+a backslash; ``*``, ``+``, ``?`` and ``{m,n}`` repeat; a rule goes on until the next one begins. The language
+is that of ``root``.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ class Matcher(Protocol):
     """Where one request stands in a grammar."""
 
     def fill(self, masks: np.ndarray, row: int) -> None:
-        """Write the tokens allowed next to ``masks`` [B, ceil(V / 32)] int32: bit ``t % 32`` of word ``t // 32``."""
+        """Write the tokens allowed next to a row of ``masks`` [B, ceil(V / 32)] int32.
+
+        Bit ``t % 32`` of word ``t // 32`` is that of token ``t``.
+        """
 
     def accept(self, token_id: int) -> bool:
         """Take the next token. False, with nothing changed, if it is not allowed here."""

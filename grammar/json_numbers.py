@@ -21,7 +21,7 @@ def any_number() -> Node:
 
 
 def integers(least: int | None, most: int | None, multiple_of: int | None = None) -> Node:
-    """Integers within these inclusive bounds. Raises GrammarError if there are none, or too many multiples."""
+    """Integers within inclusive bounds. Raises GrammarError if there are none, or too many multiples."""
     low, high = (
         max(-_LIMIT, -_LIMIT if least is None else least),
         min(_LIMIT, _LIMIT if most is None else most),
@@ -129,7 +129,7 @@ def _fraction(value: Decimal) -> str:
 
 
 def _in_cell(whole: int, low: str, high: str | None, open_low: bool, open_high: bool) -> list[Node]:
-    """Numbers with this whole part whose fractions lie between ``low`` and ``high`` (None: the next whole)."""
+    """Numbers of this whole part with fractions between ``low`` and ``high`` (None: up to the next)."""
     options: list[Node] = []
     above = high is None or high != "" or not open_high
     if not low and not open_low and above:

@@ -1,10 +1,10 @@
 """JSON Schema as rules: what is enforced is enforced exactly, and everything else is refused by name.
 
-Every text of the result is a document that the schema accepts, in one form: as ``json.dumps`` writes it (``", "``
-and ``": "``), declared properties in their order. Where a schema leaves more open than a model needs, less is
-generated: objects that declare ``properties`` get no others unless ``additionalProperties`` says so, numbers have at
-most 15 digits, formats their common forms. Keywords that do not apply to a value's type are without effect, as the
-standard has it; unknown ones are refused, for a misspelt limit would be no limit.
+Every text of the result is a document that the schema accepts, in one form: as ``json.dumps`` writes it
+(``", "`` and ``": "``), declared properties in their order. Where a schema leaves more open than a model
+needs, less is generated: objects that declare ``properties`` get no others unless ``additionalProperties``
+says so, numbers have at most 15 digits, formats their common forms. Keywords that do not apply to a value's
+type are without effect, as the standard has it; unknown ones are refused: a misspelt limit would be none.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
 from ..errors import GrammarError, unknown_option
+from .json_kinds import tell_apart, types_of
 from .json_numbers import any_number, integers, numbers
+from .json_objects import ITEM, list_of, members
 from .json_strings import string, texts, texts_except
 from .tree import (
     EMPTY,
@@ -77,15 +79,13 @@ _REFUSED = frozenset(
     + ("dependentRequired", "unevaluatedProperties", "unevaluatedItems", "additionalItems", "$dynamicRef")
     + ("$recursiveRef", "$anchor", "$dynamicAnchor", "contentEncoding", "contentMediaType", "contentSchema")
 )
-_MAX_ITEMS = 10_000
+_MAXITEMS = 10_000
 _SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule
 _MAX_DEPTH = 64
 
-_ITEM = literal(", ")
-
 
 def compile_schema(text: str) -> Rules:
-    """The rules of a JSON schema, written as JSON. Raises GrammarError for what is invalid or not supported."""
+    """The rules of a JSON schema, written as JSON. Raises GrammarError for what cannot be enforced."""
     try:
         schema = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -179,8 +179,12 @@ class _Compiler:
             raise self._invalid(path, f"{name} must be a list of schemas with at least one")
         if name == "allOf" and len(value) > 1:
             raise self._unsupported(path, "allOf of several schemas is not supported: merge them into one")
-        if name == "oneOf":
-            self._check_disjoint(value, path)
+        if name == "oneOf" and not tell_apart(value, lambda pointer: self._resolve(pointer, path)):
+            raise self._unsupported(
+                path,
+                "oneOf is supported where types, values or a constant property tell the options apart, and here"
+                " they do not: use anyOf",
+            )
         return choice(*(self._node(one, f"{path}/{name}/{i}") for i, one in enumerate(value)))
 
     def _reference(self, pointer: Any, path: str) -> Node:
@@ -210,7 +214,7 @@ class _Compiler:
         if not isinstance(values, list) or not values:
             raise self._invalid(path, "enum must be a list with at least one value")
         allowed = None if types is None else self._types(types, path)
-        kept = [value for value in values if allowed is None or _type_of(value) & set(allowed)]
+        kept = [value for value in values if allowed is None or types_of(value) & set(allowed)]
         if not kept:
             raise self._invalid(path, f"no value is of type {types}")
         return choice(*(literal(self._dump(value, path)) for value in kept))
@@ -222,38 +226,6 @@ class _Compiler:
         except (ValueError, UnicodeEncodeError):
             raise self._unsupported(path, "a number or character that JSON cannot carry") from None
         return text.replace("\x7f", "\\u007f")
-
-    def _check_disjoint(self, options: list, path: str) -> None:
-        """oneOf is anyOf where no value can be of two kinds: that must be plain to see."""
-        seen = [self._signature(option, path) for option in options]
-        for i, first in enumerate(seen):
-            for second in seen[:i]:
-                if not _are_disjoint(first, second):
-                    raise self._unsupported(
-                        path, "oneOf is supported where types, values or a constant property tell the options"
-                        " apart, and here they do not: use anyOf"
-                    )  # fmt: skip
-
-    def _signature(self, schema: Any, path: str, depth: int = 0) -> Any:
-        """What values look like: a dict of types, values and constant properties; {} is unknown."""
-        while isinstance(schema, dict) and "$ref" in schema and depth < _MAX_DEPTH:
-            schema, depth = self._resolve(schema["$ref"], path), depth + 1
-        if not isinstance(schema, dict):
-            return {}
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(values, list):
-            return {"values": {_key(v) for v in values}, "types": set().union(*map(_type_of, values))}
-        if "type" not in schema:
-            return {}
-        types = set(self._types(schema["type"], path))
-        constants = {}
-        required = schema.get("required", ())
-        for name, one in (schema.get("properties") or {}).items():
-            inner = self._signature(one, path, depth + 1) if name in required and depth < 2 else {}
-            if "values" in inner:
-                constants[name] = inner["values"]
-        types |= {"integer"} if "number" in types else set()
-        return {"types": types, "constants": constants}
 
     # ---- by type -----------------------------------------------------------------------------------
 
@@ -315,8 +287,8 @@ class _Compiler:
         least, most = int(least), None if most is None else int(most)
         if most is not None and least > most:
             raise self._invalid(path, f"{low} {least} is above {high} {most}")
-        if max(least, most or 0) > _MAX_ITEMS:
-            raise self._unsupported(path, f"{low} or {high} above {_MAX_ITEMS} is not supported")
+        if max(least, most or 0) > _MAXITEMS:
+            raise self._unsupported(path, f"{low} or {high} above {_MAXITEMS} is not supported")
         return least, most
 
     def _bounds(self, schema: dict, path: str) -> tuple[Decimal | None, Decimal | None, bool, bool]:
@@ -374,14 +346,14 @@ class _Compiler:
         tail: Node = EMPTY  # what follows the declared items
         if more is not None and room != 0:
             wanted = max(least - len(nodes), 0)
-            tail = Repeat(sequence(_ITEM, more), wanted, room)
+            tail = Repeat(sequence(ITEM, more), wanted, room)
             if not nodes:
-                inner = sequence(more, Repeat(sequence(_ITEM, more), max(wanted - 1, 0), room and room - 1))
+                inner = sequence(more, Repeat(sequence(ITEM, more), max(wanted - 1, 0), room and room - 1))
                 return sequence(literal("["), inner if least else optional(inner), literal("]"))
         elif least > len(nodes):
             raise self._invalid(path, f"minItems {least} is more than the {len(nodes)} items there can be")
         for i in reversed(range(len(nodes))):
-            node = sequence(_ITEM, nodes[i], tail) if i else sequence(nodes[i], tail)
+            node = sequence(ITEM, nodes[i], tail) if i else sequence(nodes[i], tail)
             tail = node if i < least else optional(node)
         return sequence(literal("["), tail, literal("]"))
 
@@ -405,9 +377,8 @@ class _Compiler:
         if declared and extra is not None and "patternProperties" not in schema:
             extra = sequence(string(texts_except(declared)), literal(": "), value)
         least, most = self._range(schema, "minProperties", "maxProperties", path)
-        return sequence(
-            literal("{"), self._members(declared, required, extra, least, most, path), literal("}")
-        )
+        inner = self._at(path, members, declared, required, extra, least, most, self._share)
+        return sequence(literal("{"), inner, literal("}"))
 
     def _undeclared(self, schema: dict, value: Node | None, name: str, path: str) -> Node:
         """A required property that ``properties`` does not have."""
@@ -455,44 +426,6 @@ class _Compiler:
         value = self._node(schema, f"{path}/patternProperties/{pattern}")
         return sequence(key, literal(": "), value), value
 
-    def _members(
-        self, declared: Mapping[str, Node], required: list[str], extra: Node | None, least: int, most: int | None, path: str
-    ) -> Node:  # fmt: skip
-        """What stands between the braces."""
-        if not declared:
-            if extra is None or most == 0:
-                if least:
-                    raise self._invalid(
-                        path, f"minProperties {least} is more than the properties there can be"
-                    )
-                return EMPTY
-            if least > 1:  # names may repeat, and a repeated one counts once
-                raise self._unsupported(
-                    path, "minProperties above 1 is supported for declared properties only"
-                )
-            more = Repeat(sequence(_ITEM, extra), 0, None if most is None else most - 1)
-            return sequence(extra, more) if least else optional(sequence(extra, more))
-        needed = len(set(required))
-        if least > max(needed, 1) or (most is not None and (extra is not None or most < len(declared))):
-            raise self._unsupported(
-                path, "minProperties and maxProperties that cut into declared properties are not supported"
-            )
-        more = EMPTY if extra is None else Repeat(sequence(_ITEM, extra), 0, None)
-        begin: list[Node] = [] if extra is None else [sequence(extra, more)]  # nothing came before
-        must = False
-        for name in reversed(declared):
-            node = self._share(declared[name]) if any(n not in required for n in declared) else declared[name]
-            first = sequence(node, more)
-            if name in required:
-                begin, must = [first], True
-                more = sequence(_ITEM, node, more)
-            else:
-                begin.insert(0, first)
-                more = sequence(optional(sequence(_ITEM, node)), more)
-            more = self._share(more) if len(begin) > 1 else more
-        members = choice(*begin)
-        return members if must or least else optional(members)
-
     def _share(self, node: Node) -> Node:
         """A rule for a large node that is used several times."""
         if _size(node, _SHARED_SIZE) < _SHARED_SIZE:
@@ -506,13 +439,10 @@ class _Compiler:
         if "any" not in self._rules:
             value = Rule("any")
             member = sequence(string(texts()), literal(": "), value)
-            self._rules["any"] = choice(
-                string(texts()),
-                any_number(),
-                *map(literal, ("true", "false", "null")),
-                sequence(literal("["), optional(sequence(value, Repeat(sequence(_ITEM, value), 0, None))), literal("]")),
-                sequence(literal("{"), optional(sequence(member, Repeat(sequence(_ITEM, member), 0, None))), literal("}")),
-            )  # fmt: skip
+            simple = [string(texts()), any_number(), *map(literal, ("true", "false", "null"))]
+            many = [(list_of(value), "[]"), (list_of(member), "{}")]
+            nested = [sequence(literal(ends[0]), optional(inner), literal(ends[1])) for inner, ends in many]
+            self._rules["any"] = choice(*simple, *nested)
         return Rule("any")
 
 
@@ -523,25 +453,3 @@ def _size(node: Node, limit: int) -> int:
         if isinstance(part, tuple) and total < limit:
             total += _size(part, limit - total)
     return total
-
-
-def _type_of(value: Any) -> set[str]:
-    if isinstance(value, bool):
-        return {"boolean"}
-    if isinstance(value, (int, float)):
-        return {"integer", "number"} if value == int(value) else {"number"}
-    return {{str: "string", list: "array", dict: "object", type(None): "null"}[type(value)]}
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _are_disjoint(first: dict, second: dict) -> bool:
-    if "values" in first and "values" in second:
-        return not first["values"] & second["values"]
-    if not first.get("types", set()) & second.get("types", set()):
-        return bool(first and second)
-    names = set(first.get("constants", ())) & set(second.get("constants", ()))
-    same_kind = first.get("types") == second.get("types") == {"object"}
-    return same_kind and any(not first["constants"][n] & second["constants"][n] for n in names)

@@ -1,4 +1,4 @@
-"""JSON strings as trees: any, by length, by pattern or by format. Every character has one way to be written."""
+"""JSON strings as trees: any, by length, pattern or format. Every character has one way to be written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FORMATS = {
     "date": f"{_YEAR}-{_MONTH_DAY}",
     "time": _TIME,
     "date-time": f"{_YEAR}-{_MONTH_DAY}T{_TIME}",
-    "duration": r"P(?:\d{1,4}W|\d{1,4}D(?:T\d{1,4}H)?|T(?:\d{1,4}H(?:\d{1,4}M(?:\d{1,4}S)?)?|\d{1,4}M|\d{1,4}S))",
+    "duration": r"P(?:\d{1,4}[WD]|T(?:\d{1,4}H(?:\d{1,4}M(?:\d{1,4}S)?)?|\d{1,4}M|\d{1,4}S))",
     "email": rf"[a-z0-9]+(?:[._+-][a-z0-9]+){{0,3}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
     "hostname": _HOST,
     "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
@@ -64,8 +64,8 @@ def string(text: Node) -> Node:
         and text.item == Chars(_ALL)
         and max(text.least, text.most or 0) > _MAX_STATES
     ):
-        # As an automaton it would take a minute to compile. Counted instead, its characters are to be of one kind:
-        # those that need no escape.
+        # As an automaton it would take a minute to compile. Counted instead, its characters are to be of one
+        # kind: those that need no escape.
         return sequence(literal('"'), text._replace(item=Chars(_PLAIN)), literal('"'))
     return Lexeme(sequence(literal('"'), _escaped(text), literal('"')))
 

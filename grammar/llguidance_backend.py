@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class LlguidanceBackend:
-    """Compiles rules with llguidance; ``vocabulary`` is called at the first use. Raises MissingDependencyError if it is not installed."""
+    """Compiles rules with llguidance; ``vocabulary`` is called at the first use.
+
+    Raises MissingDependencyError if the package is not installed.
+    """
 
     def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
         try:
@@ -33,7 +36,7 @@ class LlguidanceBackend:
 
     def compile(self, constraint: Constraint) -> LlguidanceGrammar:
         """Raises GrammarError for what is invalid or not supported."""
-        # of a caller's own rules the lexer may not take more than they say: there every character is a terminal
+        # of a caller's own rules the lexer may not take more than they say: each character is a terminal
         text = as_lark(constraint.rules(), by_character=constraint.kind in ("ebnf", "structural_tag"))
         with self._lock:
             if self._tokenizer is None:

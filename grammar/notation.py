@@ -37,8 +37,8 @@ def as_ebnf(rules: Rules) -> str:
 def as_lark(rules: Rules, *, by_character: bool = False) -> str:
     """Rules as llguidance reads them: what refers to no rule is a terminal, a regular expression.
 
-    A terminal takes all it can get. Where that may be too much (rules of a caller's own), ``by_character`` makes
-    every character a terminal instead, which is slower.
+    A terminal takes all it can get. Where that may be too much (rules of a caller's own), ``by_character``
+    makes every character a terminal instead, which is slower.
     """
     writer = _Lark(rules, by_character)
     lines = [f"{writer.names[name]}: {writer.write(node)}\n" for name, node in rules.items()]

@@ -1,8 +1,8 @@
 """Regular expressions of the callers: read once, with every construct we cannot promise refused by name.
 
-What is understood is the common part of Python's ``re`` and JSON Schema's dialect. Every string of the resulting
-tree is one that ``re.fullmatch`` accepts. The other way there are fewer: ``\\d``, ``\\w`` and ``\\s`` stand for
-their ASCII characters, and so do ``\\D`` and ``\\W``.
+What is understood is the common part of Python's ``re`` and JSON Schema's dialect. Every string of the
+resulting tree is one that ``re.fullmatch`` accepts. The other way there are fewer: ``\\d``, ``\\w`` and
+``\\s`` stand for their ASCII characters, and so do ``\\D`` and ``\\W``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from .tree import LAST_CODE, Chars, Choice, Node, Ranges, Repeat, Sequence, code
 
 _MAX_COUNT = 10_000  # of a repetition: backends write it out, state by state
 _MAX_DEPTH = 100  # groups within groups
+_COUNTS = re.compile(r"\{(?=,?\d)(\d*)(,?)(\d*)\}")
 
 _DIGITS = joined([(48, 57)])
 _WORDS = joined([(48, 57), (65, 90), (95, 95), (97, 122)])
@@ -151,12 +152,10 @@ class _Parser:
         if char and char in "*+?":
             self._at += 1
             bounds = {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
-        elif char == "{" and (found := re.compile(r"\{(\d*)(,?)(\d*)\}").match(self._pattern, self._at)):
-            if found[1] or found[3]:
-                least = int(found[1] or 0)
-                most = (int(found[3]) if found[3] else None) if found[2] else least
-                bounds = least, most
-                self._at = found.end()
+        elif char == "{" and (found := _COUNTS.match(self._pattern, self._at)):
+            least = int(found[1] or 0)
+            bounds = least, (int(found[3]) if found[3] else None) if found[2] else least
+            self._at = found.end()
         if bounds is None:
             return node
         if bounds[1] is not None and bounds[0] > bounds[1]:

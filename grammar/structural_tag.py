@@ -115,7 +115,8 @@ class _Compiler:
         kind = given.get("type") if isinstance(given, dict) else None
         if kind not in _FIELDS:
             raise GrammarError(
-                f"structural_tag: {path} is of type {kind!r}, which is not supported: {', '.join(_FIELDS)} are."
+                f"structural_tag: {path} is of type {kind!r}, which is not supported:"
+                f" {', '.join(_FIELDS)} are."
             )
         if unknown := set(given) - _FIELDS[kind] - {"type"}:
             raise GrammarError(
@@ -130,7 +131,7 @@ class _Compiler:
     def _const_string(self, given: dict, path: str) -> Node:
         return literal(_text(given.get("value"), f"{path}.value", may_be_empty=True))
 
-    def _json_schema(self, given: dict, path: str) -> Node:
+    def _json_schema(self, given: dict, path: str) -> Node:  # noqa: ARG002
         return self._imported(compile_schema(json.dumps(given.get("json_schema"))))
 
     def _regex(self, given: dict, path: str) -> Node:

@@ -1,7 +1,7 @@
 """A language as a small tree: sets of characters, sequences, choices, repetitions and references to rules.
 
-What callers ask for (a regular expression, a choice, a JSON schema) becomes such trees, and ``notation.py`` writes
-them in the notation of a backend. So both backends are given the same language, in the plainest terms they know.
+What callers ask for (a regular expression, a choice, a JSON schema) becomes such trees, and ``notation.py``
+writes them in the notation of a backend. So both backends are given the same language, in the plainest terms.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ class SamplingParams:
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         _require(
             len(given) <= 1,
-            "Only one of regex, json_schema, or ebnf can be set (or structural_tag, or choice);"
-            f" got {' and '.join(given)}.",
+            "Only one of regex, json_schema, or ebnf can be set."
+            f" structural_tag and choice count as well; got {' and '.join(given)}.",
         )
         for name in given:
             if name == "choice":

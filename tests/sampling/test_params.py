@@ -37,6 +37,8 @@ def test_defaults_are_those_of_the_documentation():
         "json_schema": None,
         "regex": None,
         "ebnf": None,
+        "structural_tag": None,
+        "choice": None,
         "custom_params": None,
     }
 
