@@ -117,8 +117,14 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         resolved.max_running_requests + 1, resolved.context_length, resolved.page_size, device
     )
     runner = _runner(config, resolved, backend, loaded, kv, tables)
+    constraints = Constraints(
+        config.grammar_backend,
+        None if resolved.embeds else tokenizer,
+        loaded.config.vocab_size,
+        resolved.eos_token_ids,
+    )
     core = EngineCore(
-        _scheduler(config, resolved),
+        _scheduler(config, resolved, constraints),
         runner,
         detokenizer=None if tokenizer is None or resolved.embeds else Detokenizer(tokenizer),
         overlap=resolved.overlap,
@@ -126,13 +132,6 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         token_text=None if tokenizer is None else _token_text(tokenizer),
         build_output=build_embedding if resolved.embeds else build_output,
         after_step=None if config.decode_log_interval is None else StatsLine(config.decode_log_interval),
-    )
-
-    constraints = Constraints(
-        config.grammar_backend,
-        None if resolved.embeds else tokenizer,
-        loaded.config.vocab_size,
-        resolved.eos_token_ids,
     )
 
     def release() -> None:
@@ -328,7 +327,10 @@ def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
+def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraints) -> Scheduler:
+    on_gpu = resolved.device.type == "cuda"
+    records_steps = on_gpu and not config.disable_cuda_graph
+    drafter = None if config.disable_jump_forward else constraints.drafter(records_steps=records_steps)
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,
@@ -338,7 +340,8 @@ def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,
-        even_steps=resolved.device.type == "cuda",
+        even_steps=on_gpu,
+        drafter=drafter,
     )
 
 

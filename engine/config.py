@@ -97,6 +97,9 @@ class EngineConfig:
         "library that constrains outputs (json_schema, regex, ebnf, ...)",
         ("xgrammar", "llguidance"),
     )
+    disable_jump_forward: bool = _option(
+        False, "compute what a constraint forces token by token, not in one step; same tokens"
+    )
     disable_cuda_graph: bool = _option(False, "launch every kernel of a decode step from the host")
     cuda_graph_max_bs: int | None = _option(
         None, "largest decode batch that is recorded as a CUDA graph (default: max_running_requests)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequestError
@@ -13,6 +14,7 @@ from ..grammar.interface import Vocabulary
 from ..grammar.llguidance_backend import LlguidanceBackend
 from ..grammar.xgrammar_backend import XGrammarBackend
 from ..sampling.params import CONSTRAINTS
+from .drafts import Drafter
 from .token_text import TokenPieces
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ class Constraints:
     def __init__(self, backend: str, tokenizer: Any, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._tokenizer = tokenizer
         self._has_end = bool(eos_token_ids)
-        pieces = None if tokenizer is None else TokenPieces.of(tokenizer)
+        pieces = self._pieces = None if tokenizer is None else TokenPieces.of(tokenizer)
+        self._encode = partial(_encode, tokenizer)
         self._compiler: GrammarCompiler | None = None
         if pieces is not None:
-            make = _vocabulary(tokenizer, pieces, vocab_size, eos_token_ids)
+            make = _vocabulary(self._encode, pieces, vocab_size, eos_token_ids)
             self._compiler = GrammarCompiler(_BACKENDS[backend](make))
 
     def grammar(self, params: SamplingParams) -> Future[Grammar] | None:
@@ -77,6 +80,12 @@ class Constraints:
             )
         return self._compiler.compile(constraint)
 
+    def drafter(self, *, records_steps: bool) -> Drafter | None:
+        """Guesses tokens of what constraints force; None where nothing can be constrained."""
+        if self._pieces is None:
+            return None
+        return Drafter(self._encode, self._pieces.__getitem__, records_steps=records_steps)
+
     def clear(self) -> None:
         """Forget compiled grammars."""
         if self._compiler is not None:
@@ -88,14 +97,18 @@ class Constraints:
             self._compiler.close()
 
 
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
 def _vocabulary(
-    tokenizer: Any, pieces: TokenPieces, vocab_size: int, eos_token_ids: tuple[int, ...]
+    encode: Callable[[str], list[int]],
+    pieces: TokenPieces,
+    vocab_size: int,
+    eos_token_ids: tuple[int, ...],
 ) -> Callable[[], Vocabulary]:
     """Makes the vocabulary when the first constraint needs it."""
     ends = tuple(token for token in eos_token_ids if token < vocab_size)
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
 
     def make() -> Vocabulary:
         hidden = pieces.special_ids | set(ends)

@@ -195,9 +195,11 @@ class EngineCore:
 
     def _commit(self, launched: Launched) -> None:
         result = launched.wait()
+        verdict = self.scheduler.verify(launched.batch, result)
         for index, error in result.failures.items():
-            self._fail(launched.batch.sampling_requests[index], error)
-        noteworthy = self.scheduler.commit(launched.batch, result)
+            if index not in verdict.rejected:
+                self._fail(launched.batch.sampling_requests[index], error)
+        noteworthy = self.scheduler.commit(launched.batch, result, verdict)
         if self._in_flight is not None:
             self._in_flight.draw()  # before the text: the device may be waiting for it
         for request in noteworthy:
@@ -215,12 +217,26 @@ class EngineCore:
             self._tracked.pop(request.rid).listener.fail(error)
 
     def _extend_text(self, request: Request, tracked: _Tracked) -> None:
-        """Push the newest token; a stop string it completes ends the request (unless the token did)."""
-        if tracked.text is None or (request.is_finished and request.finish_reason.type == "stop"):
+        """Push the new tokens; a stop string they complete ends the request (unless its last token did).
+
+        The tokens behind the stop string, which a step with drafts may have brought along, are nobody's.
+        """
+        if tracked.text is None:
             return
-        matched = tracked.text.push([request.token_ids[-1]])
-        if matched is not None and not request.is_finished:
-            self.scheduler.finish(request, FinishReason("stop", matched=matched))
+        seen = request.num_prompt_tokens + tracked.text.num_tokens
+        stopped = request.is_finished and request.finish_reason.type == "stop"
+        matched = tracked.text.push(request.token_ids[seen : len(request.token_ids) - stopped])
+        if matched is None:
+            return
+        num_tokens = request.num_prompt_tokens + tracked.text.num_tokens
+        reason = FinishReason("stop", matched=matched)
+        if num_tokens < len(request.token_ids):
+            self.scheduler.finish(request, reason)
+            request.finish_reason = reason
+            del request.token_ids[num_tokens:]
+            del request.output_logprobs[tracked.text.num_tokens :]
+        elif not request.is_finished:
+            self.scheduler.finish(request, reason)
 
     def _stream(self, request: Request, tracked: _Tracked) -> None:
         if request.num_output_tokens - tracked.num_streamed >= self._stream_interval:

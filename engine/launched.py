@@ -119,8 +119,8 @@ class LaunchedStep:
             return None
         values, ids = self.sampled.get("top_values"), self.sampled.get("top_ids")
         result: list[TokenLogprob | None] = []
-        for i, row in enumerate(self.batch.sampling_rows):
-            options = row.request.logprobs
+        for i, request in enumerate(self.batch.sampling_requests):
+            options = request.logprobs
             if options is None:
                 result.append(None)
                 continue

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from .timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     import torch
 
@@ -112,6 +112,8 @@ class Request:
     num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
     matcher: Matcher | None = field(init=False, default=None)  # of its constraint, at its committed output
+    forecast: Sequence[int] = field(init=False, default=())  # likely tokens of what must follow token_ids
+    drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)

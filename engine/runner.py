@@ -148,7 +148,7 @@ class ModelRunner:
     @torch.inference_mode()
     def _draw_masked(self, batch: Batch, hidden: torch.Tensor, step: StepInput) -> HostCopy | None:
         with self._on_stream():
-            masks, errors = self._masks.fill(batch.sampling_requests)
+            masks, errors = self._masks.fill(batch)
             return self._sample(batch, hidden, step, masks, errors)
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
@@ -156,7 +156,7 @@ class ModelRunner:
 
     def _apply_updates(self, batch: Batch) -> None:
         if batch.token_writes or batch.page_writes:
-            self.tables.write([(w.slot, 0, w.ids) for w in batch.token_writes], batch.page_writes)
+            self.tables.write(batch.token_writes, batch.page_writes)
         if batch.page_copies:
             self._inputs.copy_pages(self.kv, batch.page_copies)
 

@@ -182,8 +182,8 @@ class _Compiler:
         if name == "oneOf" and not tell_apart(value, lambda pointer: self._resolve(pointer, path)):
             raise self._unsupported(
                 path,
-                "oneOf is supported where types, values or a constant property tell the options apart, and here"
-                " they do not: use anyOf",
+                "oneOf is supported where types, values or a constant property tell the options apart;"
+                " here they do not: use anyOf",
             )
         return choice(*(self._node(one, f"{path}/{name}/{i}") for i, one in enumerate(value)))
 
