@@ -146,7 +146,7 @@ def _pruned(node: Node, known: set[str]) -> Node | None:
     if isinstance(node, Lexeme):
         return node
     if isinstance(node, Repeat):
-        item = _pruned(node.item, known)
+        item = _pruned(node.item, known) if node.most != 0 else None
         if item is None:
             return None if node.least else EMPTY
         return Repeat(item, node.least, node.most)
