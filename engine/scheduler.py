@@ -25,7 +25,7 @@ from ..cache.page_pool import PagePool
 from ..cache.radix_cache import Match, RadixCache
 from ..cache.slot_pool import SlotPool
 from .batch import Batch, BatchRow, Decodes, PageWrite, StepResult, TokenWrite
-from .drafts import NO_VERDICT, Drafter, Verdict, verify
+from .drafts import MAX_DRAFTS, NO_VERDICT, Drafter, Verdict, verify
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
@@ -200,9 +200,9 @@ class Scheduler:
         verdict = verify(batch, result.token_ids)
         for request in verdict.surplus:
             if request.status is RequestStatus.RUNNING:
-                needed = self.num_pages(request.num_computed_tokens)
-                self.pool.release(request.pages[needed:])
-                del request.pages[needed:]
+                kept = self.num_pages(request.num_computed_tokens)
+                self.pool.release(request.pages[kept:])
+                del request.pages[kept:]
         return verdict
 
     def commit(self, batch: Batch, result: StepResult, verdict: Verdict = NO_VERDICT) -> list[Request]:
@@ -299,9 +299,8 @@ class Scheduler:
         if samples:
             request.num_tokens += 1
             # From here on it merely decodes, until its pages are full or its last token is pending.
-            free = len(request.forecast) < 2  # else drafts may be worth it
             until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
-            request.decodes_until = until if free else 0
+            request.decodes_until = 0 if len(request.forecast) > 1 else until  # 0: it may have drafts
             if count == 1 and start >= request.num_prompt_tokens:
                 step.decodes.append(request)
                 return
@@ -317,11 +316,13 @@ class Scheduler:
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
     def _add_drafts(self, request: Request, step: _Step) -> bool:
-        """Compute the drafts of a decoding request behind its newest token, if it has any and they fit."""
-        drafts = () if not request.forecast else self._drafter.drafts(request, step.prefill_budget - 1)
-        if not drafts or not self._extend_pages(request, 1 + len(drafts), step):
-            return False
+        """Compute the drafts of a decoding request behind its newest token, if there are any and they fit."""
+        # no more rows of logits than memory was put aside for
+        spare = max(self.slots.num_free, MAX_DRAFTS) - sum(row.num_drafts for row in step.prefills)
+        drafts = self._drafter.drafts(request, min(step.prefill_budget - 1, spare))
         start, count = request.num_computed_tokens, 1 + len(drafts)
+        if not drafts or not self._extend_pages(request, count, step):
+            return False
         request.drafts, request.decodes_until = drafts, 0
         request.num_computed_tokens += count
         request.num_tokens += count
