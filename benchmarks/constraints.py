@@ -4,10 +4,10 @@
     python benchmarks/constraints.py MODEL --batch 64 --out DIR  # rows go to DIR/constraints.json
 
 Every load runs constrained and free, ``--batch`` requests at once: the same prompts, the same number of
-tokens (the constraints go on for longer), temperature 1. Per-token time is (t(long) - t(short)) / (difference of
-lengths), so that prefill and admission drop out; wall clock, median of ``--repeats``, the two kinds in turns.
-``first token`` is the time to one token, with the grammar cached. The passes of jump-forward are counted, one
-request at a time, on a schema with long fixed keys.
+tokens (the constraints go on for longer), temperature 1. Per-token time is (t(long) - t(short)) divided by
+the difference of the lengths, so that prefill and admission drop out; wall clock, median of ``--repeats``,
+the two kinds in turns. ``first token`` is the time to one token, with the grammar cached. The passes of
+jump-forward are counted one request at a time, on a schema with long fixed keys.
 """
 
 from __future__ import annotations
