@@ -5,6 +5,7 @@
     │   └── RequestTooLongError              it cannot fit the context or the KV pool, even alone
     ├── InvalidParameterError (ValueError)   a sampling parameter has an impossible value
     ├── UnknownOptionError (TypeError)       an option or parameter name nobody knows (carries a suggestion)
+    ├── GrammarError (ValueError)            a constraint is invalid, or asks for what cannot be enforced
     ├── ConfigError (ValueError)             an engine option has an impossible value
     ├── ModelError (ValueError)              config.json or architecture is not supported
     │   └── WeightsError                     missing, leftover, truncated or misshapen weights
@@ -44,6 +45,10 @@ class InvalidParameterError(RootletError, ValueError):
 
 class UnknownOptionError(RootletError, TypeError):
     """An option name that does not exist; the message suggests the nearest one that does."""
+
+
+class GrammarError(RootletError, ValueError):
+    """A constraint (JSON schema, regex, grammar) is invalid, or asks for what cannot be enforced."""
 
 
 class ConfigError(RootletError, ValueError):

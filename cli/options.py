@@ -29,7 +29,8 @@ _SAMPLING_HELP = {
     "json_schema": "JSON schema that the output must satisfy",
     "regex": "regular expression that the output must match",
     "ebnf": "grammar in EBNF that the output must follow",
-    "structural_tag": "structural tag (JSON) that the output must follow",
+    "structural_tag": "JSON of a structural tag: free text with structured parts",
+    "choice": "text that the output may be; repeat the option for several",
     "custom_params": "JSON object for your own logit processor",
     "skip_special_tokens": "leave special tokens out of the text",
     "spaces_between_special_tokens": "put spaces between special tokens in the text",
@@ -116,7 +117,7 @@ def _converter(names: list[str]) -> tuple[Callable[[str], Any], str]:
     """How to read a value of a type such as ``int | None`` or ``Mapping[int, float]``, and its name."""
     if "Iterable[int]" in names:
         return int, "INT"
-    if "str" in names:
+    if "str" in names or "Iterable[str]" in names:
         return str, "TEXT"
     if names[0] not in ("int", "float"):
         return _json_object, "JSON"

@@ -22,6 +22,7 @@ class BatchRow(NamedTuple):
     """Tokens ``start : start + num_tokens`` of one request.
 
     ``samples`` says whether the row reaches the request's last token, so that a next token is drawn.
+    ``num_drafts``: so many of its last tokens are guesses, and a token is drawn in place of each as well.
     ``score`` is the range of prompt positions whose next-token log-probabilities are wanted, or None.
     """
 
@@ -31,6 +32,12 @@ class BatchRow(NamedTuple):
     num_tokens: int
     samples: bool
     score: tuple[int, int] | None
+    num_drafts: int = 0
+
+    @property
+    def num_samples(self) -> int:
+        """Tokens drawn."""
+        return self.samples + self.num_drafts
 
     @property
     def end(self) -> int:
@@ -65,9 +72,10 @@ class PageWrite(NamedTuple):
 
 
 class TokenWrite(NamedTuple):
-    """Token ids that enter a slot's token table at positions ``0 : len(ids)``."""
+    """Token ids that enter a slot's token table at positions ``start : start + len(ids)``."""
 
     slot: int
+    start: int
     ids: array  # array('i')
 
 
@@ -106,35 +114,47 @@ class Batch:
     @cached_property
     def rows(self) -> tuple[BatchRow, ...]:
         """All rows in batch order, built at the first use."""
-        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None))
+        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None), repeat(0))
         return (*map(_row_of, columns), *self.other_rows)
-
-    @property
-    def sampling_rows(self) -> list[BatchRow]:
-        """The rows that draw a token, in batch order: the order of every per-token result."""
-        return [row for row in self.rows if row.samples]
 
     @cached_property
     def sampling_requests(self) -> list[Request]:
-        """The requests of ``sampling_rows``, without building rows. Read only."""
+        """Whose tokens are drawn, in batch order: the order of every per-token result. Read only.
+
+        A request with drafts stands there once for each of its tokens.
+        """
         if not self.other_rows:
             return self.decodes.requests
-        return self.decodes.requests + [row.request for row in self.other_rows if row.samples]
+        if self.has_drafts:
+            others = [row.request for row in self.other_rows for _ in range(row.num_samples)]
+        else:
+            others = [row.request for row in self.other_rows if row.samples]
+        return self.decodes.requests + others
+
+    @cached_property
+    def has_drafts(self) -> bool:
+        """Whether some row has drafts."""
+        return any(row.num_drafts for row in self.other_rows)
+
+    @cached_property
+    def has_grammars(self) -> bool:
+        """Whether some drawn token is bound by a grammar."""
+        return any(request.matcher is not None for request in self.sampling_requests)
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step produced, on the host.
 
-    ``token_ids``: one per sampling row. ``logprobs``: per sampling row, or None where not asked.
+    ``token_ids``: one per sampling request. ``logprobs``: per sampling request, or None where not asked.
     ``prompt_scores``: request -> scored prompt tokens, for rows with ``score``.
     ``hidden_states``: (request, tensor [n, H]) for requests that collect them.
-    ``embeddings``: per sampling row, in an engine that embeds; its tokens mean nothing.
-    ``failures``: sampling row -> the error that ends its request; its token means nothing.
+    ``embeddings``: per sampling request, in an engine that embeds; its tokens mean nothing.
+    ``failures``: index of a sampling request -> the error that ends its request; its token means nothing.
     """
 
     token_ids: list[int]
-    logprobs: list[object | None] | None = None  # TokenLogprob per sampling row
+    logprobs: list[object | None] | None = None  # TokenLogprob per sampling request
     prompt_scores: dict[int, list[object]] | None = None  # row index -> TokenLogprobs
     hidden_states: Sequence[tuple[Request, object]] = ()
     embeddings: list[list[float]] | None = None

@@ -31,6 +31,7 @@ from ..sampling.sampler import Sampler
 from .backends import Backend, announced, choose_backend, make_backend
 from .chat.render import ChatRenderer
 from .config import EngineConfig
+from .constraints import Constraints
 from .core import EngineCore
 from .detokenizer import Detokenizer
 from .embedding import build_embedding
@@ -107,6 +108,7 @@ class Parts:
     chat_renderer: ChatRenderer
     limits: Limits
     resolved: Resolved
+    constraints: Constraints
     release: Callable[[], None]  # frees device memory
 
 
@@ -135,8 +137,14 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         resolved.max_running_requests + 1, resolved.context_length, resolved.page_size, device
     )
     runner = _runner(config, resolved, backend, loaded, kv, tables)
+    constraints = Constraints(
+        config.grammar_backend,
+        None if resolved.embeds else tokenizer,
+        loaded.config.vocab_size,
+        resolved.eos_token_ids,
+    )
     core = EngineCore(
-        _scheduler(config, resolved),
+        _scheduler(config, resolved, constraints),
         runner,
         detokenizer=None if tokenizer is None or resolved.embeds else Detokenizer(tokenizer),
         overlap=resolved.overlap,
@@ -147,6 +155,7 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     )
 
     def release() -> None:
+        constraints.close()
         runner.close()
         tables.close()
         kv.close()
@@ -155,7 +164,8 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     limits = Limits(
         loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens, loaded.config.hidden_size
     )
-    return Parts(core, tokenizer, _chat_renderer(config, tokenizer, template), limits, resolved, release)
+    renderer = _chat_renderer(config, tokenizer, template)
+    return Parts(core, tokenizer, renderer, limits, resolved, constraints, release)
 
 
 def _chat_renderer(config: EngineConfig, tokenizer: Any, template: ChatTemplate | None) -> ChatRenderer:
@@ -345,7 +355,10 @@ def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
+def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraints) -> Scheduler:
+    on_gpu = resolved.device.type == "cuda"
+    records_steps = on_gpu and not config.disable_cuda_graph
+    drafter = None if config.disable_jump_forward else constraints.drafter(records_steps=records_steps)
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,
@@ -355,7 +368,8 @@ def _scheduler(config: EngineConfig, resolved: Resolved) -> Scheduler:
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,
-        even_steps=resolved.device.type == "cuda",
+        even_steps=on_gpu,
+        drafter=drafter,
     )
 
 

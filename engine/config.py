@@ -104,6 +104,14 @@ class EngineConfig:
         " that package and runs without CUDA graphs and shared-prefix attention",
         ("auto", "torch", "triton", "flashinfer"),
     )
+    grammar_backend: str = _option(
+        "xgrammar",
+        "library that constrains outputs (json_schema, regex, ebnf, ...)",
+        ("xgrammar", "llguidance"),
+    )
+    disable_jump_forward: bool = _option(
+        False, "compute what a constraint forces token by token, not in one step; same tokens"
+    )
     disable_cuda_graph: bool = _option(False, "launch every kernel of a decode step from the host")
     cuda_graph_max_bs: int | None = _option(
         None, "largest decode batch that is recorded as a CUDA graph (default: max_running_requests)"

@@ -10,14 +10,18 @@ the core calls :meth:`EngineCore.step`, and everything happens in that call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import InvalidRequestError
+from ..errors import GrammarError, InvalidRequestError
 from .outputs import RequestOutput, build_output
-from .request import FinishReason, Request
+from .request import FinishReason, Request, RequestStatus
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ..grammar.interface import Grammar
     from .batch import Batch, StepResult
     from .detokenizer import Detokenizer, TextStream
     from .embedding import EmbeddingOutput
@@ -29,6 +33,9 @@ class Launched(Protocol):
     """A step under way, as the runner returns it."""
 
     batch: Batch
+
+    def draw(self) -> None:
+        """Draw the tokens, if that had to wait for those of the step ahead; those are committed now."""
 
     def wait(self) -> StepResult:
         """Block until the results are on the host."""
@@ -95,13 +102,26 @@ class EngineCore:
         self._after_step = after_step
         self._in_flight: Launched | None = None
         self._tracked: dict[str, _Tracked] = {}
+        self._compiling: dict[str, Future[Grammar]] = {}
 
     # ---- requests ----------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
-        """True while a request waits or runs, or a launched step is not committed."""
-        return self._in_flight is not None or self.scheduler.has_work
+        """True while :meth:`step` has something to do, which requests with no grammar yet are not."""
+        if self._in_flight is not None or self.scheduler.has_work:
+            return True
+        return any(grammar.done() for grammar in self._compiling.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """True while there is no request of any kind, and no step under way."""
+        return self._in_flight is None and not self._tracked
+
+    def wait_for_grammars(self) -> None:
+        """Block until a grammar is compiled, if that is all that requests wait for."""
+        if not self.has_work and self._compiling:
+            wait(self._compiling.values(), return_when=FIRST_COMPLETED)
 
     def add(self, submission: Submission, listener: Listener) -> None:
         """Take a request; ``listener`` hears about it from :meth:`step`."""
@@ -114,17 +134,35 @@ class EngineCore:
             text = self._detokenizer.start(request.params, request.token_ids)
         request.is_watched = submission.stream or text is not None
         self._tracked[request.rid] = _Tracked(submission, listener, text)
+        if submission.grammar is not None:
+            request.status = RequestStatus.COMPILING
+            self._compiling[request.rid] = submission.grammar
         self.scheduler.add(request)
+        self._take_grammars()
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""
+        self._compiling.pop(rid, None)
         if rid in self._tracked:
             self.scheduler.abort(self._tracked[rid].submission.request, message)
             self._finish(rid)
 
+    def _take_grammars(self) -> None:
+        """Let requests whose grammars are compiled go on, and end those whose grammars are refused."""
+        for rid in [rid for rid, grammar in self._compiling.items() if grammar.done()]:
+            grammar = self._compiling.pop(rid)
+            request = self._tracked[rid].submission.request
+            try:
+                request.matcher = grammar.result().matcher()
+            except GrammarError as error:
+                self._fail(request, error)
+            else:
+                self.scheduler.make_ready(request)
+
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error``; the core is not usable afterwards."""
         tracked, self._tracked = self._tracked, {}
+        self._compiling = {}
         self._in_flight = None
         for item in tracked.values():
             item.listener.fail(error)
@@ -133,12 +171,18 @@ class EngineCore:
 
     def step(self) -> bool:
         """Run one step. Returns whether there is more to do."""
+        if self._compiling:
+            self._take_grammars()
         batch = self.scheduler.schedule()
         launched = self.runner.launch(batch) if batch is not None else None
         if self._overlap:
             launched, self._in_flight = self._in_flight, launched
+        elif launched is not None:
+            launched.draw()
         if launched is not None:
             self._commit(launched)
+        elif self._in_flight is not None:
+            self._in_flight.draw()
         if self._after_step is not None and batch is not None:
             self._after_step(self)
         return self.has_work
@@ -151,9 +195,14 @@ class EngineCore:
 
     def _commit(self, launched: Launched) -> None:
         result = launched.wait()
+        verdict = self.scheduler.verify(launched.batch, result)
         for index, error in result.failures.items():
-            self._fail(launched.batch.sampling_requests[index], error)
-        for request in self.scheduler.commit(launched.batch, result):
+            if index not in verdict.rejected:
+                self._fail(launched.batch.sampling_requests[index], error)
+        noteworthy = self.scheduler.commit(launched.batch, result, verdict)
+        if self._in_flight is not None:
+            self._in_flight.draw()  # before the text: the device may be waiting for it
+        for request in noteworthy:
             tracked = self._tracked[request.rid]
             self._extend_text(request, tracked)
             if request.is_finished:
@@ -168,12 +217,26 @@ class EngineCore:
             self._tracked.pop(request.rid).listener.fail(error)
 
     def _extend_text(self, request: Request, tracked: _Tracked) -> None:
-        """Push the newest token; a stop string it completes ends the request (unless the token did)."""
-        if tracked.text is None or (request.is_finished and request.finish_reason.type == "stop"):
+        """Push the new tokens; a stop string they complete ends the request (unless its last token did).
+
+        The tokens behind the stop string, which a step with drafts may have brought along, are nobody's.
+        """
+        if tracked.text is None:
             return
-        matched = tracked.text.push([request.token_ids[-1]])
-        if matched is not None and not request.is_finished:
-            self.scheduler.finish(request, FinishReason("stop", matched=matched))
+        seen = request.num_prompt_tokens + tracked.text.num_tokens
+        stopped = request.is_finished and request.finish_reason.type == "stop"
+        matched = tracked.text.push(request.token_ids[seen : len(request.token_ids) - stopped])
+        if matched is None:
+            return
+        num_tokens = request.num_prompt_tokens + tracked.text.num_tokens
+        reason = FinishReason("stop", matched=matched)
+        if num_tokens < len(request.token_ids):
+            self.scheduler.finish(request, reason)
+            request.finish_reason = reason
+            del request.token_ids[num_tokens:]
+            del request.output_logprobs[tracked.text.num_tokens :]
+        elif not request.is_finished:
+            self.scheduler.finish(request, reason)
 
     def _stream(self, request: Request, tracked: _Tracked) -> None:
         if request.num_output_tokens - tracked.num_streamed >= self._stream_interval:

@@ -56,6 +56,7 @@ class Engine:
         self.tokenizer_manager = SimpleNamespace(tokenizer=parts.tokenizer)  # where documented examples look
         self.chat_renderer = parts.chat_renderer  # messages to prompts
         self._resolved = parts.resolved
+        self._constraints = parts.constraints
         self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))
         self._factory = RequestFactory(
             parts.tokenizer,
@@ -66,6 +67,7 @@ class Engine:
             sessions=self._sessions,
             embeds=parts.resolved.embeds,
             auto_truncate=self.config.allow_auto_truncate,
+            constraints=parts.constraints,
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
         self._profile = Profile(parts.resolved.device)
@@ -394,6 +396,8 @@ class Engine:
 
         if handles:
             loop.post(add, refuse)  # one command: a batch is scheduled as a whole
+        for grammar in {s.grammar for s in submissions} - {None}:
+            grammar.add_done_callback(lambda _: loop.wake())
         for submission, handle in zip(submissions, handles):
             if submission.turn is not None:
                 submission.turn.record(handle)
@@ -417,8 +421,14 @@ class Engine:
         return self._loop.step()
 
     def flush_cache(self) -> bool:
-        """Empty the prefix cache. Returns False, with nothing done, while requests wait or run."""
-        return self._loop.call(_flush)
+        """Empty the prefix cache and forget compiled grammars.
+
+        Returns False, with nothing done, while requests wait or run.
+        """
+        flushed = self._loop.call(_flush)
+        if flushed:
+            self._constraints.clear()
+        return flushed
 
     def stats(self) -> EngineStats:
         """Counters and gauges: requests running and waiting, pages in use, tokens computed and cached."""
@@ -480,7 +490,7 @@ def _check_progress(progress: bool, stream: bool) -> None:
 
 
 def _flush(core: EngineCore) -> bool:
-    if core.has_work:
+    if not core.is_idle:
         return False
     core.scheduler.cache.flush()
     return True

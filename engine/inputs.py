@@ -19,12 +19,17 @@ from ..sampling.params import SamplingParams
 from ..sampling.sampler import SamplingRow
 from ..sampling.seeds import derive_seed
 from ..sampling.seeds import random_seed as draw_seed
+from .constraints import Constraints, constraint_of
 from .input_embeds import PLACEHOLDER, namespace_of, parse_embeds
 from .request import LogprobOptions, Request
 from .sessions import SessionParams, Sessions, Turn
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import torch
+
+    from ..grammar.interface import Grammar
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -50,6 +55,7 @@ class Submission:
     stream: bool
     with_token_text: bool
     turn: Turn | None = None  # in a session
+    grammar: Future[Grammar] | None = None  # of its constraint
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class RequestFactory:
         sessions: the open ones; none if left out.
         embeds: the engine computes embeddings and no tokens.
         auto_truncate: cut prompts that are too long instead of refusing them.
+        constraints: compiles those of requests.
     """
 
     def __init__(
@@ -110,6 +117,7 @@ class RequestFactory:
         sessions: Sessions | None = None,
         embeds: bool = False,
         auto_truncate: bool = False,
+        constraints: Constraints | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
@@ -118,6 +126,7 @@ class RequestFactory:
         self._sessions = sessions or Sessions(None)
         self._embeds = embeds
         self._auto_truncate = auto_truncate
+        self._constraints = constraints
         self._seeds = None if random_seed is None else random.Random(random_seed)
 
     def build(self, args: GenerateArgs) -> tuple[list[Submission], bool]:
@@ -156,8 +165,9 @@ class RequestFactory:
                 rid = rids[i] if n == 1 else f"{rids[i]}-{j}"
                 request = self._request(prompt, params[i], rid, logprobs, processors[i], hidden[i], sample=j)
                 index = i * n + j if is_batch else None
+                grammar = None if self._constraints is None else self._constraints.grammar(params[i])
                 submissions.append(
-                    Submission(request, index, args.stream, args.return_text_in_logprobs, turns[i])
+                    Submission(request, index, args.stream, args.return_text_in_logprobs, turns[i], grammar)
                 )
         return submissions, is_batch
 
@@ -248,11 +258,6 @@ class RequestFactory:
     def _one_params(self, given: Any) -> SamplingParams:
         params = SamplingParams.read(given)
         params.check_vocab(self.limits.vocab_size)
-        for name in ("json_schema", "regex", "ebnf", "structural_tag"):
-            if getattr(params, name) is not None:
-                raise InvalidRequestError(
-                    f"sampling_params[{name!r}] is not available in this version; leave it out."
-                )
         if self.tokenizer is None and params.stop:
             raise InvalidRequestError(
                 "Stop strings need a tokenizer, and the engine has none (skip_tokenizer_init=True):"
@@ -288,7 +293,10 @@ class RequestFactory:
         else:
             seed = draw_seed(self._seeds)
         named = frozenset(params.stop_token_ids or ())
-        stops = frozenset() if params.ignore_eos else named | self.eos_token_ids
+        # with a constraint nothing but an end is allowed where it is met, so that is one
+        stops = (
+            frozenset() if params.ignore_eos and constraint_of(params) is None else named | self.eos_token_ids
+        )
         row = SamplingRow(
             params=params,
             seed=seed,

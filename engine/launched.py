@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,14 +68,25 @@ class PromptScores:
     values: HostCopy
 
 
-@dataclass(frozen=True)
+@dataclass
 class LaunchedStep:
-    """A step whose kernels are enqueued; ``wait`` blocks until its results are on the host."""
+    """A step whose kernels are enqueued; ``wait`` blocks until its results are on the host.
+
+    ``pending``: what is left to enqueue of a step that cannot draw before the tokens of the one ahead are
+    committed, because its grammar masks depend on them.
+    """
 
     batch: Batch
     sampled: HostCopy | None
     scores: tuple[PromptScores, ...] = ()
     states: CollectedStates | None = None
+    pending: Callable[[], HostCopy | None] | None = None
+
+    def draw(self) -> None:
+        """Enqueue the drawing of tokens, if that is still to be done. Earlier steps must be committed."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            self.sampled = pending()
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it produced."""
@@ -108,8 +119,8 @@ class LaunchedStep:
             return None
         values, ids = self.sampled.get("top_values"), self.sampled.get("top_ids")
         result: list[TokenLogprob | None] = []
-        for i, row in enumerate(self.batch.sampling_rows):
-            options = row.request.logprobs
+        for i, request in enumerate(self.batch.sampling_requests):
+            options = request.logprobs
             if options is None:
                 result.append(None)
                 continue
@@ -131,8 +142,8 @@ class LaunchedStep:
         return result
 
 
-def copy_sampled(sampled: SampleOutput) -> HostCopy:
-    """Begin to copy what was sampled."""
+def copy_sampled(sampled: SampleOutput, errors: Mapping[int, RootletError]) -> HostCopy:
+    """Begin to copy what was sampled; ``errors`` of rows are added to those of the sampler."""
     return HostCopy(
         {
             "token_ids": sampled.token_ids,
@@ -141,5 +152,5 @@ def copy_sampled(sampled: SampleOutput) -> HostCopy:
             "top_ids": sampled.top_ids,
             "flags": sampled.flags,
         },
-        sampled.errors,
+        {**(sampled.errors or {}), **errors},
     )

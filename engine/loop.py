@@ -89,12 +89,18 @@ class EngineLoop:
                 "This engine steps on its own thread. Build it with step_by_hand=True to call step()."
             )
         self._run_commands()
+        self._core.wait_for_grammars()
         try:
             return self._core.step() if self._core.has_work else False
         except BaseException as failure:
             self._failure = failure
             self._shut_down(self._ended())
             raise
+
+    def wake(self) -> None:
+        """Have the thread look again whether there is work: a grammar was compiled."""
+        with self._condition:
+            self._condition.notify()
 
     def close(self) -> None:
         """End the thread after the current step, wake every waiter with an error, free everything."""

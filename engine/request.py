@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING
 from .timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     import torch
 
+    from ..grammar.interface import Matcher
     from ..sampling.params import SamplingParams
     from ..sampling.sampler import SamplingRow
 
 
 class RequestStatus(enum.Enum):
-    """Where a request stands; WAITING and RUNNING may alternate (preemption), the rest is final."""
+    """Where a request stands: COMPILING first, if at all, then WAITING and RUNNING in turns (preemption)."""
 
+    COMPILING = "compiling"  # its grammar is not ready; owns nothing, and the scheduler passes it over
     WAITING = "waiting"  # owns no pages and no slot
     RUNNING = "running"  # owns a slot and pages
     FINISHED = "finished"  # one terminal event was emitted; owns nothing
@@ -109,6 +111,9 @@ class Request:
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
     num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
+    matcher: Matcher | None = field(init=False, default=None)  # of its constraint, at its committed output
+    forecast: Sequence[int] = field(init=False, default=())  # likely tokens of what must follow token_ids
+    drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)

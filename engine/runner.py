@@ -8,18 +8,21 @@ plan and launch the next step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import is_
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ..errors import RootletError
 from ..kernels.device import STREAMS
 from ..sampling.logprobs import prompt_logprobs
 from ..sampling.sampler import Sampler, SamplingBatch, SamplingRow
 from .batch import Batch
+from .grammar_masks import GrammarMasks
 from .hidden_states import CollectedStates, Piece, wanted_pieces
 from .input_embeds import replaced_embeds
 from .launched import HostCopy, LaunchedStep, PromptScores, copy_sampled
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from ..cache.kv_cache import KVCache
     from ..cache.slot_tables import SlotTables
     from ..models.layers.decoder import CausalLM
+
+NO_ERRORS: Mapping[int, RootletError] = MappingProxyType({})
 
 # Positions whose vocabulary-wide logits exist at once while a prompt is scored: bounds peak memory.
 SCORE_CHUNK = 256
@@ -84,6 +89,7 @@ class ModelRunner:
         self._device = kv.device
         # A stream of our own: what the host program does on its streams neither waits for us nor we for it.
         self._stream = STREAMS.borrow(kv.device) if kv.device.type == "cuda" else None
+        self._masks = GrammarMasks(sampler.vocab_size, kv.device)
         self._sampling_rows: list[SamplingRow] = []
         self._sampling_batch: SamplingBatch | None = None
 
@@ -96,13 +102,17 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> LaunchedStep:
-        """Enqueue one step: table updates, forward pass, prompt scores, sampling."""
+        """Enqueue one step: table updates, forward pass, prompt scores, sampling.
+
+        With rows that have a grammar sampling is left to :meth:`LaunchedStep.draw`, for their masks need the
+        tokens of the step before.
+        """
         pieces = wanted_pieces(batch)
         with self._on_stream():
             self._apply_updates(batch)
             embeds = replaced_embeds(batch, self._device, self.model.dtype)
             if self._graphs is not None and embeds is None and self._graphs.fits(batch):
-                greedy = not pieces and self._sampling(batch).is_argmax
+                greedy = not (pieces or batch.has_grammars) and self._sampling(batch).is_argmax
                 # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
                 if not (greedy and batch.other_rows):
                     return self._launch_graph(batch, pieces, greedy=greedy)
@@ -115,8 +125,9 @@ class ModelRunner:
             # a model of the user's own may compute all states always
             if step.last_tokens is not None and len(hidden) > len(step.last_tokens):
                 hidden = hidden.index_select(0, step.last_tokens)
-            draw = self._embed if self._embeds else partial(self._sample, batch, step=step)
-            return LaunchedStep(batch, draw(hidden), scores, states)
+            if self._embeds:
+                return LaunchedStep(batch, self._embed(hidden), scores, states)
+            return self._drawing(LaunchedStep(batch, None, scores, states), hidden, step)
 
     def _launch_graph(self, batch: Batch, pieces: list[Piece], *, greedy: bool) -> LaunchedStep:
         if greedy:
@@ -124,27 +135,48 @@ class ModelRunner:
             return LaunchedStep(batch, HostCopy({"token_ids": token_ids}))
         hidden, step = self._graphs.replay(batch, greedy=False)  # one token per row: T is B
         states = CollectedStates.begin(pieces, hidden)
-        return LaunchedStep(batch, self._sample(batch, hidden, step), states=states)
+        return self._drawing(LaunchedStep(batch, None, states=states), hidden, step)
+
+    def _drawing(self, launched: LaunchedStep, hidden: torch.Tensor, step: StepInput) -> LaunchedStep:
+        """Draw a token after each of ``hidden`` [S, H]: now, or when the grammars are up to date."""
+        if launched.batch.has_grammars and len(hidden):
+            launched.pending = partial(self._draw_masked, launched.batch, hidden, step)
+        else:
+            launched.sampled = self._sample(launched.batch, hidden, step)
+        return launched
+
+    @torch.inference_mode()
+    def _draw_masked(self, batch: Batch, hidden: torch.Tensor, step: StepInput) -> HostCopy | None:
+        with self._on_stream():
+            masks, errors = self._masks.fill(batch)
+            return self._sample(batch, hidden, step, masks, errors)
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _apply_updates(self, batch: Batch) -> None:
         if batch.token_writes or batch.page_writes:
-            self.tables.write([(w.slot, 0, w.ids) for w in batch.token_writes], batch.page_writes)
+            self.tables.write(batch.token_writes, batch.page_writes)
         if batch.page_copies:
             self._inputs.copy_pages(self.kv, batch.page_copies)
 
-    def _sample(self, batch: Batch, hidden: torch.Tensor, step: StepInput) -> HostCopy | None:
+    def _sample(
+        self,
+        batch: Batch,
+        hidden: torch.Tensor,
+        step: StepInput,
+        masks: torch.Tensor | None = None,
+        errors: Mapping[int, RootletError] = NO_ERRORS,
+    ) -> HostCopy | None:
         """Draw a token after each of ``hidden`` [S, H]."""
         if not len(hidden):
             return None
         logits = self.model.compute_logits(hidden)
         sampled = self.sampler.sample(
-            logits, self._sampling(batch), step.sample_positions, self.tables.tokens
+            logits, self._sampling(batch), step.sample_positions, self.tables.tokens, masks
         )
         self._inputs.store(step, sampled.token_ids)
-        return copy_sampled(sampled)
+        return copy_sampled(sampled, errors)
 
     def _embed(self, hidden: torch.Tensor) -> HostCopy | None:
         """Embeddings of ``hidden`` [S, H] instead of tokens; a request's only token is nobody's."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -25,9 +25,11 @@ from ..cache.page_pool import PagePool
 from ..cache.radix_cache import Match, RadixCache
 from ..cache.slot_pool import SlotPool
 from .batch import Batch, BatchRow, Decodes, PageWrite, StepResult, TokenWrite
+from .drafts import MAX_DRAFTS, NO_VERDICT, Drafter, Verdict, verify
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
+from .scheduler_check import check_invariants
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
 MAX_PASSED_OVER = 64
@@ -92,6 +94,7 @@ class Scheduler:
         policy: order of consideration of waiting requests.
         chunked_prefill_size: prompt tokens a step may compute, in pieces; None computes prompts whole.
         max_prefill_tokens: prompt tokens a step may compute; one prompt may exceed it when whole.
+        drafter: guesses what grammars force (jump-forward); None computes one token at a time.
         even_steps: count decodes against the prompt tokens of a step (down to half of them), so that steps
             keep one size: matrix products on a GPU go by whole tiles, and one more costs all of it.
     """
@@ -107,6 +110,7 @@ class Scheduler:
         chunked_prefill_size: int | None,
         max_prefill_tokens: int,
         even_steps: bool = False,
+        drafter: Drafter | None = None,
     ) -> None:
         self.pool = pool
         self.cache = cache
@@ -114,11 +118,14 @@ class Scheduler:
         self.page_size = page_size
         self.policy = policy
         self.stats = SchedulerStats()
+        self.compiling: list[Request] = []  # waiting for a grammar, arrival order
         self.waiting: list[Request] = []  # arrival order
         self.running: list[Request] = []  # arrival order
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
+        self._drafter = drafter
+        self._num_bound = 0  # running requests that have a grammar
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
@@ -127,14 +134,22 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """True while any request waits or runs."""
+        """True while any request waits for a step or runs."""
         return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> None:
         """Take a new request; it must fit alone in an empty pool (checked where requests enter)."""
         request.arrival = self._num_arrived
         self._num_arrived += 1
-        self.waiting.append(request)
+        (self.compiling if request.status is RequestStatus.COMPILING else self.waiting).append(request)
+
+    def make_ready(self, request: Request) -> None:
+        """Let a request whose grammar is compiled wait for its turn, in the place it arrived at."""
+        self.compiling.remove(request)
+        request.status = RequestStatus.WAITING
+        if self._drafter is not None:
+            self._drafter.look_ahead(request)
+        bisect.insort(self.waiting, request, key=_arrival)
 
     def abort(self, request: Request, message: str) -> None:
         """End ``request`` now; its pages are free for the next step. No-op on a finished one."""
@@ -147,6 +162,8 @@ class Scheduler:
         if request.status is RequestStatus.RUNNING:
             self.running.remove(request)
             self._release(request)
+        elif request.status is RequestStatus.COMPILING:
+            self.compiling.remove(request)
         else:
             self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
@@ -172,13 +189,23 @@ class Scheduler:
         batch = step.freeze(collects_states=self._num_collecting > 0)
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
-            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1:
+            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + row.num_drafts:
                 self._publish(row.request)
         self.stats.num_steps += 1
         self.stats.num_computed_tokens += batch.num_tokens
         return batch
 
-    def commit(self, batch: Batch, result: StepResult) -> list[Request]:
+    def verify(self, batch: Batch, result: StepResult) -> Verdict:
+        """Find out which drafts of a step were drawn; to be called before :meth:`commit`."""
+        verdict = verify(batch, result.token_ids)
+        for request in verdict.surplus:
+            if request.status is RequestStatus.RUNNING:
+                kept = self.num_pages(request.num_computed_tokens)
+                self.pool.release(request.pages[kept:])
+                del request.pages[kept:]
+        return verdict
+
+    def commit(self, batch: Batch, result: StepResult, verdict: Verdict = NO_VERDICT) -> list[Request]:
         """Take in what a step produced. Returns the requests that got a token and ended by it or are watched.
 
         Requests whose newest token ends them by the token rules are finished on return.
@@ -187,29 +214,41 @@ class Scheduler:
             batch.rows[index].request.prompt_logprobs += scores
         for request, states in result.hidden_states:
             if not request.is_finished:
-                request.hidden_states.append(states)
+                request.hidden_states.append(states[: len(states) - verdict.surplus.get(request, 0)])
         _stamp_first_tokens(batch)
-        requests = batch.sampling_requests
-        for request, logprob in zip(requests, result.logprobs or ()):
+        requests = verdict.kept(batch.sampling_requests)
+        token_ids, logprobs = verdict.kept(result.token_ids), verdict.kept(result.logprobs or ())
+        for request, logprob in zip(requests, logprobs):
             if logprob is not None and not request.is_finished:
                 request.output_logprobs.append(logprob)
         for request, embedding in zip(requests, result.embeddings or ()):
             request.embedding = embedding
         noteworthy = []
         num_late = 0
-        for request, token_id in zip(requests, result.token_ids, strict=True):
+        for request, token_id in zip(requests, token_ids, strict=True):
             if request.finish_reason is not None:  # ended while this step was in flight: nobody's token
                 num_late += 1
                 continue
-            token_ids = request.token_ids
-            token_ids.append(token_id)
-            if len(token_ids) >= request.max_num_tokens or token_id in request.stop_token_ids:
+            known = request.token_ids
+            known.append(token_id)
+            if request.matcher is not None and not request.matcher.accept(token_id):
+                self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
+                noteworthy.append(request)
+            elif len(known) >= request.max_num_tokens or token_id in request.stop_token_ids:
                 self.finish(request, request.check_finish())
                 noteworthy.append(request)
             elif request.is_watched:
                 noteworthy.append(request)
         self.stats.num_generated_tokens += len(requests) - num_late
-        return noteworthy
+        self._look_ahead(requests if batch.has_grammars else ())
+        return list(dict.fromkeys(noteworthy)) if batch.has_drafts else noteworthy
+
+    def _look_ahead(self, requests: Iterable[Request]) -> None:
+        """Note what grammars force next, where nothing is being verified."""
+        for request in () if self._drafter is None else dict.fromkeys(requests):
+            if request.matcher is not None and not (request.is_finished or request.drafts):
+                self._drafter.look_ahead(request)
+                request.decodes_until *= len(request.forecast) < 2  # else no mere decode
 
     # ---- running requests --------------------------------------------------------------------------
 
@@ -217,6 +256,9 @@ class Scheduler:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
         decodes = step.decodes
+        drafts_allowed = (
+            self._num_bound > 0 and self._drafter is not None and self._drafter.allows(self.running)
+        )
         for request in self.running:  # preemption may shorten it at the far end while we walk
             start = request.num_computed_tokens
             if start < request.decodes_until:  # the common case by far, kept short: nothing to decide
@@ -225,6 +267,8 @@ class Scheduler:
                 decodes.append(request)
                 continue
             count = self._num_tokens_for(request, step)
+            if count == 1 and drafts_allowed and self._add_drafts(request, step):
+                continue
             if count:
                 while not self._extend_pages(request, count, step):
                     self._preempt(self.running[-1])  # the youngest; at worst the request itself
@@ -236,6 +280,8 @@ class Scheduler:
 
     def _num_tokens_for(self, request: Request, step: _Step) -> int:
         """How many tokens the step computes for ``request``; 0 when the budget is used up."""
+        if request.drafts:
+            return 0  # how many tokens it has is known at the next commit
         remaining = request.num_remaining_tokens
         if remaining <= 1:
             # A decode. Nothing to do (0) only while its last possible token is still on the device.
@@ -253,7 +299,8 @@ class Scheduler:
         if samples:
             request.num_tokens += 1
             # From here on it merely decodes, until its pages are full or its last token is pending.
-            request.decodes_until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
+            until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
+            request.decodes_until = 0 if len(request.forecast) > 1 else until  # 0: it may have drafts
             if count == 1 and start >= request.num_prompt_tokens:
                 step.decodes.append(request)
                 return
@@ -268,10 +315,26 @@ class Scheduler:
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
+    def _add_drafts(self, request: Request, step: _Step) -> bool:
+        """Compute the drafts of a decoding request behind its newest token, if there are any and they fit."""
+        # no more rows of logits than memory was put aside for
+        spare = max(self.slots.num_free, MAX_DRAFTS) - sum(row.num_drafts for row in step.prefills)
+        drafts = self._drafter.drafts(request, min(step.prefill_budget - 1, spare))
+        start, count = request.num_computed_tokens, 1 + len(drafts)
+        if not drafts or not self._extend_pages(request, count, step):
+            return False
+        request.drafts, request.decodes_until = drafts, 0
+        request.num_computed_tokens += count
+        request.num_tokens += count
+        step.num_prefill_tokens += count
+        step.token_writes.append(TokenWrite(request.slot, start + 1, array("i", drafts)))
+        step.prefills.append(BatchRow(request, request.slot, start, count, True, None, len(drafts)))
+        return True
+
     def _extend_pages(self, request: Request, count: int, step: _Step) -> bool:
         """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
         have = len(request.pages)
-        need = self._num_pages(request.num_computed_tokens + count) - have
+        need = self.num_pages(request.num_computed_tokens + count) - have
         if need <= 0:
             return True
         pages = self._allocate(need)
@@ -305,7 +368,7 @@ class Scheduler:
         """Hand back slot and pages; whatever was computed of known tokens stays in the tree."""
         known = min(request.num_computed_tokens, len(request.token_ids))
         if known:
-            pages = request.pages[: self._num_pages(known)]
+            pages = request.pages[: self.num_pages(known)]
             self.cache.insert(request.token_ids[:known], pages, request.namespace)
         if request.cache_node is not None:
             self.cache.unlock(request.cache_node)
@@ -315,6 +378,7 @@ class Scheduler:
         self.slots.release(request.slot)
         request.slot = None
         self._num_collecting -= request.return_hidden_states
+        self._num_bound -= request.matcher is not None
         self._prefilling.discard(request)
 
     def _publish(self, request: Request) -> None:
@@ -323,7 +387,7 @@ class Scheduler:
         The request goes on writing behind the part of that page which the tree vouches for.
         """
         known = min(request.num_computed_tokens, len(request.token_ids))
-        pages = request.pages[: self._num_pages(known)]
+        pages = request.pages[: self.num_pages(known)]
         place = self.cache.insert(request.token_ids[:known], pages, request.namespace)
         # Lock only pages that are ours. Where another request computed the same tokens first the tree keeps
         # its copy: locking that too would hold two pages for one.
@@ -374,9 +438,9 @@ class Scheduler:
         if count > step.prefill_budget and step.prefill_budget < self._prefill_budget:
             return False  # whole prompts: only the first of a step may exceed the budget
         self.cache.lock(match.node)
-        need = self._num_pages(match.num_tokens + count) - len(match.pages)
+        need = self.num_pages(match.num_tokens + count) - len(match.pages)
         # Room for the rest of its prompt, and a page for everybody who runs, or it is soon preempted again.
-        wanted = self._num_pages(request.num_tokens) - len(match.pages) + len(self.running)
+        wanted = self.num_pages(request.num_tokens) - len(match.pages) + len(self.running)
         roomy = wanted <= self.pool.num_free + self.cache.num_evictable or not self.running
         # Taken before allocating: eviction must not count pages of the match as free.
         self.pool.retain(match.pages)
@@ -401,9 +465,10 @@ class Scheduler:
         request.slot = self.slots.allocate()
         request.sampling_row = replace(request.sampling_row, slot=request.slot)
         step.page_writes.append(PageWrite(request.slot, 0, list(request.pages)))
-        step.token_writes.append(TokenWrite(request.slot, request.token_ids[:]))
+        step.token_writes.append(TokenWrite(request.slot, 0, request.token_ids[:]))
         self._prefilling.add(request)
         self._num_collecting += request.return_hidden_states
+        self._num_bound += request.matcher is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
             request.num_cached_tokens = match.num_tokens
@@ -417,46 +482,13 @@ class Scheduler:
                 break
             request.num_passed_over += len(arrivals) - bisect.bisect(arrivals, request.arrival)
 
-    # ---- checks ------------------------------------------------------------------------------------
-
-    def _num_pages(self, num_tokens: int) -> int:
+    def num_pages(self, num_tokens: int) -> int:
+        """Pages that so many tokens take."""
         return -(-num_tokens // self.page_size)
 
     def check_invariants(self) -> None:
-        """Assert everything that must hold between steps (for tests; walks the whole state).
-
-        1. free + held by tables or tree = all pages but the padding page (in the pool's own check)
-        2. a page's refcount = tables holding it + 1 if the tree does
-        3. num_cached <= num_computed <= num_tokens for every request, and at most one token is pending
-        4. a running request has exactly the pages its computed tokens need, and a slot of its own
-        5. one that may decode unexamined has one token to compute, a page for it, and room below its limit
-        """
-        self.cache.check_invariants()
-        self.pool.check_invariants()
-        tables: Counter[int] = Counter()
-        for request in self.running:
-            assert request.status is RequestStatus.RUNNING
-            assert request.num_computed_tokens <= request.num_tokens <= request.max_num_tokens
-            assert 0 <= request.num_pending_tokens <= 1
-            if request.num_computed_tokens < request.decodes_until:
-                assert request.num_prompt_tokens <= request.num_computed_tokens == request.num_tokens - 1
-                assert request.num_computed_tokens < len(request.pages) * self.page_size
-                assert request.num_tokens < request.max_num_tokens
-            assert len(request.pages) == self._num_pages(request.num_computed_tokens)
-            tables.update(request.pages)
-        for request in self.waiting:
-            assert request.status is RequestStatus.WAITING
-            assert not request.pages
-            assert request.slot is None
-            assert request.num_computed_tokens == request.decodes_until == 0
-        in_tree = [self.pool.refcount(page) - tables[page] for page in range(self.pool.num_pages)]
-        assert set(in_tree) <= {0, 1}
-        assert sum(in_tree) == self.cache.num_pages
-        assert in_tree[0] == tables[0] == 0
-        slots = [request.slot for request in self.running]
-        assert len(set(slots)) == len(slots)
-        assert [r.arrival for r in self.running] == sorted(r.arrival for r in self.running)
-        assert [r.arrival for r in self.waiting] == sorted(r.arrival for r in self.waiting)
+        """Assert everything that must hold between steps (for tests; walks the whole state)."""
+        check_invariants(self)
 
 
 def _stamp_first_tokens(batch: Batch) -> None:

@@ -19,7 +19,7 @@ class EngineStats:
     """A snapshot between two steps. ``num_*`` without a unit count since the engine was built.
 
     Attributes:
-        num_running, num_waiting: requests now.
+        num_running, num_waiting: requests now; num_compiling: those whose grammars are being compiled.
         num_steps: steps launched.
         num_computed_tokens: tokens that went through the model.
         num_prompt_tokens_cached, num_prompt_tokens_computed: how prompts were served on first admission.
@@ -32,6 +32,7 @@ class EngineStats:
 
     num_running: int
     num_waiting: int
+    num_compiling: int
     num_steps: int
     num_computed_tokens: int
     num_prompt_tokens_cached: int
@@ -91,6 +92,7 @@ def collect(core: EngineCore) -> EngineStats:
     return EngineStats(
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
+        num_compiling=len(scheduler.compiling),
         num_steps=counters.num_steps,
         num_computed_tokens=counters.num_computed_tokens,
         num_prompt_tokens_cached=counters.num_prompt_tokens_cached,

@@ -61,7 +61,7 @@ class TorchInputs:
         last = None if layout.all_sample else on_device(layout.last_tokens)
         wanted = None
         if last is not None and not all_states:
-            rows = on_device(layout.samples, torch.bool)
+            rows = on_device(layout.sample_rows)
             single = torch.arange(len(last) + 1, dtype=torch.int32, device=device)
             wanted = WantedTokens(
                 last,
@@ -69,7 +69,7 @@ class TorchInputs:
                     plan,
                     page_table=plan.page_table[rows],
                     q_starts=single,
-                    kv_lens=plan.kv_lens[rows],
+                    kv_lens=on_device(layout.sample_positions, torch.int32),  # what stands before a token
                     max_q=1,
                 ),
             )

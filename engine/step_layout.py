@@ -12,12 +12,12 @@ from .batch import Batch
 
 @dataclass(frozen=True)
 class StepLayout:
-    """Rows and tokens of one step on the host; R rows, T tokens, S of the rows sample."""
+    """Rows and tokens of one step on the host; R rows, T tokens, after S of which one is drawn."""
 
     slots: np.ndarray  # [R] int32
     starts: np.ndarray  # [R] int32, position of each row's first token
     counts: np.ndarray  # [R] int32, tokens of each row
-    samples: np.ndarray  # [R] bool
+    samples: np.ndarray  # [R] int32, after how many of its last tokens one is drawn
     num_decodes: int  # leading rows of one token
 
     @classmethod
@@ -25,11 +25,12 @@ class StepLayout:
         """The layout of a batch, which has at least one row."""
         decodes, n = batch.decodes, len(batch.decodes.requests)
         slots, starts, counts = columns = np.ones((3, batch.num_rows), dtype=np.int32)
-        samples = np.ones(batch.num_rows, dtype=bool)
+        samples = np.ones(batch.num_rows, dtype=np.int32)
         slots[:n], starts[:n] = decodes.slots, decodes.starts
         if batch.other_rows:
-            _, *others, samples[n:], _ = zip(*batch.other_rows)
+            _, *others, draws, _, drafts = zip(*batch.other_rows)
             columns[:, n:] = others
+            samples[n:] = np.add(draws, drafts)
         return cls(slots, starts, counts, samples, batch.num_decodes)
 
     @property
@@ -68,7 +69,14 @@ class StepLayout:
     @cached_property
     def last_tokens(self) -> np.ndarray:
         """[S] int32, the tokens after which one is sampled."""
-        return self.q_starts[1:][self.samples] - 1
+        ends = self.q_starts[1:][self.sample_rows]
+        lasts = np.cumsum(self.samples)[self.sample_rows]  # one past the row's last of the S
+        return ends - (lasts - np.arange(len(ends))).astype(np.int32)
+
+    @cached_property
+    def sample_rows(self) -> np.ndarray:
+        """[S], the row that each token is drawn in."""
+        return np.repeat(np.arange(self.num_rows), self.samples)
 
     @property
     def all_sample(self) -> bool:
@@ -78,9 +86,9 @@ class StepLayout:
     @property
     def sample_slots(self) -> np.ndarray:
         """[S] int32."""
-        return self.slots[self.samples]
+        return self.slots[self.sample_rows]
 
     @property
     def sample_positions(self) -> np.ndarray:
         """[S] int32, position of each token about to be sampled."""
-        return self.kv_lens[self.samples]
+        return self.positions[self.last_tokens] + 1

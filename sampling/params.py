@@ -47,9 +47,16 @@ class SamplingParams:
             draws a seed.
         n: how many samples of the prompt to make.
 
-    Constraints, at most one: ``json_schema`` and ``structural_tag`` (strings, or dicts that are turned into
-    them), ``regex``, ``ebnf``. Text: ``skip_special_tokens``, ``spaces_between_special_tokens``.
-    ``custom_params``: a dict handed to the caller's own logit processor, otherwise unread.
+    Constraints, at most one; a token that would break it is never drawn, and the request ends when it is met:
+        json_schema: a JSON schema: a string, a dict, or a Pydantic model (the class; kept as a string);
+            ``"$$ANY$$"`` is any JSON document.
+        regex: a regular expression for the whole output.
+        ebnf: a grammar; the output is derived from its rule ``root``.
+        structural_tag: free text with structured parts (a string or a dict, kept as a string).
+        choice: a list of texts, one of which is the output; kept as a tuple.
+
+    Text: ``skip_special_tokens``, ``spaces_between_special_tokens``. ``custom_params``: a dict
+    handed to the caller's own logit processor, otherwise unread.
 
     Integers may be given as integral floats. Any other type, NaN, infinity or a value out of range
     raises :class:`~rootlet.errors.InvalidParameterError`.
@@ -77,6 +84,7 @@ class SamplingParams:
     regex: str | None = None
     ebnf: str | None = None
     structural_tag: str | dict | None = None
+    choice: Iterable[str] | None = None
     custom_params: dict | None = None
 
     def __post_init__(self) -> None:
@@ -131,13 +139,21 @@ class SamplingParams:
             _require(least <= most, f"min_new_tokens must be in (0, max_new_tokens({most})], got {least}.")
 
     def _check_constraints(self) -> None:
+        if callable(getattr(self.json_schema, "model_json_schema", None)):  # a Pydantic model
+            self._set("json_schema", self.json_schema.model_json_schema())
         for name in ("json_schema", "structural_tag"):
             if isinstance(getattr(self, name), dict):
-                self._set(name, _dump_json(name, getattr(self, name)))
-        given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
-        _require(len(given) <= 1, "Only one of regex, json_schema, or ebnf can be set.")
+                self._set(name, _dump(name, getattr(self, name)))
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        _require(
+            len(given) <= 1,
+            "Only one of regex, json_schema, or ebnf can be set."
+            f" structural_tag and choice count as well; got {' and '.join(given)}.",
+        )
         for name in given:
-            if not isinstance(getattr(self, name), str):
+            if name == "choice":
+                self._set(name, _choice(self.choice))
+            elif not isinstance(getattr(self, name), str):
                 raise _wrong_type(name, getattr(self, name), "a string")
         if self.custom_params is not None and not isinstance(self.custom_params, dict):
             raise _wrong_type("custom_params", self.custom_params, "a dict or None")
@@ -205,8 +221,10 @@ _FLOATS = (
 _INTS = ("top_k", "min_new_tokens", "n")
 _OPTIONAL_INTS = ("max_new_tokens", "seed")
 _FLAGS = ("ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim")
-_CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag")
 _DICTS = ("logit_bias", "custom_params")
+
+CONSTRAINTS = ("json_schema", "regex", "ebnf", "structural_tag", "choice")
+"""The parameters that constrain the output."""
 
 
 def _require(ok: bool, message: str) -> None:
@@ -292,7 +310,15 @@ def _logit_bias(value: object) -> dict[int, float] | None:
     return biases or None
 
 
-def _dump_json(name: str, value: dict) -> str:
+def _choice(value: object) -> tuple[str, ...]:
+    """Texts to choose from, as a tuple without repeats."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise _wrong_type("choice", value, "a list of strings")
+    _require(len(value) > 0, "choice must have at least one text to choose.")
+    return tuple(dict.fromkeys(value))
+
+
+def _dump(name: str, value: dict) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:

@@ -22,7 +22,8 @@ from rootlet.sampling.seeds import derive_seed
 
 FEATURES = [
     "radix hit", "chunked prefill", "preemption", "streaming", "n", "logprobs", "penalties", "seed",
-    "stop string", "custom processor", "hidden states", "session", "input embeds", "neighbour aborted",
+    "constraint", "stop string", "custom processor", "hidden states", "session", "input embeds",
+    "neighbour aborted",
 ]  # fmt: skip
 PAIRS = list(itertools.combinations(FEATURES, 2))
 REFUSED = {  # pairs that have no meaning, and what is said about them
@@ -33,6 +34,8 @@ PROMPT = [300 + (977 * i) % 40_000 for i in range(40)]
 NEW_TOKENS = 20
 SAMPLES = 3
 SEED = 1234
+# free at first, then forced, then free again for longer than anybody asks
+CONSTRAINT = r"[a-z]{3}: the quick brown fox jumps over [a-z0-9 ]{60}"
 
 
 class Engines:
@@ -48,7 +51,8 @@ class Engines:
         self._folder = str(folder)
         self._options = {"max_total_tokens": 2048, "page_size": 4, "dtype": "float32"} | options
         self._options |= {"load_format": "dummy", "tokenizer_path": str(tokenizer), "step_by_hand": True}
-        self._plain = {"disable_radix_cache": True, "chunked_prefill_size": -1} | dict(plain)
+        self._plain = {"disable_radix_cache": True, "chunked_prefill_size": -1, "disable_jump_forward": True}
+        self._plain |= dict(plain)
         self._built: dict[str, rootlet.Engine] = {}
         self._answers: dict[str, rootlet.RequestOutput] = {}
 
@@ -117,6 +121,8 @@ class Composed:
         if "seed" in features:
             # few tokens with a large share each: rounding moves no border of theirs across a random number
             same |= {"temperature": 1.0, "top_k": 50, "seed": SEED}
+        if "constraint" in features:
+            same |= {"regex": CONSTRAINT}
         self.params |= same
         if "custom processor" in features:
             banned = plain(self.context, **same).token_ids[0]  # so that the rule matters
@@ -156,6 +162,9 @@ class Composed:
 
     def run(self, engine) -> list:
         """The outputs, by sample."""
+        if "constraint" in self.features:  # compiled now, while nobody else runs
+            params = {"regex": CONSTRAINT, "max_new_tokens": 1}
+            engine.generate(input_ids=[7, 8, 9], sampling_params=params)
         if "radix hit" in self.features and "session" not in self.features:
             prompt = {k: self.args[k] for k in ("input_ids", "input_embeds") if k in self.args}
             engine.generate(**prompt, sampling_params={"temperature": 0, "max_new_tokens": 1})

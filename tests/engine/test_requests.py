@@ -69,7 +69,7 @@ BAD_REQUESTS = [
     ({"input_ids": [1], "sampling_params": "greedy"}, InvalidRequestError, "sampling_params must be"),
     ({"input_ids": [1], "sampling_params": [{}, {}]}, InvalidRequestError, "2 entries for 1"),
     ({"input_ids": [1], "sampling_params": {"stop": "x"}}, InvalidRequestError, "stop_token_ids"),
-    ({"input_ids": [1], "sampling_params": {"regex": "a+"}}, InvalidRequestError, "not available"),
+    ({"input_ids": [1], "sampling_params": {"regex": "a+"}}, InvalidRequestError, "needs a tokenizer"),
     ({"input_ids": [1], "sampling_params": {"logit_bias": {300: 1}}}, InvalidParameterError, "300"),
     (
         {"input_ids": [[1], [2]], "sampling_params": [{"n": 1}, {"n": 2}]},

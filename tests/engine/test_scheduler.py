@@ -235,7 +235,7 @@ def test_the_columns_of_a_batch_agree_with_its_rows(chunk):
         assert sum(row.num_tokens for row in rows) == batch.num_tokens
         assert all(row.samples and row.num_tokens == 1 and row.score is None for row in rows[:n])
         assert [row.num_tokens == 1 for row in rows] == [i < batch.num_decodes for i in range(len(rows))]
-        assert batch.sampling_requests == [row.request for row in batch.sampling_rows]
+        assert batch.sampling_requests == [row.request for row in batch.rows if row.samples]
         layout = StepLayout.of(batch)
         for column, values in zip(list(zip(*rows))[1:5], (layout.slots, layout.starts, layout.counts)):
             assert values.dtype == np.int32

@@ -38,6 +38,7 @@ def test_defaults_are_those_of_the_documentation():
         "regex": None,
         "ebnf": None,
         "structural_tag": None,
+        "choice": None,
         "custom_params": None,
     }
 

@@ -62,7 +62,8 @@ class FakeRunner:
             raise ArithmeticError("the device is on fire")
         self.batches.append(batch)
         for write in batch.token_writes:
-            self.tokens[write.slot] = dict(enumerate(write.ids))
+            row = self.tokens[write.slot] = {} if write.start == 0 else self.tokens[write.slot]
+            row.update(enumerate(write.ids, write.start))
         for write in batch.page_writes:
             table = self.pages.setdefault(write.slot, {})
             table.update({write.start + i: page for i, page in enumerate(write.pages)})
@@ -101,6 +102,9 @@ class FakeStep:
     def __init__(self, batch: Batch, result: StepResult) -> None:
         self.batch = batch
         self._result = result
+
+    def draw(self) -> None:
+        """Nothing is left to draw: there are no grammars here."""
 
     def wait(self) -> StepResult:
         return self._result

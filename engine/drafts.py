@@ -1,0 +1,139 @@
+"""Jump-forward: tokens of what a grammar forces are guessed, computed in one pass, and kept as far as drawn.
+
+Where a grammar leaves one continuation ("name": after {), its text is known, but not how the model would
+cut it into tokens. So the tokenizer's cut is a *draft*: a row of the batch computes all its tokens at once,
+one is drawn after each as if the draft had been drawn, under the mask that belongs there, and what was drawn
+counts up to the first that differs. So text, tokens and distribution are those of one step per token.
+
+    known      pending?    drafts
+    t0 .. tn | (tn+1)   |  d1  d2  d3        the row computes tn (or tn+1), d1, d2, d3
+                        |  s1  s2  s3  s4    drawn: s1 always counts, s2 if s1 == d1, s3 if also s2 == d2, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from .request import RequestStatus
+
+if TYPE_CHECKING:
+    from .batch import Batch, BatchRow
+    from .request import Request
+
+T = TypeVar("T")
+
+MAX_DRAFTS = 32
+_MAX_TEXT = 256  # characters looked at
+_LEAST = 2  # drafts that are worth a row of several tokens
+
+
+class Drafter:
+    """Makes drafts of forced texts.
+
+    Args:
+        encode: text to token ids.
+        token_bytes: what a token stands for.
+        records_steps: steps of nothing but decodes are recorded (CUDA graphs), others are not and cost more.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], list[int]],
+        token_bytes: Callable[[int], bytes],
+        *,
+        records_steps: bool = False,
+    ) -> None:
+        self._records_steps = records_steps
+
+        @lru_cache(maxsize=4096)  # the same keys, again and again
+        def cut(text: str) -> tuple[int, ...]:
+            return tuple(_cut(text, encode, token_bytes)[:MAX_DRAFTS])
+
+        self._cut = cut
+
+    def look_ahead(self, request: Request) -> None:
+        """Note what must follow the committed tokens of a request that has a grammar."""
+        text = request.matcher.forced_text()
+        request.forecast = self._cut(text[:_MAX_TEXT]) if len(text) > 1 else ()
+
+    def allows(self, running: Collection[Request]) -> bool:
+        """Whether drafts are worth it in a step of these requests.
+
+        A recorded step is so much cheaper that drafts have to replace one for everybody in the batch.
+        """
+        if not self._records_steps:
+            return True
+        return sum(max(len(r.forecast) - 1, 0) for r in running) >= len(running)
+
+    def drafts(self, request: Request, room: int) -> Sequence[int]:
+        """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""
+        pending = request.num_pending_tokens
+        count = min(len(request.forecast) - pending, request.max_num_tokens - request.num_tokens - 1, room)
+        return request.forecast[pending : pending + count] if count >= _LEAST else ()
+
+
+def _cut(text: str, encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes]) -> list[int]:
+    """``text`` as tokens of exactly its bytes, within a longer text; nothing if there is no such cut."""
+    wanted = text.encode()
+    ids = encode(text)
+    if b"".join(map(token_bytes, ids)) == wanted:
+        return ids
+    # a SentencePiece tokenizer puts a space in front of a text: let that stand before a line break
+    ids = encode("\n" + text)
+    for first in range(1, len(ids)):
+        if b"".join(map(token_bytes, ids[first:])) == wanted:
+            return ids[first:]
+    return []
+
+
+class Verdict(NamedTuple):
+    """What became of a step's drafts.
+
+    ``rejected``: indices of drawn tokens that stand behind a draft which was not drawn. ``surplus``: by
+    request, how many of the step's last positions were computed for nothing.
+    """
+
+    rejected: frozenset[int]
+    surplus: Mapping[Request, int]
+
+    def kept(self, values: Sequence[T]) -> Sequence[T]:
+        """Per-token values without those of rejected tokens."""
+        if not self.rejected:
+            return values
+        return [value for index, value in enumerate(values) if index not in self.rejected]
+
+
+NO_VERDICT = Verdict(frozenset(), {})
+
+
+def verify(batch: Batch, token_ids: Sequence[int]) -> Verdict:
+    """Compare drafts with what was drawn, and put the counters of their requests right."""
+    if not batch.has_drafts:
+        return NO_VERDICT
+    rejected: set[int] = set()
+    surplus: dict[Request, int] = {}
+    index = len(batch.decodes.requests)
+    for row in batch.other_rows:
+        if row.num_drafts:
+            drafts = row.request.drafts
+            kept = 1
+            while kept <= row.num_drafts and token_ids[index + kept - 1] == drafts[kept - 1]:
+                kept += 1
+            rejected.update(range(index + kept, index + 1 + row.num_drafts))
+            surplus[row.request] = row.num_drafts + 1 - kept
+            _settle(row, kept)
+        index += row.num_samples
+    return Verdict(frozenset(rejected), surplus)
+
+
+def _settle(row: BatchRow, kept: int) -> None:
+    """Count the first ``kept`` positions of the row as computed, and one token after them as known."""
+    request = row.request
+    request.drafts = ()
+    request.num_tokens = row.start + kept + 1
+    if request.status is RequestStatus.RUNNING:
+        request.num_computed_tokens = row.start + kept
+    else:  # preempted meanwhile
+        request.num_collected_states = min(request.num_collected_states, row.start + kept)

@@ -1,0 +1,34 @@
+"""What a request asks its output to be, and the rules that describe it."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from .ebnf import parse_ebnf
+from .json_schema import compile_schema
+from .regex import parse
+from .structural_tag import compile_structural_tag
+from .tree import Lexeme, Rules, choice, literal
+
+ANY_JSON = "$$ANY$$"
+"""As ``json_schema``: any JSON document."""
+
+
+class Constraint(NamedTuple):
+    """A kind (``json_schema``, ``regex``, ``ebnf``, ``structural_tag``, ``choice``) and its text."""
+
+    kind: str
+    text: str
+
+    def rules(self) -> Rules:
+        """The language as rules, all that is not supported refused. Raises GrammarError."""
+        if self.kind == "json_schema":
+            return compile_schema("true" if self.text == ANY_JSON else self.text)
+        if self.kind == "ebnf":
+            return parse_ebnf(self.text)
+        if self.kind == "structural_tag":
+            return compile_structural_tag(self.text)
+        if self.kind == "regex":
+            return {"root": Lexeme(parse(self.text))}
+        return {"root": Lexeme(choice(*map(literal, json.loads(self.text))))}

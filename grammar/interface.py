@@ -1,0 +1,64 @@
+"""What a backend is: it compiles rules to a grammar, which any number of requests match their tokens with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .constraint import Constraint
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that constraints speak of.
+
+    Attributes:
+        tokens: the bytes of each token id; empty for those that are never text (special, padding).
+        stop_token_ids: allowed where an output may end, and only there.
+        encode: text to token ids, as the tokenizer cuts it.
+    """
+
+    tokens: list[bytes]
+    stop_token_ids: tuple[int, ...]
+    encode: Callable[[str], list[int]]
+
+
+class Matcher(Protocol):
+    """Where one request stands in a grammar."""
+
+    def fill(self, masks: np.ndarray, row: int) -> None:
+        """Write the tokens allowed next to a row of ``masks`` [B, ceil(V / 32)] int32.
+
+        Bit ``t % 32`` of word ``t // 32`` is that of token ``t``.
+        """
+
+    def accept(self, token_id: int) -> bool:
+        """Take the next token. False, with nothing changed, if it is not allowed here."""
+
+    def rollback(self, count: int) -> None:
+        """Take back the last ``count`` accepted tokens."""
+
+    def forced_text(self) -> str:
+        """What any output must go on with here, whole characters only; possibly nothing."""
+
+    @property
+    def is_terminated(self) -> bool:
+        """True once a stop token was accepted: nothing may follow."""
+
+
+class Grammar(Protocol):
+    """A compiled constraint; immutable, shared by requests and threads."""
+
+    def matcher(self) -> Matcher:
+        """A matcher at the beginning."""
+
+
+class Backend(Protocol):
+    """Compiles constraints for one vocabulary; any thread may call."""
+
+    def compile(self, constraint: Constraint) -> Grammar:
+        """Raises GrammarError for what is invalid or not supported."""

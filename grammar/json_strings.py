@@ -1,0 +1,137 @@
+"""JSON strings as trees: any, by length, pattern or format. Every character has one way to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import GrammarError
+from .regex import parse
+from .tree import (
+    EMPTY,
+    Chars,
+    Choice,
+    Lexeme,
+    Node,
+    Ranges,
+    Repeat,
+    Rule,
+    Sequence,
+    choice,
+    codes,
+    common,
+    complement,
+    joined,
+    literal,
+    sequence,
+)
+
+_PLAIN = joined([(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF)])  # stand for themselves
+_ESCAPES = dict(zip('"\\\b\f\n\r\t', '"\\bfnrt'))
+_ALL = complement(())
+_MAX_LENGTH = 10_000  # characters
+_MAX_STATES = 64  # characters: up to this length strings are automata
+
+_YEAR, _MONTH_DAY = (
+    r"[1-9]\d{3}",
+    (
+        r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
+    ),
+)
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
+_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
+
+FORMATS = {
+    "date": f"{_YEAR}-{_MONTH_DAY}",
+    "time": _TIME,
+    "date-time": f"{_YEAR}-{_MONTH_DAY}T{_TIME}",
+    "duration": r"P(?:\d{1,4}[WD]|T(?:\d{1,4}H(?:\d{1,4}M(?:\d{1,4}S)?)?|\d{1,4}M|\d{1,4}S))",
+    "email": rf"[a-z0-9]+(?:[._+-][a-z0-9]+){{0,3}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
+    "hostname": _HOST,
+    "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
+    "ipv6": r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}",
+    "uri": rf"https?://{_HOST}(?::[1-9]\d{{0,3}})?(?:/[A-Za-z0-9._~-]*){{0,10}}",
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+}
+"""The formats that are enforced: common forms of each, not every one that its standard allows."""
+
+
+def string(text: Node) -> Node:
+    """A JSON string of these texts."""
+    if (
+        isinstance(text, Repeat)
+        and text.item == Chars(_ALL)
+        and max(text.least, text.most or 0) > _MAX_STATES
+    ):
+        # As an automaton it would take a minute to compile. Counted instead, its characters are to be of one
+        # kind: those that need no escape.
+        return sequence(literal('"'), text._replace(item=Chars(_PLAIN)), literal('"'))
+    return Lexeme(sequence(literal('"'), _escaped(text), literal('"')))
+
+
+def texts(
+    least: int = 0, most: int | None = None, pattern: str | None = None, form: str | None = None
+) -> Node:
+    """The texts a schema describes: at most one of a length, a pattern and a format.
+
+    Raises GrammarError, without the place in the schema, for what cannot be enforced.
+    """
+    given = [name for name, value in (("pattern", pattern), ("format", form)) if value is not None]
+    if least or most is not None:
+        given.append("minLength or maxLength")
+    if len(given) > 1:
+        raise GrammarError(f"{' together with '.join(given)} is not supported: say it all in one pattern")
+    if form is not None:
+        if form not in FORMATS:
+            raise GrammarError(f"format {form!r} is not supported (supported: {', '.join(FORMATS)})")
+        return parse(FORMATS[form])
+    if pattern is not None:
+        return parse(pattern)
+    if max(least, most or 0) > _MAX_LENGTH:
+        raise GrammarError(f"a length above {_MAX_LENGTH} is not supported")
+    if most is not None and least > most:
+        raise GrammarError(f"minLength {least} is above maxLength {most}")
+    return Repeat(Chars(_ALL), least, most)
+
+
+def texts_except(names: Iterable[str]) -> Node:
+    """Every text but these."""
+    by_first: dict[str, list[str]] = {}
+    may_end = True
+    for name in names:
+        if name:
+            by_first.setdefault(name[0], []).append(name[1:])
+        else:
+            may_end = False
+    others = Chars(complement(codes("".join(by_first))))
+    options = [sequence(others, Repeat(Chars(_ALL), 0, None))]
+    options += [sequence(literal(first), texts_except(rests)) for first, rests in by_first.items()]
+    return choice(*([EMPTY] if may_end else []), *options)
+
+
+def _escaped(node: Node) -> Node:
+    """Texts as they stand between the quotes."""
+    if isinstance(node, Chars):
+        return _escaped_chars(node.ranges)
+    if isinstance(node, Sequence):
+        return Sequence(tuple(map(_escaped, node.items)))
+    if isinstance(node, Choice):
+        return Choice(tuple(map(_escaped, node.options)))
+    if isinstance(node, (Rule, Lexeme)):
+        raise TypeError("texts refer to no rules")
+    return Repeat(_escaped(node.item), node.least, node.most)
+
+
+def _escaped_chars(ranges: Ranges) -> Node:
+    plain = common(ranges, _PLAIN)
+    options: list[Node] = [Chars(plain)] if plain else []
+    short = [char for char in _ESCAPES if common(ranges, codes(char))]
+    if short:
+        options.append(sequence(literal("\\"), Chars(codes("".join(_ESCAPES[char] for char in short)))))
+    for low, high in common(ranges, complement(_PLAIN)):
+        # consecutive control characters differ in their last digit only
+        for code in range(low, high + 1):
+            if chr(code) not in _ESCAPES:
+                options.append(literal(f"\\u{code:04x}"))
+    return choice(*options)

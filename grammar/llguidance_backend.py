@@ -1,0 +1,125 @@
+"""Constraints by llguidance: masks computed when they are needed, with nothing to prepare."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import GrammarError, MissingDependencyError
+from .constraint import Constraint
+from .interface import Vocabulary
+from .notation import as_lark
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class LlguidanceBackend:
+    """Compiles rules with llguidance; ``vocabulary`` is called at the first use.
+
+    Raises MissingDependencyError if the package is not installed.
+    """
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
+        try:
+            import llguidance
+        except ImportError as error:
+            raise MissingDependencyError(
+                "grammar_backend='llguidance' needs that package: pip install 'rootlet[llguidance]'."
+            ) from error
+        self._library = llguidance
+        self._make_vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+        self._stops: frozenset[int] = frozenset()
+
+    def compile(self, constraint: Constraint) -> LlguidanceGrammar:
+        """Raises GrammarError for what is invalid or not supported."""
+        # of a caller's own rules the lexer may not take more than they say: each character is a terminal
+        text = as_lark(constraint.rules(), by_character=constraint.kind in ("ebnf", "structural_tag"))
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load()
+        matcher = self._library.LLMatcher(
+            self._tokenizer, self._library.LLMatcher.grammar_from_lark(text), log_level=0
+        )
+        if matcher.is_error():
+            raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")
+        return LlguidanceGrammar(matcher, self._stops)
+
+    def _load(self) -> Any:
+        vocabulary = self._make_vocabulary()
+        self._stops = frozenset(vocabulary.stop_token_ids)
+        wrapper = self._library.TokenizerWrapper(_Tokenizer(vocabulary))
+        stops = list(vocabulary.stop_token_ids)
+        return self._library.LLTokenizer(wrapper, n_vocab=len(vocabulary.tokens), eos_token=stops)
+
+
+class _Tokenizer:
+    """Our vocabulary as the library asks for one."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = vocabulary.tokens
+        self.eos_token_id = vocabulary.stop_token_ids[0]
+        self.bos_token_id = None
+        self.special_token_ids = [i for i, token in enumerate(vocabulary.tokens) if not token]
+        self._encode = vocabulary.encode
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._encode(text.decode() if isinstance(text, bytes) else text)
+
+
+class LlguidanceGrammar:
+    """A grammar, as a matcher at its beginning that is only ever copied."""
+
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._stop_token_ids = stop_token_ids
+
+    def matcher(self) -> LlguidanceMatcher:
+        """A matcher at the beginning."""
+        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids)
+
+
+class LlguidanceMatcher:
+    """Where one request stands."""
+
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._stop_token_ids = stop_token_ids
+        self._ended = False
+
+    def fill(self, masks: np.ndarray, row: int) -> None:
+        """Write the allowed tokens to a row of ``masks``."""
+        target = masks[row]
+        self._matcher.unsafe_compute_mask_ptr(target.ctypes.data, target.nbytes)
+        if self._matcher.is_error():
+            raise GrammarError(f"llguidance gave up: {self._matcher.get_error().strip()}")
+
+    def accept(self, token_id: int) -> bool:
+        """Take the next token; False if it is not allowed."""
+        if self._ended:
+            return False
+        if token_id in self._stop_token_ids:
+            self._ended = self._matcher.is_accepting()
+            return self._ended
+        return self._matcher.try_consume_tokens([token_id]) == 1
+
+    def rollback(self, count: int) -> None:
+        """Take back the last ``count`` tokens."""
+        if count and self._ended:
+            self._ended, count = False, count - 1
+        if count:
+            self._matcher.rollback(count)
+
+    def forced_text(self) -> str:
+        """What any output must go on with."""
+        if self._ended:
+            return ""
+        return self._matcher.compute_ff_bytes().decode(errors="ignore")
+
+    @property
+    def is_terminated(self) -> bool:
+        """True once a stop token was accepted."""
+        return self._ended

@@ -1,0 +1,173 @@
+"""Trees in the notations that backends read: regular expressions, xgrammar's EBNF, llguidance's Lark."""
+
+from __future__ import annotations
+
+from .automaton import Automaton, determine
+from .tree import EMPTY, Chars, Choice, Lexeme, Node, Ranges, Repeat, Rule, Rules, Sequence, parts
+
+_BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+_SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
+
+
+def as_regex(node: Node) -> str:
+    """A tree without rules as a regular expression."""
+    if isinstance(node, Chars):
+        return _set(node.ranges)
+    if isinstance(node, Sequence):
+        return "".join(map(as_regex, node.items))
+    if isinstance(node, Choice):
+        return f"(?:{'|'.join(map(as_regex, node.options))})"
+    if isinstance(node, Repeat):
+        item = as_regex(node.item)
+        return f"{item if isinstance(node.item, Chars) else f'(?:{item})'}{_bounds(node)}"
+    if isinstance(node, Lexeme):
+        return as_regex(node.item)
+    raise TypeError(f"a regular expression cannot refer to rule {node.name!r}")
+
+
+def as_ebnf(rules: Rules) -> str:
+    """Rules as xgrammar reads them, one a line; each lexeme as the states of its automaton."""
+    lexemes: dict[Node, str] = {}
+    lines = [f"{name} ::= {_ebnf(node, lexemes)}\n" for name, node in rules.items()]
+    for lexeme, name in lexemes.items():
+        lines += _states(determine(lexeme), name)
+    return "".join(lines)
+
+
+def as_lark(rules: Rules, *, by_character: bool = False) -> str:
+    """Rules as llguidance reads them: what refers to no rule is a terminal, a regular expression.
+
+    A terminal takes all it can get. Where that may be too much (rules of a caller's own), ``by_character``
+    makes every character a terminal instead, which is slower.
+    """
+    writer = _Lark(rules, by_character)
+    lines = [f"{writer.names[name]}: {writer.write(node)}\n" for name, node in rules.items()]
+    lines += [f"{name}: /{as_regex(node)}/\n" for node, name in writer.terminals.items()]
+    return "".join(lines)
+
+
+def _bounds(node: Repeat) -> str:
+    if (node.least, node.most) in _BOUNDS:
+        return _BOUNDS[node.least, node.most]
+    return f"{{{node.least},{'' if node.most is None else node.most}}}"
+
+
+def _set(ranges: Ranges) -> str:
+    [(low, high), *rest] = ranges
+    if low == high and not rest:
+        return _char(low)
+    return f"[{''.join(_char(a) if a == b else f'{_char(a)}-{_char(b)}' for a, b in ranges)}]"
+
+
+def _char(code: int) -> str:
+    if code < 32 or code == 127:
+        return f"\\x{code:02x}"
+    return f"\\{chr(code)}" if chr(code) in _SPECIAL else chr(code)
+
+
+def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
+    if isinstance(node, Rule):
+        return node.name
+    if isinstance(node, Lexeme):
+        return lexemes.setdefault(node, f"text_{len(lexemes)}")
+    if isinstance(node, Chars):
+        return _class(node.ranges)
+    if isinstance(node, Choice):
+        return f"({' | '.join(_ebnf(option, lexemes) for option in node.options)})"
+    if isinstance(node, Repeat):
+        return f"({_ebnf(node.item, lexemes)}){_bounds(node)}"
+    words, text = [], ""
+    for item in (*node.items, None):
+        single = isinstance(item, Chars) and len(item.ranges) == 1 and item.ranges[0][0] == item.ranges[0][1]
+        if single:
+            text += _quoted(item.ranges[0][0])
+            continue
+        if text:
+            words.append(f'"{text}"')
+            text = ""
+        if item is not None:
+            words.append(_ebnf(item, lexemes))
+    return f"({' '.join(words)})" if words else '""'
+
+
+def _class(ranges: Ranges) -> str:
+    text = _set(ranges)
+    return text if text.startswith("[") else f"[{text}]"
+
+
+def _states(automaton: Automaton, name: str) -> list[str]:
+    """A rule for each state; those with one way in stand where that way is."""
+    entries = automaton.entries()
+
+    def rule(state: int) -> str:
+        return name if state == 0 else f"{name}_{state}"
+
+    def follow(state: int) -> str:
+        """What stands behind an edge into ``state``."""
+        words = []
+        while (
+            state and entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1
+        ):
+            [(ranges, state)] = automaton.edges[state]
+            words.append(_class(ranges))
+        is_last = state in automaton.ends and not automaton.edges[state]
+        return " ".join(words if is_last else [*words, rule(state)])
+
+    def stands_alone(state: int) -> bool:
+        chained = entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1
+        return state == 0 or not (chained or (state in automaton.ends and not automaton.edges[state]))
+
+    lines = []
+    for state in filter(stands_alone, range(len(automaton.edges))):
+        options = ['""'] if state in automaton.ends else []
+        options += [f"{_class(ranges)} {follow(to)}" for ranges, to in automaton.edges[state]]
+        lines.append(f"{rule(state)} ::= {' | '.join(options)}\n")
+    return lines
+
+
+def _quoted(code: int) -> str:
+    if code < 32 or code == 127:
+        return f"\\x{code:02x}"
+    return f"\\{chr(code)}" if chr(code) in '"\\' else chr(code)
+
+
+class _Lark:
+    def __init__(self, rules: Rules, by_character: bool) -> None:
+        self.terminals: dict[Node, str] = {}
+        # names of rules are in small letters; the numbers keep them apart
+        self.names = {name: "start" if name == "root" else f"r{i}" for i, name in enumerate(rules)}
+        self._by_character = by_character
+
+    def write(self, node: Node) -> str:
+        if isinstance(node, Rule):
+            return self.names[node.name]
+        if node == EMPTY:
+            return '""'
+        if self._is_terminal(node):
+            item = node.item if isinstance(node, Lexeme) else node
+            return self.terminals.setdefault(item, f"T{len(self.terminals)}")
+        if isinstance(node, Choice):
+            return f"({' | '.join(map(self.write, node.options))})"
+        if isinstance(node, Repeat):
+            return f"({self.write(node.item)}){_bounds(node)}"
+        words: list[str] = []
+        run: list[Node] = []  # what stands together is one terminal
+        for item in (*node.items, None):
+            if item is not None and self._is_terminal(item) and not self._by_character:
+                run.append(item)
+                continue
+            if run:
+                words.append(self.write(run[0] if len(run) == 1 else Sequence(tuple(run))))
+                run = []
+            if item is not None:
+                words.append(self.write(item))
+        return f"({' '.join(words)})"
+
+    def _is_terminal(self, node: Node) -> bool:
+        if self._by_character:
+            return isinstance(node, (Chars, Lexeme))
+        return _is_regular(node)
+
+
+def _is_regular(node: Node) -> bool:
+    return not isinstance(node, Rule) and all(map(_is_regular, parts(node)))

@@ -1,0 +1,222 @@
+"""Both backends against each other and against independent validators, on random walks."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+from constraint_corpus import CASES
+
+from rootlet.errors import GrammarError
+from rootlet.grammar.constraint import Constraint
+from rootlet.grammar.interface import Vocabulary
+from rootlet.grammar.llguidance_backend import LlguidanceBackend
+from rootlet.grammar.xgrammar_backend import XGrammarBackend
+
+# every byte is a token, and a few longer ones that cross the borders of what grammars are made of
+WORDS = ['{"', '": ', ", ", '",', "true", "null", "ab", "ba", "</", "é", '"}', "0.", "10"]
+END = 256
+VOCABULARY = Vocabulary(
+    [*(bytes([byte]) for byte in range(256)), b"", *(word.encode() for word in WORDS)],
+    (END,),
+    lambda text: list(text.encode()),
+)
+SIZE = len(VOCABULARY.tokens)
+WALKS, MAX_TOKENS = 12, 60
+
+
+def constraint_of(case) -> Constraint:
+    [(kind, value)] = case.params.items()
+    return Constraint(kind, value if isinstance(value, str) else json.dumps(value))
+
+
+@pytest.fixture(scope="module")
+def xgrammar():
+    return XGrammarBackend(lambda: VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def llguidance():
+    pytest.importorskip("llguidance", reason="the extra `llguidance` is not installed")
+    return LlguidanceBackend(lambda: VOCABULARY)
+
+
+def masks() -> np.ndarray:
+    return np.zeros((1, -(-SIZE // 32)), dtype=np.int32)
+
+
+def allowed(matcher) -> list[int]:
+    mask = masks()
+    matcher.fill(mask, 0)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    return np.nonzero(bits[:SIZE])[0].tolist()
+
+
+def choose(draw: random.Random, tokens: list[int]) -> int:
+    """Ends and signs of structure more often than their share, so that walks come to an end."""
+    if END in tokens and (draw.random() < 0.5 or len(tokens) == 1):
+        return END
+    rest = [token for token in tokens if token != END]
+    signs = [token for token in rest if VOCABULARY.tokens[token][:1] in (b'"', b"}", b"]", b"\\", b">", b".")]
+    return draw.choice(signs if signs and draw.random() < 0.4 else rest)
+
+
+def walk(matchers, draw: random.Random) -> tuple[bytes, bool]:
+    """A random output, and whether it is complete; all matchers must agree all the way."""
+    text = b""
+    for _ in range(MAX_TOKENS):
+        tokens = allowed(matchers[0])
+        assert tokens, f"nothing may follow {text!r}"
+        forced = matchers[0].forced_text().encode()
+        for other in matchers[1:]:
+            theirs = allowed(other)
+            if len({VOCABULARY.tokens[token][:1] for token in tokens}) == 1:
+                # of what is forced llguidance allows the tokenizer's own cut only
+                assert set(theirs) <= set(tokens)
+                tokens = theirs
+            assert theirs == tokens, text
+        token = choose(draw, tokens)
+        for matcher in matchers:
+            assert not matcher.accept(END) or END in tokens
+            if END in tokens:
+                matcher.rollback(1)
+            assert matcher.accept(token)
+        if token == END:
+            assert not forced
+            assert all(matcher.is_terminated for matcher in matchers)
+            return text, True
+        piece = VOCABULARY.tokens[token]
+        assert forced.startswith(piece[: len(forced)]), (forced, piece)
+        text += piece
+    return text, False
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_whatever_a_grammar_lets_through_is_valid(case, xgrammar):
+    grammar = xgrammar.compile(constraint_of(case))
+    draw = random.Random(case.name)
+    complete = 0
+    for _ in range(WALKS):
+        text, ended = walk([grammar.matcher()], draw)
+        complete += ended
+        assert not ended or case.accepts(text.decode()), text
+    assert complete or case.feature in ("any JSON", "tags"), "no walk came to an end"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_both_backends_allow_the_same_tokens(case, xgrammar, llguidance):
+    constraint = constraint_of(case)
+    grammars = [backend.compile(constraint) for backend in (xgrammar, llguidance)]
+    draw = random.Random(case.name)
+    for _ in range(WALKS // 3):
+        walk([grammar.matcher() for grammar in grammars], draw)
+
+
+@pytest.mark.parametrize("case", CASES[::7], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", ["xgrammar", "llguidance"])
+def test_rollback_restores_every_earlier_place(case, name, request):
+    backend = request.getfixturevalue(name)
+    matcher = backend.compile(constraint_of(case)).matcher()
+    draw = random.Random(case.name)
+    history = []
+    for _ in range(25):
+        tokens = allowed(matcher)
+        token = choose(draw, tokens)
+        history.append((tokens, matcher.forced_text()))
+        assert matcher.accept(token)
+        if matcher.is_terminated:
+            break
+    while history:
+        count = draw.randint(1, len(history))
+        matcher.rollback(count)
+        expected, history = history[-count], history[:-count]
+        assert (allowed(matcher), matcher.forced_text()) == expected
+
+
+def test_matchers_of_one_grammar_do_not_see_each_other(xgrammar):
+    grammar = xgrammar.compile(Constraint("regex", "ab|cd"))
+    first, second = grammar.matcher(), grammar.matcher()
+    assert first.accept(ord("a"))
+    assert not first.accept(ord("d"))
+    assert second.accept(ord("c"))
+    assert (first.forced_text(), second.forced_text()) == ("b", "d")
+
+
+REFUSED_SCHEMAS = {
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "not": {"not": {"const": 1}},
+    "if": {"if": {"const": 1}, "then": {"const": 1}},
+    "contains": {"type": "array", "contains": {"const": 1}},
+    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
+    "dependentSchemas": {"type": "object", "dependentSchemas": {}},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "multipleOf": {"type": "number", "multipleOf": 0.1},
+    "format 'regex'": {"type": "string", "format": "regex"},
+    "contentEncoding": {"type": "string", "contentEncoding": "base64"},
+    "allOf of several": {"allOf": [{"type": "integer"}, {"minimum": 3}]},
+    "use anyOf": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    "$ref together with minimum": {"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n", "minimum": 3},
+    "enum together with minimum": {"enum": [1, 2], "minimum": 2},
+    "$dynamicRef": {"$dynamicRef": "#x"},
+    "only '#' and '#/...'": {"$ref": "https://example.org/schema"},
+    "leads nowhere": {"$ref": "#/$defs/x"},
+    "leads back to itself": {"anyOf": [{"type": "null"}, {"$ref": "#"}]},
+    "nothing finite": {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]},
+    "items as a list": {"type": "array", "items": [{"type": "integer"}]},
+    "pattern together with minLength": {"type": "string", "pattern": "a", "minLength": 3},
+    "lookahead": {"type": "string", "pattern": "(?=a)b"},
+    "Did you mean 'minLength'": {"type": "string", "minLenght": 3},
+    "minProperties above 1": {"type": "object", "minProperties": 2},
+    "cut into declared": {"type": "object", "properties": {"a": True, "b": True}, "maxProperties": 1},
+    "declared property matches": {
+        "type": "object", "properties": {"ab": True}, "patternProperties": {"^a": True},
+    },
+    "type must be": {"type": "text"},
+    "no integer lies": {"type": "integer", "minimum": 3, "maximum": 2},
+    "no value is of type": {"type": "string", "enum": [1]},
+}  # fmt: skip
+
+REFUSED_REGEXES = {
+    "lookahead": "(?=a)a", "negative lookahead": "(?!a)b", "lookbehind": "(?<=a)b", "backreference": r"(a)\1",
+    "word boundary": r"\bfoo", "inline flags": "(?i)a", "possessive": "a*+",
+    "Unicode property": r"\p{L}",
+    "anchor ^ inside": "a^b", "unclosed (": "(a", "unbalanced )": "a)", "nothing to repeat": "*a",
+    "m above n": "a{3,2}", "impossible range": "[z-a]", "conditional": "(a)?(?(1)b|c)",
+    "more than 10000": "a{20000}",
+}  # fmt: skip
+
+REFUSED_GRAMMARS = {
+    "not defined": "root ::= a",
+    "left recursion": 'root ::= root "b" | "a"',
+    "begins with itself": 'root ::= a root | "x"\na ::= "y"?',
+    "no finite text": 'root ::= "a" root',
+    "no rule named root": 'x ::= "a"',
+    "defined twice": 'root ::= "a"\nroot ::= "b"',
+    "cannot be read": 'root := "a"',
+    "impossible range": "root ::= [z-a]",
+    "not known": r'root ::= "\q"',
+}
+
+REFUSED = [
+    *(("json_schema", json.dumps(schema), said) for said, schema in REFUSED_SCHEMAS.items()),
+    *(("regex", text, said) for said, text in REFUSED_REGEXES.items()),
+    *(("ebnf", text, said) for said, text in REFUSED_GRAMMARS.items()),
+    ("json_schema", "{", "not valid JSON"),
+    ("json_schema", "[]", "must be an object or a boolean"),
+    ("structural_tag", "{}", '"type": "structural_tag"'),
+    ("structural_tag", json.dumps({"type": "structural_tag", "format": {"type": "token"}}), "'token'"),
+    (
+        "structural_tag",
+        json.dumps({"type": "structural_tag", "structures": [], "triggers": []}),
+        "structures",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "said"), REFUSED)
+def test_what_cannot_be_enforced_is_refused_by_name(kind, text, said, xgrammar):
+    with pytest.raises(GrammarError) as caught:
+        xgrammar.compile(Constraint(kind, text))
+    assert said in str(caught.value)
