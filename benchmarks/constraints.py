@@ -1,32 +1,56 @@
 """What constraints cost, and what jump-forward saves.
 
-    python benchmarks/constraints.py MODEL                       # a real model: what Engine() loads
-    python benchmarks/constraints.py MODEL --batch 64 --out DIR  # rows go to DIR/constraints.json
+    python benchmarks/constraints.py MODEL                     # a real model: what Engine() loads
+    python benchmarks/constraints.py MODEL --shapes L8B        # its tokenizer, dummy layers of Llama-3.1-8B
+    python benchmarks/constraints.py MODEL --batches 64 --loads records --temperatures 0
 
-Every load runs constrained and free, ``--batch`` requests at once: the same prompts, the same number of
-tokens (the constraints go on for longer), temperature 1. Per-token time is (t(long) - t(short)) divided by
-the difference of the lengths, so that prefill and admission drop out; wall clock, median of ``--repeats``,
-the two kinds in turns. ``first token`` is the time to one token, with the grammar cached. The passes of
+Every load runs constrained and free, so many requests at once: the same prompts, the same number of
+tokens (the constraints go on for longer). Per-token time is (t(long) - t(short)) divided by the difference
+of the lengths, so that prefill and admission drop out; wall clock, median of ``--repeats``, the two kinds in
+turns. ``first token`` is the time to one token of all requests, with the grammar cached. The passes of
 jump-forward are counted one request at a time, on a schema with long fixed keys.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
+import itertools
 import json
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from cpu import machine
+from h100_workloads import MODELS, write_config
+from tqdm import tqdm
 
 import rootlet
+from rootlet.models.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "constraints.json"
-SHORT, LONG = 8, 72
-ENDLESS = {"regex": r"([A-Za-z0-9 ,.]|\n)*END"}
-JSON = {"json_schema": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1000}}
+SHORT, LONG = 8, 136
+RECORD = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "quantity": {"type": "integer", "minimum": 1},
+        "tags": {"type": "array", "items": {"enum": ["new", "used", "fragile"]}, "minItems": 1},
+        "price": {"type": "number"},
+    },
+}
+RECORD["required"] = list(RECORD["properties"])
+LOADS = {  # all of them endless
+    "regex": {"regex": r"([A-Za-z0-9 ,.]|\n)*END"},
+    "integers": {
+        "json_schema": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1000}
+    },
+    "records": {"json_schema": {"type": "array", "items": RECORD, "minItems": 1000}},
+}
 FORM = {
     "type": "object",
     "properties": {
@@ -39,9 +63,9 @@ FORM = {
 FORM["required"] = list(FORM["properties"])
 
 
-def seconds(engine: rootlet.Engine, prompts: list[str], constraint: dict, num_tokens: int) -> float:
+def seconds(engine: rootlet.Engine, prompts: list[str], params: dict, num_tokens: int) -> float:
     """Wall clock of all prompts, each with exactly that many tokens."""
-    params = {"temperature": 1, "seed": 1, "max_new_tokens": num_tokens, "ignore_eos": True, **constraint}
+    params = {"seed": 1, "max_new_tokens": num_tokens, "ignore_eos": True, **params}
     start = time.perf_counter()
     outputs = engine.generate(prompts, params)
     elapsed = time.perf_counter() - start
@@ -49,23 +73,22 @@ def seconds(engine: rootlet.Engine, prompts: list[str], constraint: dict, num_to
     return elapsed
 
 
-def compare(engine: rootlet.Engine, name: str, constraint: dict, batch: int, repeats: int) -> dict:
+def compare(engine: rootlet.Engine, load: str, temperature: float, batch: int, repeats: int) -> dict:
     """Per-token and first-token times of one constraint beside none."""
     prompts = [f"Report number {i}:" for i in range(batch)]
     times: dict[tuple[bool, int], list[float]] = {}
     for _ in range(1 + repeats):  # the first compiles and warms up
-        for bound in (False, True):
-            for count in (1, SHORT, LONG):
-                elapsed = seconds(engine, prompts, constraint if bound else {}, count)
-                times.setdefault((bound, count), []).append(elapsed)
+        for bound, count in itertools.product((False, True), (1, SHORT, LONG)):
+            params = {"temperature": temperature} | (LOADS[load] if bound else {})
+            times.setdefault((bound, count), []).append(seconds(engine, prompts, params, count))
     median = {key: statistics.median(values[1:]) for key, values in times.items()}
     per_token = {
         bound: (median[bound, LONG] - median[bound, SHORT]) / (LONG - SHORT) for bound in (False, True)
     }
     return {
-        "load": f"{name}, {batch} at once",
-        "free_ms_per_step": round(1e3 * per_token[False], 3),
-        "bound_ms_per_step": round(1e3 * per_token[True], 3),
+        "load": f"{load}, temperature {temperature:g}, {batch} at once",
+        "free_ms_per_token": round(1e3 * per_token[False], 3),
+        "bound_ms_per_token": round(1e3 * per_token[True], 3),
         "ratio": round(per_token[True] / per_token[False], 3),
         "free_first_token_ms": round(1e3 * median[False, 1], 2),
         "bound_first_token_ms": round(1e3 * median[True, 1], 2),
@@ -98,34 +121,56 @@ def passes(model: str, options: dict) -> dict:
     }
 
 
+@contextlib.contextmanager
+def loadable(model: str, shapes: str | None) -> Iterator[tuple[str, dict]]:
+    """What Engine() loads, and the options it takes for that."""
+    if shapes is None:
+        yield model, {}
+        return
+    with tempfile.TemporaryDirectory() as root:
+        folder = write_config(shapes, Path(root))
+        config = json.loads((folder / "config.json").read_text())
+        config["vocab_size"] = len(load_tokenizer(model))
+        (folder / "config.json").write_text(json.dumps(config))
+        yield str(folder), {"load_format": "dummy", "dtype": "bfloat16", "tokenizer_path": model}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="what Engine() loads; it needs a tokenizer")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--shapes", choices=MODELS, help="layers of this model instead, with dummy weights")
+    parser.add_argument("--batches", type=json.loads, default=[1, 64], metavar="JSON")
+    parser.add_argument("--loads", default=",".join(LOADS), help="separated by commas; may be empty")
+    parser.add_argument("--temperatures", type=json.loads, default=[0, 1], metavar="JSON")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--options", type=json.loads, default={}, help="engine options as JSON")
     parser.add_argument("--commit", default=None, help="commit that is measured; default: asked of git")
     parser.add_argument("--out", type=Path, default=RESULTS.parent, help="folder for constraints.json")
     args = parser.parse_args()
+    cases = list(itertools.product(filter(None, args.loads.split(",")), args.temperatures, args.batches))
     rows = []
-    with rootlet.Engine(args.model, **args.options) as engine:
-        info = engine.get_server_info()
-        for name, constraint in (("regex", ENDLESS), ("JSON", JSON)):
-            rows.append(compare(engine, name, constraint, args.batch, args.repeats))
-            print(rows[-1])
-    rows.append(passes(args.model, args.options))
-    print(rows[-1])
+    with loadable(args.model, args.shapes) as (model, options):
+        options |= args.options
+        with rootlet.Engine(model, **options) as engine:
+            info = engine.get_server_info()
+            for load, temperature, batch in tqdm(cases):
+                rows.append(compare(engine, load, temperature, batch, args.repeats))
+                tqdm.write(str(rows[-1]))
+        rows.append(passes(model, options))
+        print(rows[-1])
     on_gpu = info["device"] != "cpu"
     about = {
         "model": Path(args.model).name,
+        "shapes": args.shapes,
         "device": torch.cuda.get_device_name() if on_gpu else str(machine()["cpu"]),
         "backend": info["grammar_backend"],
         "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
         "commit": args.commit or str(machine()["commit"]),
     }
     file = args.out / "constraints.json"
     kept = json.loads(file.read_text()) if file.exists() else []
-    same = ("model", "device", "backend", "load")
+    same = ("model", "shapes", "device", "backend", "load")
     new = {tuple((about | row)[key] for key in same) for row in rows}
     kept = [row for row in kept if tuple(row[key] for key in same) not in new]
     file.write_text(json.dumps(kept + [about | row for row in rows], indent=1) + "\n")

@@ -6,26 +6,14 @@ import json
 import threading
 
 import pytest
-from constraint_corpus import CASES
 
 import rootlet
 from rootlet.errors import EngineClosedError, GrammarError, InvalidRequestError, NumericalError
 from rootlet.sampling.params import SamplingParams
 
+from .constrained import FORM, check_corpus, check_rows_apart
+
 PROMPT = [300 + (977 * i) % 40_000 for i in range(20)]
-FORM = {
-    "type": "object",
-    "properties": {
-        "customer_identification_number": {"type": "integer", "minimum": 1, "maximum": 999},
-        "requires_signature_on_delivery": {"type": "boolean"},
-        "additional_comments_for_courier": {"enum": ["none", "ring twice"]},
-    },
-    "required": [
-        "customer_identification_number",
-        "requires_signature_on_delivery",
-        "additional_comments_for_courier",
-    ],
-}
 
 
 @pytest.fixture(scope="module")
@@ -83,40 +71,11 @@ def real(smollm2_gguf):
 
 
 def test_every_complete_output_of_a_real_model_is_valid(real):
-    """Temperatures 0 and 1; outputs cut by their length are counted."""
-    assert len(CASES) >= 150
-    for temperature in (0, 1):
-        params = [
-            {"temperature": temperature, "seed": 5, "max_new_tokens": 40, **case.params} for case in CASES
-        ]
-        outputs = real.generate(["Answer:"] * len(CASES), params)
-        cut = 0
-        for case, output in zip(CASES, outputs):
-            if output.finish_reason["type"] == "length":
-                cut += 1
-            else:
-                assert output.finish_reason["type"] == "stop", (case.name, output)
-                assert case.accepts(output.text), (case.name, output.text)
-        assert cut <= len(CASES) // 8
+    check_corpus(real)
 
 
 def test_masks_never_leak_between_rows(real):
-    """64 requests of alternating kinds and none, which get what they get alone."""
-    kinds = [{"regex": "[ab]{4,12}"}, {}, {"choice": ["one hundred", "two"]}, {"json_schema": FORM}]
-    prompts = [f"Number {i}:" for i in range(64)]
-    params = [{"temperature": 0, "max_new_tokens": 12 + i % 5, **kinds[i % 4]} for i in range(64)]
-    outputs = real.generate(prompts, params)
-    for i, output in enumerate(outputs):
-        if i % 4 == 0:
-            assert set(output.text) <= set("ab")
-        if i % 4 == 2:
-            assert output.text in ("one hundred", "two")
-        if i % 4 == 3:
-            start = '{"customer_identification_number": '
-            assert output.text[: len(start)] == start[: len(output.text)]
-    free = [i for i in range(64) if i % 4 == 1]
-    alone = real.generate([prompts[i] for i in free], [params[i] for i in free])
-    assert [outputs[i].token_ids for i in free] == [output.token_ids for output in alone]
+    check_rows_apart(real)
 
 
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
