@@ -45,7 +45,7 @@ class FakeEngine:
         self.prompts = []
         self.params = []
         self.aborted = []
-        self.most_in_flight = 0
+        self.most_in_flight = self._in_flight = 0
         self._results_read = 0
         self._interrupt_at = interrupt_at
         self._interruption = interruption
@@ -73,7 +73,8 @@ class FakeEngine:
             return handle
         with self._lock:
             self._pending.append(handle)
-            self.most_in_flight = max(self.most_in_flight, len(self._pending))
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
             if len(self._pending) == 1:
                 threading.Thread(target=self._finish_all).start()
         return handle
@@ -82,6 +83,7 @@ class FakeEngine:
         while True:
             with self._lock:
                 handle = self._random.choice(self._pending)
+                self._in_flight -= 1  # before anybody can hear of it and submit the next
             handle.finish()
             with self._lock:
                 self._pending.remove(handle)
