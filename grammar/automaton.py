@@ -12,7 +12,20 @@ from collections import Counter
 from typing import NamedTuple
 
 from ..errors import GrammarError
-from .tree import Chars, Choice, Lexeme, Node, Ranges, Repeat, Rule, Sequence, joined
+from .tree import (
+    Chars,
+    Choice,
+    Lexeme,
+    Node,
+    Ranges,
+    Repeat,
+    Rule,
+    Sequence,
+    Until,
+    codes,
+    complement,
+    joined,
+)
 
 _MAX_STATES = 4000
 
@@ -70,6 +83,8 @@ class _Machine:
             return end
         if isinstance(node, Rule):
             raise TypeError(f"an automaton cannot refer to rule {node.name!r}")
+        if isinstance(node, Until):
+            return self._until(node, begin)
         return self._repeat(node, begin)
 
     def _repeat(self, node: Repeat, begin: int) -> int:
@@ -88,6 +103,28 @@ class _Machine:
             self.free[begin].append(start)
             begin = self.add(node.item, start)
         self.free[begin].append(end)
+        return end
+
+    def _until(self, node: Until, begin: int) -> int:
+        """A state for each beginning of a marker (Aho and Corasick, 1975)."""
+        states = {marker[:n]: 0 for marker in node.markers for n in range(len(marker))}
+        states = {prefix: self._new() for prefix in states}
+        end = self._new()
+        self.free[begin].append(states[""])
+        alphabet = sorted({char for marker in node.markers for char in marker})
+        others = complement(codes("".join(alphabet)))
+        for prefix, state in states.items():
+            self.steps[state].append((others, states[""]))
+            for char in alphabet:
+                seen = prefix + char
+                while seen not in states and seen not in node.markers:
+                    seen = seen[1:]
+                if seen in states:
+                    self.steps[state].append((codes(char), states[seen]))
+                elif seen == node.last:
+                    self.steps[state].append((codes(char), end))
+            if node.last is None:
+                self.free[state].append(end)
         return end
 
 

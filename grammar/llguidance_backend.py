@@ -14,6 +14,9 @@ from .notation import as_lark
 if TYPE_CHECKING:
     import numpy as np
 
+# Parser items that one mask may take, about 50 ms: a few for each token of the vocabulary where text is free.
+_MAX_ITEMS = 500_000
+
 
 class LlguidanceBackend:
     """Compiles rules with llguidance; ``vocabulary`` is called at the first use.
@@ -42,7 +45,10 @@ class LlguidanceBackend:
             if self._tokenizer is None:
                 self._tokenizer = self._load()
         matcher = self._library.LLMatcher(
-            self._tokenizer, self._library.LLMatcher.grammar_from_lark(text), log_level=0
+            self._tokenizer,
+            self._library.LLMatcher.grammar_from_lark(text),
+            log_level=0,
+            limits=self._library.LLParserLimits(step_max_items=_MAX_ITEMS),
         )
         if matcher.is_error():
             raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from .automaton import Automaton, determine
-from .tree import EMPTY, Chars, Choice, Lexeme, Node, Ranges, Repeat, Rule, Rules, Sequence, parts
+from .tree import (
+    EMPTY,
+    Chars,
+    Choice,
+    Lexeme,
+    Node,
+    Ranges,
+    Repeat,
+    Rule,
+    Rules,
+    Sequence,
+    Until,
+    literal,
+    parts,
+)
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
 _SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
@@ -22,7 +36,7 @@ def as_regex(node: Node) -> str:
         return f"{item if isinstance(node.item, Chars) else f'(?:{item})'}{_bounds(node)}"
     if isinstance(node, Lexeme):
         return as_regex(node.item)
-    raise TypeError(f"a regular expression cannot refer to rule {node.name!r}")
+    raise TypeError(f"a regular expression cannot say {node!r}")
 
 
 def as_ebnf(rules: Rules) -> str:
@@ -42,7 +56,7 @@ def as_lark(rules: Rules, *, by_character: bool = False) -> str:
     """
     writer = _Lark(rules, by_character)
     lines = [f"{writer.names[name]}: {writer.write(node)}\n" for name, node in rules.items()]
-    lines += [f"{name}: /{as_regex(node)}/\n" for node, name in writer.terminals.items()]
+    lines += [f"{name}: {_terminal(node)}\n" for node, name in writer.terminals.items()]
     return "".join(lines)
 
 
@@ -129,6 +143,17 @@ def _quoted(code: int) -> str:
     if code < 32 or code == 127:
         return f"\\x{code:02x}"
     return f"\\{chr(code)}" if chr(code) in '"\\' else chr(code)
+
+
+def _terminal(node: Node) -> str:
+    """A terminal of Lark; beyond expressions llguidance knows & (both) and ~ (not)."""
+    if not isinstance(node, Until):
+        return f"/{as_regex(node)}/"
+    anything = "(?s:.)*"
+    marker = as_regex(Choice(tuple(map(literal, node.markers))))
+    if node.last is None:
+        return f"/{anything}/ & ~/{anything}{marker}{anything}/"
+    return f"/{anything}{as_regex(literal(node.last))}/ & ~/{anything}{marker}(?s:.)+/"
 
 
 class _Lark:

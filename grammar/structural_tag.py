@@ -24,8 +24,8 @@ from .tree import (
     Rule,
     Rules,
     Sequence,
+    Until,
     choice,
-    codes,
     complement,
     is_unguarded,
     literal,
@@ -197,31 +197,14 @@ class _Compiler:
         return self._text_until(after, may_end=False) if at_least_one else Rule(name)
 
     def _text_until(self, ends: Mapping[str, Node], *, may_end: bool) -> Node:
-        """Text up to the first of the keys, which is followed by what belongs to it; or text without any.
-
-        The states of the search for several strings at once (Aho and Corasick, 1975) are the rules.
-        """
+        """Text up to the first of the keys, which is followed by what belongs to it; or text without any."""
         if not ends:
             return Repeat(Chars(complement(())), 0, None)
-        prefixes = {marker[:n] for marker in ends for n in range(len(marker))}
-        names = {prefix: self._fresh() for prefix in sorted(prefixes, key=lambda p: (len(p), p))}
-        alphabet = sorted({char for marker in ends for char in marker})
-        for prefix, name in names.items():
-            by_target: dict[str, str] = {}
-            options: list[Node] = [EMPTY] if may_end else []
-            for char in alphabet:
-                seen = prefix + char
-                while seen not in names and seen not in ends:
-                    seen = seen[1:]
-                if seen in ends:
-                    options.append(sequence(literal(char), ends[seen]))
-                else:
-                    by_target[seen] = by_target.get(seen, "") + char
-            others = complement(codes("".join(alphabet)))
-            options.append(sequence(Chars(others), Rule(names[""])))
-            options += [sequence(Chars(codes(chars)), Rule(names[seen])) for seen, chars in by_target.items()]
-            self.rules[name] = choice(*options)
-        return Rule(names[""])
+        markers = tuple(sorted(ends))
+        options = [sequence(Lexeme(Until(markers, marker)), ends[marker]) for marker in markers]
+        if may_end:
+            options.append(Lexeme(Until(markers, None)))
+        return choice(*options)
 
     def _imported(self, rules: Rules) -> Node:
         """Rules of their own, under fresh names."""

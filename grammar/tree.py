@@ -53,7 +53,17 @@ class Lexeme(NamedTuple):
     item: Node
 
 
-Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme
+class Until(NamedTuple):
+    """Text up to the end of the first of ``markers`` in it, which is ``last``; None: text with none of them.
+
+    No marker is part of another. Stands in a :class:`Lexeme` of its own.
+    """
+
+    markers: tuple[str, ...]
+    last: str | None
+
+
+Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until
 Rules = dict[str, Node]
 """Rules by name; the language is that of ``root``."""
 
@@ -187,6 +197,8 @@ def _beginnings(node: Node, empty: set[str]) -> Iterator[str]:
 def _may_be_empty(node: Node, empty: set[str]) -> bool:
     if isinstance(node, Rule):
         return node.name in empty
+    if isinstance(node, Until):
+        return node.last is None
     if isinstance(node, Repeat) and node.least == 0:
         return True
     if isinstance(node, Choice):
