@@ -34,6 +34,7 @@ from .config import EngineConfig
 from .constraints import Constraints
 from .core import EngineCore
 from .detokenizer import Detokenizer
+from .drafts import MAX_DRAFTS
 from .embedding import build_embedding
 from .inputs import Limits
 from .outputs import build_output
@@ -79,6 +80,11 @@ class Resolved:
     def pool_tokens(self) -> int:
         """KV room in tokens."""
         return (self.num_pages - 1) * self.page_size
+
+    @property
+    def max_decode_rows(self) -> int:
+        """Most tokens drawn in a step: one per request, or drafts behind those of fewer requests."""
+        return max(self.max_running_requests, 1 + MAX_DRAFTS)
 
     def as_dict(self) -> dict[str, object]:
         """What was decided, by the names of the options, and the sizes that follow."""
@@ -192,8 +198,8 @@ def _runner(
     if backend.can_record and not config.disable_cuda_graph and not resolved.embeds:  # which never decodes
         from .decode_graphs import DecodeGraphs  # loads Triton
 
-        limit = config.cuda_graph_max_bs or resolved.max_running_requests
-        graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_running_requests))
+        limit = config.cuda_graph_max_bs or resolved.max_decode_rows
+        graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_decode_rows))
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
     return ModelRunner(loaded.model, kv, tables, sampler, inputs, graphs, embeds=resolved.embeds)
 
@@ -356,9 +362,10 @@ def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraints) -> Scheduler:
-    on_gpu = resolved.device.type == "cuda"
-    records_steps = on_gpu and not config.disable_cuda_graph
-    drafter = None if config.disable_jump_forward else constraints.drafter(records_steps=records_steps)
+    rows = resolved.max_decode_rows
+    if resolved.device.type == "cuda" and not config.disable_cuda_graph:
+        rows = min(rows, config.cuda_graph_max_bs or rows)  # a step that is not recorded costs more
+    drafter = None if config.disable_jump_forward else constraints.drafter(rows)
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,
@@ -368,7 +375,7 @@ def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraint
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,
-        even_steps=on_gpu,
+        even_steps=resolved.device.type == "cuda",
         drafter=drafter,
     )
 

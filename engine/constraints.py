@@ -80,11 +80,14 @@ class Constraints:
             )
         return self._compiler.compile(constraint)
 
-    def drafter(self, *, records_steps: bool) -> Drafter | None:
-        """Guesses tokens of what constraints force; None where nothing can be constrained."""
+    def drafter(self, max_rows: int) -> Drafter | None:
+        """Guesses tokens of what constraints force, for steps that draw up to ``max_rows`` tokens.
+
+        None where nothing can be constrained.
+        """
         if self._pieces is None:
             return None
-        return Drafter(self._encode, self._pieces.__getitem__, records_steps=records_steps)
+        return Drafter(self._encode, self._pieces.__getitem__, max_rows)
 
     def clear(self) -> None:
         """Forget compiled grammars."""

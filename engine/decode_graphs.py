@@ -59,25 +59,25 @@ class DecodeGraphs:
         self._pool: tuple[int, int] | None = None  # one memory pool: steps never run at the same time
 
     def fits(self, batch: Batch) -> bool:
-        """Whether the batch is nothing but decodes, and not too many."""
-        if batch.num_decodes != batch.num_rows or batch.num_rows > self._sizes[-1]:
+        """Whether a token is drawn after each of the batch's, and they are not too many."""
+        if batch.num_tokens > self._sizes[-1]:
             return False
-        return all(row.samples and row.score is None for row in batch.other_rows)
+        return all(row.num_tokens == row.num_samples and row.score is None for row in batch.other_rows)
 
     def replay(self, batch: Batch, *, greedy: bool) -> tuple[torch.Tensor, StepInput | None]:
         """Enqueue the step: greedy token ids [B] already stored, or hidden states [B, H] and their input."""
-        count = batch.num_rows
+        layout = StepLayout.of(batch)
+        count = layout.num_tokens  # each is a row: drafts too find the tokens before them in the cache
         size = self._sizes[bisect_left(self._sizes, count)]
         finder = self._inputs.groups
-        groups = None if finder is None else finder.of(batch.sampling_requests)
+        groups = None if finder is None else finder.of(batch.sampling_requests, layout.positions)
         num_tiles = 0 if groups is None else finder.capacity(groups)
         recorded = self._graphs.get((size, greedy, num_tiles))
         if recorded is None:
             recorded = self._graphs[size, greedy, num_tiles] = self._record(size, greedy, num_tiles)
         rows = np.zeros(recorded.rows.shape, dtype=np.int32)  # padding: slot 0, nothing to attend to
-        layout = StepLayout.of(batch)
-        rows[0, :count] = layout.slots
-        rows[1, :count] = layout.starts
+        rows[0, :count] = layout.token_slots
+        rows[1, :count] = layout.positions
         rows[2, :count] = rows[1, :count] + 1
         if groups is None:
             [sent] = upload(self._inputs.device, rows)

@@ -12,7 +12,7 @@ counts up to the first that differs. So text, tokens and distribution are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -35,17 +35,16 @@ class Drafter:
     Args:
         encode: text to token ids.
         token_bytes: what a token stands for.
-        records_steps: steps of nothing but decodes are recorded (CUDA graphs), others are not and cost more.
+        max_rows: tokens that a step may draw.
     """
 
     def __init__(
         self,
         encode: Callable[[str], list[int]],
         token_bytes: Callable[[int], bytes],
-        *,
-        records_steps: bool = False,
+        max_rows: int,
     ) -> None:
-        self._records_steps = records_steps
+        self.max_rows = max_rows
 
         @lru_cache(maxsize=4096)  # the same keys, again and again
         def cut(text: str) -> tuple[int, ...]:
@@ -57,15 +56,6 @@ class Drafter:
         """Note what must follow the committed tokens of a request that has a grammar."""
         text = request.matcher.forced_text()
         request.forecast = self._cut(text[:_MAX_TEXT]) if len(text) > 1 else ()
-
-    def allows(self, running: Collection[Request]) -> bool:
-        """Whether drafts are worth it in a step of these requests.
-
-        A recorded step is so much cheaper that drafts have to replace one for everybody in the batch.
-        """
-        if not self._records_steps:
-            return True
-        return sum(max(len(r.forecast) - 1, 0) for r in running) >= len(running)
 
     def drafts(self, request: Request, room: int) -> Sequence[int]:
         """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""

@@ -154,7 +154,9 @@ class TritonInputs(GpuInputs):
         if not n:
             return None
         slots, kv_lens = upload(self.device, layout.slots[:n], layout.kv_lens[:n])
-        groups = None if self.groups is None else self.groups.of([row.request for row in batch.rows[:n]])
+        groups = None
+        if self.groups is not None:
+            groups = self.groups.of([row.request for row in batch.rows[:n]], layout.starts[:n])
         shared = None
         if groups is not None:
             sent = upload(self.device, groups.tile_rows, groups.tile_lens, groups.kv_starts)

@@ -112,10 +112,9 @@ class ModelRunner:
             self._apply_updates(batch)
             embeds = replaced_embeds(batch, self._device, self.model.dtype)
             if self._graphs is not None and embeds is None and self._graphs.fits(batch):
-                greedy = not (pieces or batch.has_grammars) and self._sampling(batch).is_argmax
                 # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
-                if not (greedy and batch.other_rows):
-                    return self._launch_graph(batch, pieces, greedy=greedy)
+                plain = not (pieces or batch.other_rows or batch.has_grammars)
+                return self._launch_graph(batch, pieces, greedy=plain and self._sampling(batch).is_argmax)
             is_scored = any(row.score is not None for row in batch.other_rows)
             step = self._inputs.build(batch, all_states=is_scored or bool(pieces))
             forward = step.forward if embeds is None else replace(step.forward, embeds=embeds)
@@ -133,7 +132,7 @@ class ModelRunner:
         if greedy:
             token_ids, _ = self._graphs.replay(batch, greedy=True)
             return LaunchedStep(batch, HostCopy({"token_ids": token_ids}))
-        hidden, step = self._graphs.replay(batch, greedy=False)  # one token per row: T is B
+        hidden, step = self._graphs.replay(batch, greedy=False)  # a token is drawn after each: T is S
         states = CollectedStates.begin(pieces, hidden)
         return self._drawing(LaunchedStep(batch, None, states=states), hidden, step)
 

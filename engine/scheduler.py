@@ -25,7 +25,7 @@ from ..cache.page_pool import PagePool
 from ..cache.radix_cache import Match, RadixCache
 from ..cache.slot_pool import SlotPool
 from .batch import Batch, BatchRow, Decodes, PageWrite, StepResult, TokenWrite
-from .drafts import MAX_DRAFTS, NO_VERDICT, Drafter, Verdict, verify
+from .drafts import NO_VERDICT, Drafter, Verdict, verify
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
@@ -256,9 +256,7 @@ class Scheduler:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
         decodes = step.decodes
-        drafts_allowed = (
-            self._num_bound > 0 and self._drafter is not None and self._drafter.allows(self.running)
-        )
+        may_draft = self._num_bound > 0 and self._drafter is not None
         for request in self.running:  # preemption may shorten it at the far end while we walk
             start = request.num_computed_tokens
             if start < request.decodes_until:  # the common case by far, kept short: nothing to decide
@@ -267,7 +265,7 @@ class Scheduler:
                 decodes.append(request)
                 continue
             count = self._num_tokens_for(request, step)
-            if count == 1 and drafts_allowed and self._add_drafts(request, step):
+            if count == 1 and may_draft and self._add_drafts(request, step):
                 continue
             if count:
                 while not self._extend_pages(request, count, step):
@@ -317,8 +315,7 @@ class Scheduler:
 
     def _add_drafts(self, request: Request, step: _Step) -> bool:
         """Compute the drafts of a decoding request behind its newest token, if there are any and they fit."""
-        # no more rows of logits than memory was put aside for
-        spare = max(self.slots.num_free, MAX_DRAFTS) - sum(row.num_drafts for row in step.prefills)
+        spare = self._drafter.max_rows - len(self.running) - sum(row.num_drafts for row in step.prefills)
         drafts = self._drafter.drafts(request, min(step.prefill_budget - 1, spare))
         start, count = request.num_computed_tokens, 1 + len(drafts)
         if not drafts or not self._extend_pages(request, count, step):

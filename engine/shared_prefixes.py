@@ -30,12 +30,18 @@ class PrefixGroups:
         self._requests: list[Request] = []
         self._groups: SharedGroups | None = None
 
-    def of(self, requests: Sequence[Request]) -> SharedGroups | None:
-        """The groups of decode rows of these requests, None where sharing does not pay."""
+    def of(self, requests: Sequence[Request], positions: np.ndarray) -> SharedGroups | None:
+        """The groups of decode rows of these requests, None where sharing does not pay.
+
+        ``positions`` [B]: where their tokens stand. Rows of one request, one behind the other (drafts), share
+        the pages before all of them.
+        """
         known = self._requests
         if len(requests) != len(known) or not all(map(is_, requests, known)):
             self._requests = list(requests)
-            self._groups = group_rows([r.pages for r in requests], self._page_size, self._rows_per_tile)
+            # with the page that is being written
+            pages = [r.pages[: p // self._page_size + 1] for r, p in zip(requests, positions.tolist())]
+            self._groups = group_rows(pages, self._page_size, self._rows_per_tile)
         return self._groups
 
     def capacity(self, groups: SharedGroups) -> int:

@@ -28,22 +28,37 @@ def test_masks_never_leak_between_rows(real):
     check_rows_apart(real)
 
 
-@pytest.mark.parametrize("batch", [1, 64])
-def test_jump_forward_saves_steps_and_changes_no_token(real, smollm2_gguf, batch):
-    """The engine without it draws the same tokens with the same log-probabilities."""
-    prompts = [f"Fill in the form as JSON for customer {i}: " for i in range(batch)]
-    params = [
-        {"temperature": i % 2, "seed": i, "max_new_tokens": 120, "json_schema": FORM} for i in range(batch)
+def answers(engine, prompts, **params) -> tuple[list, int]:
+    """What is answered, and the number of steps it took."""
+    before = engine.stats().num_steps
+    settings = [
+        {"temperature": i % 2, "seed": i, "max_new_tokens": 120, "json_schema": FORM, **params}
+        for i in range(len(prompts))
     ]
-    answers, steps = [], []
+    outputs = engine.generate(prompts, settings, return_logprob=True)
+    return outputs, engine.stats().num_steps - before
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_jump_forward_saves_steps_and_changes_no_bit(real, smollm2_gguf, batch):
+    prompts = [f"Fill in the form as JSON for customer {i}: " for i in range(batch)]
     with rootlet.Engine(
         str(smollm2_gguf), device="cuda", deterministic=True, disable_jump_forward=True
     ) as plain:
-        for engine in (real, plain):
-            before = engine.stats().num_steps
-            outputs = engine.generate(prompts, params, return_logprob=True)
-            steps.append(engine.stats().num_steps - before)
-            answers.append([(output.token_ids, output.output_token_logprobs) for output in outputs])
-    assert answers[0] == answers[1]
-    if batch == 1:
-        assert steps[0] * 1.5 <= steps[1]
+        (got, steps), (expected, plain_steps) = answers(real, prompts), answers(plain, prompts)
+    for output, other in zip(got, expected):
+        assert output.token_ids == other.token_ids
+        assert output.output_token_logprobs == other.output_token_logprobs
+    assert steps * (1.5 if batch == 1 else 1) < plain_steps
+
+
+def test_drafts_share_long_prefixes(smollm2_gguf):
+    """Drafts are rows of one request; they and its neighbours read the same pages together."""
+    story = "It was a long way to the sea, and nobody knew the road. " * 150
+    prompts = [f"{story}Fill in the form as JSON for customer {i}: " for i in range(6)]
+    outputs = []
+    for options in ({}, {"disable_jump_forward": True, "disable_shared_prefix_attention": True}):
+        with rootlet.Engine(str(smollm2_gguf), device="cuda", dtype="float32", **options) as engine:
+            outputs += [answers(engine, prompts[:1])[0] + answers(engine, prompts, temperature=0)[0]]
+    for output, other in zip(*outputs):
+        assert output.token_ids == other.token_ids
