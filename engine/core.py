@@ -173,6 +173,9 @@ class EngineCore:
         """Run one step. Returns whether there is more to do."""
         if self._compiling:
             self._take_grammars()
+        if self._in_flight is not None and self.scheduler.awaits_verdicts:
+            launched, self._in_flight = self._in_flight, None
+            self._commit(launched)
         batch = self.scheduler.schedule()
         launched = self.runner.launch(batch) if batch is not None else None
         if self._overlap:

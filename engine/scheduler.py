@@ -24,12 +24,13 @@ from operator import attrgetter
 from ..cache.page_pool import PagePool
 from ..cache.radix_cache import Match, RadixCache
 from ..cache.slot_pool import SlotPool
-from .batch import Batch, BatchRow, Decodes, PageWrite, StepResult, TokenWrite
+from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
 from .drafts import NO_VERDICT, Drafter, Verdict, verify
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
 from .scheduler_check import check_invariants
+from .step_plan import StepPlan
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
 MAX_PASSED_OVER = 64
@@ -49,38 +50,6 @@ class SchedulerStats:
 
 
 _arrival = attrgetter("arrival")
-
-
-class _Step:
-    """The batch under construction."""
-
-    def __init__(self, prefill_budget: int, *, even: bool) -> None:
-        self._budget = prefill_budget
-        self._even = even
-        self.num_prefill_tokens = 0
-        self.decodes: list[Request] = []  # nothing but their newest token; counters are moved already
-        self.singles: list[BatchRow] = []  # one token of a prompt or of a recomputation
-        self.prefills: list[BatchRow] = []  # several
-        self.page_copies: list[tuple[int, int]] = []
-        self.page_writes: list[PageWrite] = []
-        self.token_writes: list[TokenWrite] = []
-
-    @property
-    def prefill_budget(self) -> int:
-        """Prompt tokens that the step may still take; in even steps the decodes found so far count too."""
-        decodes = min(len(self.decodes), self._budget // 2) if self._even else 0
-        return self._budget - decodes - self.num_prefill_tokens
-
-    def freeze(self, *, collects_states: bool) -> Batch:
-        return Batch(
-            other_rows=(*self.singles, *self.prefills),
-            num_decodes=len(self.decodes) + len(self.singles),
-            page_copies=tuple(self.page_copies),
-            page_writes=tuple(self.page_writes),
-            token_writes=tuple(self.token_writes),
-            decodes=Decodes.of(self.decodes),
-            collects_states=collects_states,
-        )
 
 
 class Scheduler:
@@ -180,7 +149,7 @@ class Scheduler:
         one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
         duplicate pages, or everybody waits for a commit): call again after the commit.
         """
-        step = _Step(self._prefill_budget, even=self._even_steps)
+        step = StepPlan(self._prefill_budget, even=self._even_steps)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)
@@ -194,6 +163,12 @@ class Scheduler:
         self.stats.num_steps += 1
         self.stats.num_computed_tokens += batch.num_tokens
         return batch
+
+    @property
+    def awaits_verdicts(self) -> bool:
+        """Whether a step now would go without most requests, because it is open how many tokens they have."""
+        drafting = self._num_bound and sum(bool(request.drafts) for request in self.running)
+        return 2 * drafting > len(self.running)
 
     def verify(self, batch: Batch, result: StepResult) -> Verdict:
         """Find out which drafts of a step were drawn; to be called before :meth:`commit`."""
@@ -252,7 +227,7 @@ class Scheduler:
 
     # ---- running requests --------------------------------------------------------------------------
 
-    def _continue_running(self, step: _Step) -> bool:
+    def _continue_running(self, step: StepPlan) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
         decodes = step.decodes
@@ -276,7 +251,7 @@ class Scheduler:
                 self._add_row(request, count, step)
         return preempted
 
-    def _num_tokens_for(self, request: Request, step: _Step) -> int:
+    def _num_tokens_for(self, request: Request, step: StepPlan) -> int:
         """How many tokens the step computes for ``request``; 0 when the budget is used up."""
         if request.drafts:
             return 0  # how many tokens it has is known at the next commit
@@ -289,7 +264,7 @@ class Scheduler:
         fits = remaining <= step.prefill_budget or step.prefill_budget == self._prefill_budget
         return remaining if fits else 0
 
-    def _add_row(self, request: Request, count: int, step: _Step) -> None:
+    def _add_row(self, request: Request, count: int, step: StepPlan) -> None:
         start = request.num_computed_tokens
         end = start + count
         samples = end == request.num_tokens
@@ -313,7 +288,7 @@ class Scheduler:
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
-    def _add_drafts(self, request: Request, step: _Step) -> bool:
+    def _add_drafts(self, request: Request, step: StepPlan) -> bool:
         """Compute the drafts of a decoding request behind its newest token, if there are any and they fit."""
         spare = self._drafter.max_rows - len(self.running) - sum(row.num_drafts for row in step.prefills)
         drafts = self._drafter.drafts(request, min(step.prefill_budget - 1, spare))
@@ -328,7 +303,7 @@ class Scheduler:
         step.prefills.append(BatchRow(request, request.slot, start, count, True, None, len(drafts)))
         return True
 
-    def _extend_pages(self, request: Request, count: int, step: _Step) -> bool:
+    def _extend_pages(self, request: Request, count: int, step: StepPlan) -> bool:
         """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
         have = len(request.pages)
         need = self.num_pages(request.num_computed_tokens + count) - have
@@ -402,7 +377,7 @@ class Scheduler:
 
     # ---- waiting requests --------------------------------------------------------------------------
 
-    def _admit_waiting(self, step: _Step) -> None:
+    def _admit_waiting(self, step: StepPlan) -> None:
         """Start waiting requests while budget, slots and pages last."""
         admitted: list[Request] = []
         if self.waiting and step.prefill_budget > 0 and self.slots.num_free:
@@ -428,7 +403,7 @@ class Scheduler:
         chosen = {id(request) for request in first}
         return first + self.policy.order([r for r in self.waiting if id(r) not in chosen], self.cache)
 
-    def _admit(self, request: Request, match: Match, step: _Step) -> bool:
+    def _admit(self, request: Request, match: Match, step: StepPlan) -> bool:
         """Start ``request`` from its prefix hit. False, with nothing changed, when it does not fit now."""
         remaining = request.num_tokens - match.num_tokens
         count = min(remaining, step.prefill_budget) if self._in_chunks else remaining
@@ -452,7 +427,7 @@ class Scheduler:
         self._add_row(request, count, step)
         return True
 
-    def _start(self, request: Request, match: Match, pages: list[int], step: _Step) -> None:
+    def _start(self, request: Request, match: Match, pages: list[int], step: StepPlan) -> None:
         self.waiting.remove(request)
         bisect.insort(self.running, request, key=_arrival)
         request.status = RequestStatus.RUNNING

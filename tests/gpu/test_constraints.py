@@ -43,13 +43,17 @@ def answers(engine, prompts, **params) -> tuple[list, int]:
 def test_jump_forward_saves_steps_and_changes_no_bit(real, smollm2_gguf, batch):
     prompts = [f"Fill in the form as JSON for customer {i}: " for i in range(batch)]
     with rootlet.Engine(
-        str(smollm2_gguf), device="cuda", deterministic=True, disable_jump_forward=True
+        str(smollm2_gguf),
+        device="cuda",
+        deterministic=True,
+        disable_jump_forward=True,
+        grammar_backend=real.config.grammar_backend,
     ) as plain:
         (got, steps), (expected, plain_steps) = answers(real, prompts), answers(plain, prompts)
     for output, other in zip(got, expected):
         assert output.token_ids == other.token_ids
         assert output.output_token_logprobs == other.output_token_logprobs
-    assert steps * (1.5 if batch == 1 else 1) < plain_steps
+    assert steps * (1.5 if batch == 1 else 1.2) < plain_steps
 
 
 def test_drafts_share_long_prefixes(smollm2_gguf):
