@@ -39,9 +39,11 @@ class ReasoningFormat:
             "content": {"type": "any_text"},
             "end": self.end,
         }
-        if not inside:
-            reasoning = {"type": "optional", "content": reasoning}
-        return {"type": "sequence", "elements": [reasoning, {"type": "regex", "pattern": r"\s*"}, answer]}
+        lines = {"type": "regex", "pattern": r"\n{0,2}"}
+        if inside:
+            return {"type": "sequence", "elements": [reasoning, lines, answer]}
+        before = {"type": "sequence", "elements": [reasoning, lines]}
+        return {"type": "sequence", "elements": [{"type": "optional", "content": before}, answer]}
 
 
 REASONING_FORMATS: Final = {

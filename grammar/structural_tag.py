@@ -7,7 +7,7 @@ Both documented forms are read: ``{"type": "structural_tag", "structures": [...]
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import GrammarError
@@ -46,6 +46,7 @@ _FIELDS = {
     "star": {"content"},
     "plus": {"content"},
     "tag": {"begin", "content", "end"},
+    "tags_with_separator": {"tags", "separator", "at_least_one", "stop_after_first"},
     "triggered_tags": {"triggers", "tags", "at_least_one", "stop_after_first"},
 }
 
@@ -161,6 +162,27 @@ class _Compiler:
         begin = _text(given.get("begin"), f"{path}.begin", may_be_empty=True)
         return sequence(literal(begin), self._inside(given, path))
 
+    def _tags_with_separator(self, given: dict, path: str) -> Node:
+        tags = choice(*(self._listed_tag(*one) for one in self._tags(given, path)))
+        separator = literal(_text(given.get("separator"), f"{path}.separator", may_be_empty=True))
+        if not given.get("stop_after_first"):
+            tags = sequence(tags, Repeat(sequence(separator, tags), 0, None))
+        return tags if given.get("at_least_one") else optional(tags)
+
+    def _tags(self, given: dict, path: str) -> Iterator[tuple[dict, str]]:
+        """The tags of a format, and where they stand."""
+        for i, tag in enumerate(_list(given.get("tags"), f"{path}.tags")):
+            here = f"{path}.tags[{i}]"
+            if not isinstance(tag, dict) or tag.get("type", "tag") != "tag":
+                raise GrammarError(f"structural_tag: {here} must be of type 'tag'.")
+            yield tag | {"type": "tag"}, here
+
+    def _listed_tag(self, tag: dict, path: str) -> Node:
+        """A tag that stands several times, as a rule."""
+        name = self._fresh()
+        self.rules[name] = self.format(tag, path)
+        return Rule(name)
+
     def _inside(self, given: dict, path: str) -> Node:
         end = _text(given.get("end"), f"{path}.end", may_be_empty=True)
         return self.format(given.get("content"), f"{path}.content", until=end or None)
@@ -173,10 +195,7 @@ class _Compiler:
                     f"structural_tag: trigger {first!r} is part of another: leave one of them out."
                 )
         ways: dict[str, list[Node]] = {trigger: [] for trigger in triggers}
-        for i, tag in enumerate(_list(given.get("tags"), f"{path}.tags")):
-            here = f"{path}.tags[{i}]"
-            if not isinstance(tag, dict) or tag.get("type", "tag") != "tag":
-                raise GrammarError(f"structural_tag: {here} must be of type 'tag'.")
+        for tag, here in self._tags(given, path):
             begin = _text(tag.get("begin"), f"{here}.begin")
             trigger = next((t for t in triggers if begin.startswith(t)), None)
             if trigger is None:

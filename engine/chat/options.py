@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InvalidRequestError
 from ...grammar.tool_calls import Tool, read_tools
-from ...sampling.params import SamplingParams
+from ...sampling.params import CONSTRAINTS, SamplingParams
 from .conversation import Conversation
 from .render import ChatPrompt, ChatRenderer
 from .reply import ReplyReader
@@ -106,7 +106,7 @@ class ChatOptions:
         return {"structural_tag": json.dumps({"type": "structural_tag", "format": answer})}
 
     def _check_free(self, params: SamplingParams) -> None:
-        for name in ("json_schema", "regex", "ebnf", "structural_tag"):
+        for name in CONSTRAINTS:
             if getattr(params, name) is not None:
                 field = "tool_choice" if self.must_call else "response_format"
                 raise InvalidRequestError(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 
+import jsonschema
 import pytest
 import xgrammar
 from hypothesis import given, settings
@@ -20,6 +21,8 @@ from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.chat.reply import ReplyReader
 from rootlet.engine.outputs import RequestOutput
 from rootlet.errors import ConfigError, InvalidRequestError
+from rootlet.grammar.constraint import Constraint
+from rootlet.grammar.notation import as_ebnf
 from rootlet.grammar.reasoning import get_reasoning_format
 from rootlet.grammar.tool_calls import get_format
 from rootlet.models.tokenizer import load_tokenizer
@@ -51,6 +54,22 @@ WEATHER = {
         },
     },
 }
+ALARM = {
+    "type": "function",
+    "function": {
+        "name": "set_alarm",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "hour": {"type": "integer", "minimum": 0, "maximum": 23},
+                "label": {"type": "string", "maxLength": 8},
+                "repeat": {"enum": ["never", "daily"]},
+            },
+            "required": ["hour", "label", "repeat"],
+        },
+    },
+}
+NAMED = {"type": "function", "function": {"name": "set_alarm"}}
 TIME = {"type": "function", "function": {"name": "get_time"}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -271,13 +290,19 @@ def params_of(renderer, **options):
     return options.prepare(renderer, Conversation.from_json(QUESTION), rootlet.SamplingParams())[1]
 
 
+def grammar_of(params):
+    """The structural tag as xgrammar is given it."""
+    rules = Constraint("structural_tag", params.structural_tag).rules()
+    return xgrammar.Grammar.from_ebnf(as_ebnf(rules))
+
+
 def test_required_calls_are_forced_by_a_grammar(renderer):
     named = {"type": "function", "function": {"name": "get_time"}}
     time_call = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
     for choice, allowed, refused in [("required", [CALL, time_call], []), (named, [time_call], [CALL])]:
         params = params_of(renderer(), tools=[WEATHER, TIME], tool_choice=choice)
         assert not params.skip_special_tokens
-        grammar = xgrammar.Grammar.from_structural_tag(params.structural_tag)
+        grammar = grammar_of(params)
         assert all(accepts(grammar, text) for text in allowed)
         assert not any(accepts(grammar, text) for text in [*refused, "No.", "", CALL.replace("Paris", '"')])
     for choice in ("auto", None):
@@ -293,9 +318,7 @@ def test_reasoning_goes_before_what_a_grammar_forces(renderer):
             ({"tools": [WEATHER], "tool_choice": "required"}, CALL),
             ({"response_format": {"type": "json_object"}}, '{"a": 1}'),
         ]:
-            grammar = xgrammar.Grammar.from_structural_tag(
-                params_of(renderer(name), **options).structural_tag
-            )
+            grammar = grammar_of(params_of(renderer(name), **options))
             assert all(accepts(grammar, thought + answer) for thought in thoughts)
             assert not any(accepts(grammar, thought + answer) for thought in refused)
 
@@ -309,6 +332,57 @@ def test_response_formats(renderer):
         ({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}, '{"type": "array"}'),
     ]:
         assert params_of(renderer(), response_format=response_format).json_schema == expected
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen25"])
+def test_a_model_that_knows_no_tools_calls_them_where_it_must(smollm2_gguf, name):
+    """Real weights, greedy and drawn, several samples: calls of offered tools, with arguments that fit."""
+    options = {"max_total_tokens": 8192, "chat_template": TEMPLATE, "tool_call_parser": name}
+    with rootlet.Engine(str(smollm2_gguf), **options) as engine:
+        for choice, temperature in itertools.product(("required", NAMED), (0, 1)):
+            stream = (choice is NAMED) == (temperature == 0)
+            params = {"temperature": temperature, "seed": 3, "n": 3, "max_new_tokens": 48}
+            asked = {"tools": [ALARM, TIME], "tool_choice": choice, "stream": stream}
+            replies = engine.chat(QUESTION, params, **asked)
+            if stream:
+                by_sample = {}
+                for delta in replies:
+                    by_sample.setdefault(delta.index, []).append(delta)
+                replies = [check_stream(deltas) for deltas in by_sample.values()]
+            assert len(replies) == 3
+            for reply in replies:
+                check_calls(reply, {"set_alarm"} if choice is NAMED else {"set_alarm", "get_time"})
+
+
+def check_calls(reply, names):
+    """The reply is calls; one that was cut may end with the beginning of another."""
+    assert reply.tool_calls or reply.finish_reason == "length"
+    assert reply.finish_reason in ("tool_calls", "length")
+    for call in reply.tool_calls:
+        assert call.name in names
+        if call.name == "set_alarm":
+            jsonschema.validate(json.loads(call.arguments), ALARM["function"]["parameters"])
+
+
+def test_answers_have_the_form_that_was_asked_for(engine):
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+    }
+    for temperature in (0, 1):
+        params = {"temperature": temperature, "seed": 1, "n": 4, "max_new_tokens": 60}
+        asked = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        replies = engine.chat(QUESTION, params, response_format=asked)
+        whole = [reply for reply in replies if reply.finish_reason == "stop"]
+        assert len(whole) >= 2  # this model may also think, and for long
+        for reply in whole:
+            jsonschema.validate(json.loads(reply.content), schema)
+            assert reply.tool_calls == ()
+        for reply in engine.chat(QUESTION, params, response_format={"type": "json_object"}):
+            assert (reply.content or "{").startswith("{")
+            if reply.finish_reason == "stop":
+                assert isinstance(json.loads(reply.content), dict)
 
 
 # ---- refusals ------------------------------------------------------------------------------------------

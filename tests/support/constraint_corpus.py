@@ -376,6 +376,19 @@ TAGS = [
             "pattern": "[ab]"}, "end": ">"}),
         re.compile(r"(<[ab]>)+").fullmatch,
     ),
+    (
+        _format(type="tags_with_separator", separator="; ", at_least_one=True, tags=[
+            {"begin": "{", "content": {"type": "regex", "pattern": "[0-9]{1,2}"}, "end": "}"},
+            {"begin": "(", "content": {"type": "json_schema", "json_schema": BOOL}, "end": ")"}]),
+        re.compile(r"(\{\d{1,2}\}|\((true|false)\))(; (\{\d{1,2}\}|\((true|false)\)))*").fullmatch,
+    ),
+    (
+        _format(type="sequence", elements=[
+            {"type": "optional", "content": {"type": "tag", "begin": "<think>",
+                "content": {"type": "any_text"}, "end": "</think>"}},
+            {"type": "json_schema", "json_schema": _object("n", n=INT)}]),
+        re.compile(r'(?s:<think>((?!</think>).)*</think>)?\{"n": \d{1,2}\}').fullmatch,
+    ),
 ]  # fmt: skip
 
 CASES = [
