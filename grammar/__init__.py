@@ -1,1 +1,1 @@
-"""Chat formats; structured outputs are still to come: requests with a constraint are refused by name."""
+"""Constraints of outputs, and the formats of chats, tool calls and reasoning."""

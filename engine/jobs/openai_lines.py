@@ -4,8 +4,8 @@
 by name; none is ignored, except ``user``, which by its definition changes nothing, and ``model``, which
 is echoed. A field that is null counts as absent. Beyond OpenAI's fields the sampling extensions
 ``top_k``, ``min_p``, ``min_tokens``, ``repetition_penalty``, ``stop_token_ids``, ``ignore_eos``,
-``no_stop_trim``, ``skip_special_tokens``, ``regex``, ``ebnf`` (completions also: ``json_schema``) work. Chats
-take ``tools``, ``tool_choice`` and ``response_format``.
+``no_stop_trim``, ``skip_special_tokens`` and the constraints ``json_schema``, ``regex``, ``ebnf``, ``choice``
+and ``structural_tag`` work. Chats take ``tools``, ``tool_choice`` and ``response_format``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import InvalidParameterError, InvalidRequestError, unknown_option
+from ...sampling.params import CONSTRAINTS
 from ..chat.conversation import Conversation
 from ..chat.options import ChatOptions
 from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
@@ -40,17 +41,15 @@ _SAMPLING = {
         "ignore_eos",
         "no_stop_trim",
         "skip_special_tokens",
-        "regex",
-        "ebnf",
+        *CONSTRAINTS,
     )
 } | {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 _CHAT_SAMPLING = _SAMPLING | {"max_completion_tokens": "max_new_tokens"}
-_COMPLETION_SAMPLING = _SAMPLING | {"json_schema": "json_schema"}
 
 _CHAT_OPTIONS = ("tools", "tool_choice", "response_format")
 _COMMON = ("model", "user", "stream", "logprobs")
 _CHAT_FIELDS = (*_CHAT_SAMPLING, *_COMMON, "messages", "top_logprobs", *_CHAT_OPTIONS)
-_COMPLETION_FIELDS = (*_COMPLETION_SAMPLING, *_COMMON, "prompt", "echo", "best_of")
+_COMPLETION_FIELDS = (*_SAMPLING, *_COMMON, "prompt", "echo", "best_of")
 
 # fields of the documented API that nothing here implements
 _UNSUPPORTED = (
@@ -103,8 +102,8 @@ def _parse_chat(body: dict[str, Any], identity: bytes, defaults: JobDefaults) ->
 def _parse_completion(body: dict[str, Any], identity: bytes, defaults: JobDefaults) -> LineRequest:
     if "prompt" not in body:
         raise InvalidRequestError("prompt is required.")
-    sampling = _sampling(body, _COMPLETION_SAMPLING)
-    params = _merge(defaults, COMPLETION_DEFAULTS, sampling, identity, body, _COMPLETION_SAMPLING)
+    sampling = _sampling(body, _SAMPLING)
+    params = _merge(defaults, COMPLETION_DEFAULTS, sampling, identity, body, _SAMPLING)
     if body.get("best_of", params.n) != params.n:
         raise InvalidRequestError(f"best_of is supported only when it equals n ({params.n}).")
     echo = check_type("echo", body.get("echo", False), bool, "true or false")

@@ -1,14 +1,18 @@
 """The ways of calling that SGLang's documentation shows offline, on the real small model.
 
-Its pages "Offline Engine API" and "Sampling Parameters", and the part "Skip Tokenizer and Detokenizer" of its
-page "Native APIs": the same calls with the same arguments.
+Its pages "Offline Engine API" and "Sampling Parameters", the part "Skip Tokenizer and Detokenizer" of its
+page "Native APIs", and what "Structured Outputs" and "Tool and Function Calling" say of offline engines: the
+same calls with the same arguments.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 
 import pytest
+from pydantic import BaseModel, Field
 
 import rootlet as sgl
 
@@ -117,8 +121,73 @@ def test_without_a_tokenizer(llm, smollm2_gguf):
     assert output["meta_info"]["finish_reason"]["type"] in ("length", "stop")
 
 
+# ---- the page "Structured Outputs", its part "Offline Engine API" -------------------------------------
+
+
+@pytest.fixture(scope="module", params=["xgrammar", "llguidance"])
+def constrained(request, smollm2_gguf):
+    engine = sgl.Engine(model_path=str(smollm2_gguf), grammar_backend=request.param)
+    yield engine
+    engine.shutdown()
+
+
+CAPITALS = [
+    f"Give me the information of the capital of {country} in the JSON format."
+    for country in ("China", "France", "Ireland")
+]
+
+
+class CapitalInfo(BaseModel):
+    name: str = Field(..., pattern=r"^\w+$", description="Name of the capital city")
+    population: int = Field(..., description="Population of the capital city")
+
+
+DIRECT = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "pattern": "^[\\w]+$"}, "population": {"type": "integer"}},
+    "required": ["name", "population"],
+}
+
+
+@pytest.mark.parametrize("schema", [CapitalInfo.model_json_schema(), DIRECT], ids=["pydantic", "direct"])
+def test_json_of_a_schema(constrained, schema):
+    params = {"temperature": 0.1, "top_p": 0.95, "json_schema": json.dumps(schema), "seed": 0}
+    for output in constrained.generate(CAPITALS, params):
+        capital_info = CapitalInfo.model_validate_json(output["text"])
+        assert capital_info.model_dump().keys() == {"name", "population"}
+
+
+def test_a_grammar(constrained):
+    prompts = [f"Give me the information of the capital of {c}." for c in ("France", "Germany", "Italy")]
+    params = {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "ebnf": (
+            "root ::= city | description\n"
+            'city ::= "London" | "Paris" | "Berlin" | "Rome"\n'
+            'description ::= city " is " status\n'
+            'status ::= "the capital of " country\n'
+            'country ::= "England" | "France" | "Germany" | "Italy"'
+        ),
+    }
+    city, country = "(London|Paris|Berlin|Rome)", "(England|France|Germany|Italy)"
+    for output in constrained.generate(prompts, params):
+        assert re.fullmatch(f"{city}( is the capital of {country})?", output["text"])
+
+
+def test_a_regular_expression(constrained):
+    prompts = [
+        f"Please provide information about {city} as a major global city:" for city in ("London", "Paris")
+    ]
+    params = {"temperature": 0.8, "top_p": 0.95, "regex": "(France|England)"}
+    for output in constrained.generate(prompts, params):
+        assert output["text"] in ("France", "England")
+
+
+# ---- the page "Tool and Function Calling", its part "Offline Engine API" ------------------------------
+
+
 def test_function_calling(llm):
-    """The page "Tool and Function Calling", its part "Offline Engine API"."""
     tools = [
         {
             "type": "function",

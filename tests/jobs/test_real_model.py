@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -80,6 +81,48 @@ def test_logprobs_are_those_of_generate(job, real_engine):
     assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
     assert choice["logprobs"]["token_logprobs"][0] is None
     assert choice["logprobs"]["token_logprobs"][-3:] == pytest.approx([t[0] for t in tokens], abs=1e-4)
+
+
+def test_constrained_lines(job, real_engine):
+    """Every kind in lines of all three forms; one that cannot be compiled is one error record."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99, "minimum": 0}}}
+    schema["required"] = ["n"]
+    tag = {"type": "structural_tag", "format": {"type": "const_string", "value": "so"}}
+    constraints = {
+        "json_schema": schema,
+        "regex": "[ab]{3}",
+        "ebnf": 'root ::= "c" | "d"',
+        "choice": ["e", "f"],
+        "structural_tag": tag,
+    }
+    meant = {"json_schema": r'\{"n": \d\d?\}', "regex": "[ab]{3}", "ebnf": "c|d", "choice": "e|f"}
+    meant["structural_tag"] = "so"
+    messages = [{"role": "user", "content": "What is the capital of Italy?"}]
+    lines = []
+    for kind, value in constraints.items():
+        lines.append({"id": kind, "prompt": "Answer:", "sampling_params": {kind: value}})
+        for url, body in [
+            ("completions", {"prompt": "Answer:"}),
+            ("chat/completions", {"messages": messages}),
+        ]:
+            lines.append({"custom_id": f"{kind} {url}", "url": f"/v1/{url}", "body": body | {kind: value}})
+    answer = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    body = {"messages": messages, "response_format": answer}
+    lines.append({"custom_id": "json_schema format", "url": "/v1/chat/completions", "body": body})
+    lines.append({"id": "wrong", "prompt": "Answer:", "sampling_params": {"regex": "(a"}})
+    summary, records, _ = job(lines, engine=real_engine)
+    assert summary.errors == 1
+    for record in records:
+        name = record.get("id") if "text" in record else record.get("custom_id") or record["id"]
+        if name == "wrong":
+            assert "regex" in record["error"]["message"]
+        elif "text" in record:
+            assert re.fullmatch(meant[name], record["text"]), record
+        else:
+            [choice] = record["response"]["body"]["choices"]
+            text = choice["text"] if "text" in choice else choice["message"]["content"]
+            assert re.fullmatch(meant[name.split()[0]], text), record
+            assert choice["finish_reason"] == "stop"
 
 
 def test_lines_refused_by_the_engine_do_not_stop_the_others(job, real_engine):
