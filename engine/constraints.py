@@ -51,10 +51,10 @@ class Constraints:
         self._tokenizer = tokenizer
         self._has_end = bool(eos_token_ids)
         pieces = self._pieces = None if tokenizer is None else TokenPieces.of(tokenizer)
-        self._encode = partial(_encode, tokenizer)
         self._compiler: GrammarCompiler | None = None
         if pieces is not None:
-            make = _vocabulary(self._encode, pieces, vocab_size, eos_token_ids)
+            self._cut = partial(_cut, tokenizer, pieces)
+            make = _vocabulary(self._cut, pieces, vocab_size, eos_token_ids)
             self._compiler = GrammarCompiler(_BACKENDS[backend](make))
 
     def grammar(self, params: SamplingParams) -> Future[Grammar] | None:
@@ -87,7 +87,7 @@ class Constraints:
         """
         if self._pieces is None:
             return None
-        return Drafter(self._encode, self._pieces.__getitem__, max_rows)
+        return Drafter(self._cut, max_rows)
 
     def clear(self) -> None:
         """Forget compiled grammars."""
@@ -100,12 +100,22 @@ class Constraints:
             self._compiler.close()
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+def _cut(tokenizer: Any, pieces: TokenPieces, text: str) -> list[int]:
+    """``text`` as tokens of exactly its bytes, within a longer text; nothing if there is no such cut."""
+    wanted = text.encode()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if b"".join(map(pieces.__getitem__, ids)) == wanted:
+        return ids
+    # a SentencePiece tokenizer puts a space in front of a text: let that stand before a line break
+    ids = tokenizer.encode("\n" + text, add_special_tokens=False)
+    for first in range(1, len(ids)):
+        if b"".join(map(pieces.__getitem__, ids[first:])) == wanted:
+            return ids[first:]
+    return []
 
 
 def _vocabulary(
-    encode: Callable[[str], list[int]],
+    cut: Callable[[str], list[int]],
     pieces: TokenPieces,
     vocab_size: int,
     eos_token_ids: tuple[int, ...],
@@ -116,6 +126,6 @@ def _vocabulary(
     def make() -> Vocabulary:
         hidden = pieces.special_ids | set(ends)
         tokens = [b"" if token in hidden else pieces[token] for token in range(vocab_size)]
-        return Vocabulary(tokens, ends, encode)
+        return Vocabulary(tokens, ends, cut)
 
     return make

@@ -33,49 +33,24 @@ class Drafter:
     """Makes drafts of forced texts.
 
     Args:
-        encode: text to token ids.
-        token_bytes: what a token stands for.
+        cut: text to tokens of exactly its bytes, none if there is no such cut.
         max_rows: tokens that a step may draw.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[str], list[int]],
-        token_bytes: Callable[[int], bytes],
-        max_rows: int,
-    ) -> None:
+    def __init__(self, cut: Callable[[str], Sequence[int]], max_rows: int) -> None:
         self.max_rows = max_rows
-
-        @lru_cache(maxsize=4096)  # the same keys, again and again
-        def cut(text: str) -> tuple[int, ...]:
-            return tuple(_cut(text, encode, token_bytes)[:MAX_DRAFTS])
-
-        self._cut = cut
+        self._cut = lru_cache(maxsize=4096)(cut)  # the same keys, again and again
 
     def look_ahead(self, request: Request) -> None:
         """Note what must follow the committed tokens of a request that has a grammar."""
         text = request.matcher.forced_text()
-        request.forecast = self._cut(text[:_MAX_TEXT]) if len(text) > 1 else ()
+        request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
 
     def drafts(self, request: Request, room: int) -> Sequence[int]:
         """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""
         pending = request.num_pending_tokens
         count = min(len(request.forecast) - pending, request.max_num_tokens - request.num_tokens - 1, room)
         return request.forecast[pending : pending + count] if count >= _LEAST else ()
-
-
-def _cut(text: str, encode: Callable[[str], list[int]], token_bytes: Callable[[int], bytes]) -> list[int]:
-    """``text`` as tokens of exactly its bytes, within a longer text; nothing if there is no such cut."""
-    wanted = text.encode()
-    ids = encode(text)
-    if b"".join(map(token_bytes, ids)) == wanted:
-        return ids
-    # a SentencePiece tokenizer puts a space in front of a text: let that stand before a line break
-    ids = encode("\n" + text)
-    for first in range(1, len(ids)):
-        if b"".join(map(token_bytes, ids[first:])) == wanted:
-            return ids[first:]
-    return []
 
 
 class Verdict(NamedTuple):

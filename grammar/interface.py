@@ -19,7 +19,7 @@ class Vocabulary:
     Attributes:
         tokens: the bytes of each token id; empty for those that are never text (special, padding).
         stop_token_ids: allowed where an output may end, and only there.
-        encode: text to token ids, as the tokenizer cuts it.
+        encode: text to tokens of exactly its bytes, as the tokenizer cuts it; none if there is no such cut.
     """
 
     tokens: list[bytes]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import rootlet
 from rootlet.errors import EngineClosedError, GrammarError, InvalidRequestError, NumericalError
@@ -23,6 +27,34 @@ def folder(tiny_model, tmp_path_factory):
     with open(f"{tiny_model}/config.json") as file:
         config = json.load(file)
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 49_152}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tiny_model, tmp_path_factory):
+    """The very small Llama with a vocabulary like Llama 2's: words begin with a space mark, as texts do."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    letters = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *letters], show_progress=False
+    )
+    backend.train_from_iterator([json.dumps(FORM), "the quick brown fox jumps over it"] * 9, trainer)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    written = json.loads(backend.to_str())  # bytes are tokens like any other
+    written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < 3]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(written)),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    tokenizer.save_pretrained(folder)
+    config = json.loads((Path(tiny_model) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": len(tokenizer)}))
     return str(folder)
 
 
@@ -107,6 +139,40 @@ def test_jump_forward_saves_steps_and_changes_no_token(build, backend, overlap):
                 assert set(json.loads(output.text)) == set(FORM["required"])
     assert answers[0] == answers[1]
     # a model of random weights cuts words in odd ways, where drafts are wrong more often than right
+    assert steps[0] < steps[1]
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+def test_tokenizers_that_put_a_space_in_front(sentencepiece, backend):
+    """A forced text is cut without that space, and outputs begin with one only where they may."""
+    constraints = [
+        {"regex": "[ab]: the quick brown fox jumps"},
+        {"regex": "it the quick[ab]"},
+        {"choice": ["the", " the", "\nthe", "ça"]},
+        {"json_schema": FORM},
+    ]
+    answers, steps = [], []
+    for jump in (True, False):
+        options = {"grammar_backend": backend, "disable_jump_forward": not jump, "dtype": "float32"}
+        with rootlet.Engine(
+            sentencepiece, load_format="dummy", device="cpu", max_total_tokens=4096, **options
+        ) as engine:
+            params = [
+                {"temperature": i % 2, "seed": i, "max_new_tokens": 300, **constraints[i % 4]}
+                for i in range(16)
+            ]
+            outputs = engine.generate(["the brown form"] * 16, params)
+            for output, given in zip(outputs, params):
+                assert output.finish_reason["type"] == "stop"
+                if "regex" in given:
+                    assert re.fullmatch(given["regex"], output.text)
+                elif "choice" in given:
+                    assert output.text in given["choice"]
+                else:
+                    assert set(json.loads(output.text)) == set(FORM["required"])
+            answers.append([output.token_ids for output in outputs])
+            steps.append(engine.stats().num_steps)
+    assert answers[0] == answers[1]
     assert steps[0] < steps[1]
 
 
