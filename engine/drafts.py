@@ -12,7 +12,8 @@ counts up to the first that differs. So text, tokens and distribution are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -27,6 +28,10 @@ T = TypeVar("T")
 MAX_DRAFTS = 32
 _MAX_TEXT = 256  # characters looked at
 _LEAST = 2  # drafts that are worth a row of several tokens
+_MEMORY = 8  # forecasts that the odds of a request go by
+_WORTH = 0.2  # odds of a draft that is worth its row where many requests run
+_TOGETHER = 1.5  # tokens that a row with drafts must promise where the step is waited for
+_ALONE = 3.0  # and where the others go on
 
 
 class Drafter:
@@ -43,14 +48,47 @@ class Drafter:
 
     def look_ahead(self, request: Request) -> None:
         """Note what must follow the committed tokens of a request that has a grammar."""
+        if request.forecast:
+            _learn(request, request.token_ids[-1] == request.forecast[0])
         text = request.matcher.forced_text()
         request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
 
-    def drafts(self, request: Request, room: int) -> Sequence[int]:
+    def least_promise(self, running: Collection[Request]) -> float:
+        """How many tokens a row with drafts must promise in a step of these requests.
+
+        A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
+        If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
+        """
+        candidates = [request for request in running if request.forecast and not request.drafts]
+        promises = [self._promise(request, len(running))[1] for request in candidates]
+        gain = sum(promise - 1 for promise in promises if promise >= _TOGETHER)
+        return _TOGETHER if gain >= len(running) * (0.5 + 0.5 * _crowd(len(running))) else _ALONE
+
+    def drafts(self, request: Request, room: int, num_running: int, least_promise: float) -> Sequence[int]:
         """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""
+        count, promise = self._promise(request, num_running)
+        if promise < least_promise:
+            return ()
+        count = min(count, request.max_num_tokens - request.num_tokens - 1, room)
         pending = request.num_pending_tokens
-        count = min(len(request.forecast) - pending, request.max_num_tokens - request.num_tokens - 1, room)
         return request.forecast[pending : pending + count] if count >= _LEAST else ()
+
+    def _promise(self, request: Request, num_running: int) -> tuple[int, float]:
+        """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
+        odds = min(max(request.forecast_odds, 0.01), 0.99)
+        worthwhile = math.log(_WORTH * _crowd(num_running)) / math.log(odds)
+        count = max(0, min(len(request.forecast) - request.num_pending_tokens, int(worthwhile)))
+        return count, (1 - odds ** (count + 1)) / (1 - odds)
+
+
+def _crowd(num_running: int) -> float:
+    """0 to 1: how much a row costs; where few requests run the weights are read anyway."""
+    return min(1.0, num_running / 64)
+
+
+def _learn(request: Request, came_true: bool) -> None:
+    """Take note of one forecast token."""
+    request.forecast_odds += (came_true - request.forecast_odds) / _MEMORY
 
 
 class Verdict(NamedTuple):
@@ -96,7 +134,9 @@ def verify(batch: Batch, token_ids: Sequence[int]) -> Verdict:
 def _settle(row: BatchRow, kept: int) -> None:
     """Count the first ``kept`` positions of the row as computed, and one token after them as known."""
     request = row.request
-    request.drafts = ()
+    for index in range(min(kept, row.num_drafts)):
+        _learn(request, index < kept - 1)
+    request.drafts = request.forecast = ()
     request.num_tokens = row.start + kept + 1
     if request.status is RequestStatus.RUNNING:
         request.num_computed_tokens = row.start + kept
