@@ -151,7 +151,10 @@ class _Compiler:
             if name in _REFUSED:
                 raise self._unsupported(path, f"{name} is not supported")
             if name not in _KNOWN and not name.startswith("x-"):
-                raise self._unsupported(path, str(unknown_option("keyword", name, _KNOWN)).split(" Known")[0])
+                problem = str(unknown_option("keyword", name, _KNOWN)).split(" Known")[0]
+                raise GrammarError(
+                    f"json_schema at {path}: {problem} It is refused: a misspelt limit would be none."
+                )
         if schema.get("uniqueItems"):
             raise self._unsupported(path, "uniqueItems is not supported")
         if "$id" in schema and path != "#":

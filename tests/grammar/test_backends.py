@@ -167,7 +167,7 @@ REFUSED_SCHEMAS = {
     "items as a list": {"type": "array", "items": [{"type": "integer"}]},
     "pattern together with minLength": {"type": "string", "pattern": "a", "minLength": 3},
     "lookahead": {"type": "string", "pattern": "(?=a)b"},
-    "Did you mean 'minLength'": {"type": "string", "minLenght": 3},
+    "Did you mean 'minLength' or 'maxLength'? It is refused": {"type": "string", "minLenght": 3},
     "minProperties above 1": {"type": "object", "minProperties": 2},
     "cut into declared": {"type": "object", "properties": {"a": True, "b": True}, "maxProperties": 1},
     "declared property matches": {

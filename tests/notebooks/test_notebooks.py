@@ -25,6 +25,21 @@ SAID = {
     "02": ["stopped with", "records from the first run", "0 records to do", "'role': 'assistant'"],
     "03": ["time is up", "cancelled: True - requests still running: 0", "'type': 'abort'", "dropped: 2"],
     "04": ["' honey'", "4 of 6 right"],
+    "05": [
+        'bound: {"name": "Anna"',
+        "Person(name='Anna', age=",
+        "the same alone: True",
+        "the same when bound: True",
+        "the same tokens: True",
+        "uniqueItems is not supported",
+    ],
+    "06": [
+        "name='add', arguments='{\"a\": 17, \"b\": 25}') tool_calls",
+        "42 -> 17 + 25 = 42",
+        "36 of 36 replies",
+        "put together: True",
+        "tool_choice names 'get_tme'",
+    ],
 }
 
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -55,8 +70,8 @@ def outputs(notebook, kind):
     return [o for o in every if kind in o.get("data", ()) or o.get("name") == kind]
 
 
-def test_all_four_are_here():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
+def test_all_six_are_here():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @by_name
