@@ -2,7 +2,7 @@
 
     python benchmarks/constraints.py MODEL                     # a real model: what Engine() loads
     python benchmarks/constraints.py MODEL --shapes L8B        # its tokenizer, dummy layers of Llama-3.1-8B
-    python benchmarks/constraints.py MODEL --batches 64 --loads records --temperatures 0
+    python benchmarks/constraints.py MODEL --batches '[64]' --loads records --temperatures '[0]' --tokens 40
 
 Every load runs constrained and free, so many requests at once: the same prompts, the same number of
 tokens (the constraints go on for longer). Per-token time is (t(long) - t(short)) divided by the difference
@@ -33,7 +33,7 @@ import rootlet
 from rootlet.models.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "constraints.json"
-SHORT, LONG = 8, 136
+SHORT = 8
 RECORD = {
     "type": "object",
     "properties": {
@@ -73,17 +73,19 @@ def seconds(engine: rootlet.Engine, prompts: list[str], params: dict, num_tokens
     return elapsed
 
 
-def compare(engine: rootlet.Engine, load: str, temperature: float, batch: int, repeats: int) -> dict:
+def compare(
+    engine: rootlet.Engine, load: str, temperature: float, batch: int, tokens: int, repeats: int
+) -> dict:
     """Per-token and first-token times of one constraint beside none."""
     prompts = [f"Report number {i}:" for i in range(batch)]
     times: dict[tuple[bool, int], list[float]] = {}
     for _ in range(1 + repeats):  # the first compiles and warms up
-        for bound, count in itertools.product((False, True), (1, SHORT, LONG)):
+        for bound, count in itertools.product((False, True), (1, SHORT, tokens)):
             params = {"temperature": temperature} | (LOADS[load] if bound else {})
             times.setdefault((bound, count), []).append(seconds(engine, prompts, params, count))
     median = {key: statistics.median(values[1:]) for key, values in times.items()}
     per_token = {
-        bound: (median[bound, LONG] - median[bound, SHORT]) / (LONG - SHORT) for bound in (False, True)
+        bound: (median[bound, tokens] - median[bound, SHORT]) / (tokens - SHORT) for bound in (False, True)
     }
     return {
         "load": f"{load}, temperature {temperature:g}, {batch} at once",
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--batches", type=json.loads, default=[1, 64], metavar="JSON")
     parser.add_argument("--loads", default=",".join(LOADS), help="separated by commas; may be empty")
     parser.add_argument("--temperatures", type=json.loads, default=[0, 1], metavar="JSON")
+    parser.add_argument("--tokens", type=int, default=136, help="length of the long runs")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--options", type=json.loads, default={}, help="engine options as JSON")
     parser.add_argument("--commit", default=None, help="commit that is measured; default: asked of git")
@@ -164,7 +167,7 @@ def main() -> None:
         with rootlet.Engine(model, **options) as engine:
             info = engine.get_server_info()
             for load, temperature, batch in tqdm(cases):
-                rows.append(compare(engine, load, temperature, batch, args.repeats))
+                rows.append(compare(engine, load, temperature, batch, args.tokens, args.repeats))
                 tqdm.write(str(rows[-1]))
         for row in passes(model, options, args.batches):
             rows.append(row)

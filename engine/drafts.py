@@ -29,66 +29,10 @@ MAX_DRAFTS = 32
 _MAX_TEXT = 256  # characters looked at
 _LEAST = 2  # drafts that are worth a row of several tokens
 _MEMORY = 8  # forecasts that the odds of a request go by
+_LONG_MEMORY = 64  # and those of requests that are new
 _WORTH = 0.2  # odds of a draft that is worth its row where many requests run
-_TOGETHER = 1.5  # tokens that a row with drafts must promise where the step is waited for
+_TOGETHER = 1.2  # tokens that a row with drafts must promise where the step is waited for
 _ALONE = 3.0  # and where the others go on
-
-
-class Drafter:
-    """Makes drafts of forced texts.
-
-    Args:
-        cut: text to tokens of exactly its bytes, none if there is no such cut.
-        max_rows: tokens that a step may draw.
-    """
-
-    def __init__(self, cut: Callable[[str], Sequence[int]], max_rows: int) -> None:
-        self.max_rows = max_rows
-        self._cut = lru_cache(maxsize=4096)(cut)  # the same keys, again and again
-
-    def look_ahead(self, request: Request) -> None:
-        """Note what must follow the committed tokens of a request that has a grammar."""
-        if request.forecast:
-            _learn(request, request.token_ids[-1] == request.forecast[0])
-        text = request.matcher.forced_text()
-        request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
-
-    def least_promise(self, running: Collection[Request]) -> float:
-        """How many tokens a row with drafts must promise in a step of these requests.
-
-        A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
-        If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
-        """
-        candidates = [request for request in running if request.forecast and not request.drafts]
-        promises = [self._promise(request, len(running))[1] for request in candidates]
-        gain = sum(promise - 1 for promise in promises if promise >= _TOGETHER)
-        return _TOGETHER if gain >= len(running) * (0.5 + 0.5 * _crowd(len(running))) else _ALONE
-
-    def drafts(self, request: Request, room: int, num_running: int, least_promise: float) -> Sequence[int]:
-        """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""
-        count, promise = self._promise(request, num_running)
-        if promise < least_promise:
-            return ()
-        count = min(count, request.max_num_tokens - request.num_tokens - 1, room)
-        pending = request.num_pending_tokens
-        return request.forecast[pending : pending + count] if count >= _LEAST else ()
-
-    def _promise(self, request: Request, num_running: int) -> tuple[int, float]:
-        """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
-        odds = min(max(request.forecast_odds, 0.01), 0.99)
-        worthwhile = math.log(_WORTH * _crowd(num_running)) / math.log(odds)
-        count = max(0, min(len(request.forecast) - request.num_pending_tokens, int(worthwhile)))
-        return count, (1 - odds ** (count + 1)) / (1 - odds)
-
-
-def _crowd(num_running: int) -> float:
-    """0 to 1: how much a row costs; where few requests run the weights are read anyway."""
-    return min(1.0, num_running / 64)
-
-
-def _learn(request: Request, came_true: bool) -> None:
-    """Take note of one forecast token."""
-    request.forecast_odds += (came_true - request.forecast_odds) / _MEMORY
 
 
 class Verdict(NamedTuple):
@@ -111,31 +55,91 @@ class Verdict(NamedTuple):
 NO_VERDICT = Verdict(frozenset(), {})
 
 
-def verify(batch: Batch, token_ids: Sequence[int]) -> Verdict:
-    """Compare drafts with what was drawn, and put the counters of their requests right."""
-    if not batch.has_drafts:
-        return NO_VERDICT
-    rejected: set[int] = set()
-    surplus: dict[Request, int] = {}
-    index = len(batch.decodes.requests)
-    for row in batch.other_rows:
-        if row.num_drafts:
-            drafts = row.request.drafts
-            kept = 1
-            while kept <= row.num_drafts and token_ids[index + kept - 1] == drafts[kept - 1]:
-                kept += 1
-            rejected.update(range(index + kept, index + 1 + row.num_drafts))
-            surplus[row.request] = row.num_drafts + 1 - kept
-            _settle(row, kept)
-        index += row.num_samples
-    return Verdict(frozenset(rejected), surplus)
+class Drafter:
+    """Makes drafts of forced texts.
+
+    Args:
+        cut: text to tokens of exactly its bytes, none if there is no such cut.
+        max_rows: tokens that a step may draw.
+    """
+
+    def __init__(self, cut: Callable[[str], Sequence[int]], max_rows: int) -> None:
+        self.max_rows = max_rows
+        self._cut = lru_cache(maxsize=4096)(cut)  # the same keys, again and again
+        self._odds = 0.5  # of a request of which nothing is known
+
+    def look_ahead(self, request: Request) -> None:
+        """Note what must follow the committed tokens of a request that has a grammar."""
+        if request.forecast:
+            self._learn(request, [request.token_ids[-1] == request.forecast[0]])
+        text = request.matcher.forced_text()
+        request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
+
+    def least_promise(self, running: Collection[Request]) -> float:
+        """How many tokens a row with drafts must promise in a step of these requests.
+
+        A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
+        If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
+        """
+        candidates = [request for request in running if request.forecast and not request.drafts]
+        promises = [self._promise(request, len(running))[1] for request in candidates]
+        gain = sum(promise - 1 for promise in promises if promise >= _TOGETHER)
+        return _TOGETHER if gain >= len(running) * (0.2 + 1.3 * _crowd(len(running))) else _ALONE
+
+    def drafts(self, request: Request, room: int, num_running: int, least_promise: float) -> Sequence[int]:
+        """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""
+        count, promise = self._promise(request, num_running)
+        if promise < least_promise:
+            return ()
+        count = min(count, request.max_num_tokens - request.num_tokens - 1, room)
+        pending = request.num_pending_tokens
+        return request.forecast[pending : pending + count] if count >= _LEAST else ()
+
+    def _promise(self, request: Request, num_running: int) -> tuple[int, float]:
+        """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
+        odds = self._odds if request.forecast_odds is None else request.forecast_odds
+        odds = min(max(odds, 0.01), 0.99)
+        worthwhile = math.log(_WORTH * _crowd(num_running)) / math.log(odds)
+        count = max(0, min(len(request.forecast) - request.num_pending_tokens, int(worthwhile)))
+        return count, (1 - odds ** (count + 1)) / (1 - odds)
+
+    def verify(self, batch: Batch, token_ids: Sequence[int]) -> Verdict:
+        """Compare drafts with what was drawn, and put the counters of their requests right."""
+        if not batch.has_drafts:
+            return NO_VERDICT
+        rejected: set[int] = set()
+        surplus: dict[Request, int] = {}
+        index = len(batch.decodes.requests)
+        for row in batch.other_rows:
+            if row.num_drafts:
+                drafts = row.request.drafts
+                kept = 1
+                while kept <= row.num_drafts and token_ids[index + kept - 1] == drafts[kept - 1]:
+                    kept += 1
+                rejected.update(range(index + kept, index + 1 + row.num_drafts))
+                surplus[row.request] = row.num_drafts + 1 - kept
+                self._learn(row.request, [i < kept for i in range(1, min(kept, row.num_drafts) + 1)])
+                _settle(row, kept)
+            index += row.num_samples
+        return Verdict(frozenset(rejected), surplus)
+
+    def _learn(self, request: Request, came_true: Sequence[bool]) -> None:
+        """Take note of forecast tokens."""
+        if request.forecast_odds is None:
+            request.forecast_odds = self._odds
+        for one in came_true:
+            request.forecast_odds += (one - request.forecast_odds) / _MEMORY
+            self._odds += (one - self._odds) / _LONG_MEMORY
+
+
+def _crowd(num_running: int) -> float:
+    """0 to 1: how much a row costs; where few requests run the weights are read anyway."""
+    return min(1.0, num_running / 64)
 
 
 def _settle(row: BatchRow, kept: int) -> None:
     """Count the first ``kept`` positions of the row as computed, and one token after them as known."""
     request = row.request
-    for index in range(min(kept, row.num_drafts)):
-        _learn(request, index < kept - 1)
     request.drafts = request.forecast = ()
     request.num_tokens = row.start + kept + 1
     if request.status is RequestStatus.RUNNING:

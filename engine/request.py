@@ -113,7 +113,7 @@ class Request:
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
     matcher: Matcher | None = field(init=False, default=None)  # of its constraint, at its committed output
     forecast: Sequence[int] = field(init=False, default=())  # likely tokens of what must follow token_ids
-    forecast_odds: float = field(init=False, default=0.8)  # how often tokens are as forecast, lately
+    forecast_odds: float | None = field(init=False, default=None)  # how often tokens are as forecast, lately
     drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)

@@ -25,7 +25,7 @@ from ..cache.page_pool import PagePool
 from ..cache.radix_cache import Match, RadixCache
 from ..cache.slot_pool import SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
-from .drafts import NO_VERDICT, Drafter, Verdict, verify
+from .drafts import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
@@ -172,7 +172,7 @@ class Scheduler:
 
     def verify(self, batch: Batch, result: StepResult) -> Verdict:
         """Find out which drafts of a step were drawn; to be called before :meth:`commit`."""
-        verdict = verify(batch, result.token_ids)
+        verdict = NO_VERDICT if self._drafter is None else self._drafter.verify(batch, result.token_ids)
         for request in verdict.surplus:
             if request.status is RequestStatus.RUNNING:
                 kept = self.num_pages(request.num_computed_tokens)
