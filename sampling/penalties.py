@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels.token_mask import mask_disallowed
 from .batch import Bans, Biases, Penalties
 from .scratch import Scratch
+
+__all__ = ["add_biases", "apply_penalties", "ban_until_min", "mask_disallowed"]
 
 
 def add_biases(logits: torch.Tensor, biases: Biases) -> None:
@@ -70,14 +73,3 @@ def apply_penalties(
     if penalties.any_repetition:
         values = torch.where(values > 0, values / penalties.repetition, values * penalties.repetition)
     logits.view(-1).put_(flat, values)
-
-
-def mask_disallowed(logits: torch.Tensor, allowed_mask: torch.Tensor) -> None:
-    """Set tokens whose bit is 0 to -inf, in place.
-
-    ``allowed_mask`` [B, ceil(V / 32)] int32: bit ``t % 32`` of word ``t // 32`` allows token ``t``.
-    A row without a grammar has all bits set (-1).
-    """
-    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
-    forbidden = (allowed_mask.unsqueeze(2) >> bits).bitwise_and_(1) == 0
-    logits.masked_fill_(forbidden.flatten(1)[:, : logits.shape[1]], float("-inf"))

@@ -8,6 +8,7 @@ static PyMethodDef methods[] = {
     ENTRY(gated_activation),
     ENTRY(rotary_and_store),
     ENTRY(embed),
+    ENTRY(mask_disallowed),
     ENTRY(paged_attention),
     ENTRY(gemm),
     ENTRY(gemm_pack),

@@ -20,6 +20,7 @@ ROOTLET_FUNCTION(rootlet_rms_norm);
 ROOTLET_FUNCTION(rootlet_gated_activation);
 ROOTLET_FUNCTION(rootlet_rotary_and_store);
 ROOTLET_FUNCTION(rootlet_embed);
+ROOTLET_FUNCTION(rootlet_mask_disallowed);
 ROOTLET_FUNCTION(rootlet_paged_attention);
 ROOTLET_FUNCTION(rootlet_gemm);
 ROOTLET_FUNCTION(rootlet_gemm_pack);

@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from rootlet.kernels import activation, attention, embedding, norm, rotary
+from rootlet.kernels import activation, attention, embedding, norm, rotary, token_mask
 from rootlet.kernels.attention import PagedAttentionPlan
 
-MODULES = (activation, attention, embedding, norm, rotary)
+MODULES = (activation, attention, embedding, norm, rotary, token_mask)
 
 
 @pytest.fixture(autouse=True)
