@@ -6,9 +6,9 @@
 
 Every load runs constrained and free, so many requests at once: the same prompts, the same number of
 tokens (the constraints go on for longer). Per-token time is (t(long) - t(short)) divided by the difference
-of the lengths, so that prefill and admission drop out; wall clock, the fastest of ``--repeats``, the two kinds
-in turns. ``first token`` is the time to one token of all requests, with the grammar cached. The passes of
-jump-forward are counted on a schema with long fixed keys.
+of the lengths, so that prefill and admission drop out; wall clock, the fastest of ``--repeats``, the two
+kinds in turns. ``first token`` is the time to one token of all requests, with the grammar cached. The passes
+of jump-forward are counted on a schema with long fixed keys.
 """
 
 from __future__ import annotations
