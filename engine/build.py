@@ -362,10 +362,10 @@ def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraints) -> Scheduler:
-    rows = resolved.max_decode_rows
-    if resolved.device.type == "cuda" and not config.disable_cuda_graph:
+    rows, on_gpu = resolved.max_decode_rows, resolved.device.type == "cuda"
+    if on_gpu and not config.disable_cuda_graph:
         rows = min(rows, config.cuda_graph_max_bs or rows)  # a step that is not recorded costs more
-    drafter = None if config.disable_jump_forward else constraints.drafter(rows)
+    drafter = None if config.disable_jump_forward else constraints.drafter(rows, on_gpu=on_gpu)
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,
@@ -375,7 +375,7 @@ def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraint
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,
-        even_steps=resolved.device.type == "cuda",
+        even_steps=on_gpu,
         drafter=drafter,
     )
 

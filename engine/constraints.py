@@ -80,14 +80,14 @@ class Constraints:
             )
         return self._compiler.compile(constraint)
 
-    def drafter(self, max_rows: int) -> Drafter | None:
+    def drafter(self, max_rows: int, *, on_gpu: bool) -> Drafter | None:
         """Guesses tokens of what constraints force, for steps that draw up to ``max_rows`` tokens.
 
         None where nothing can be constrained.
         """
         if self._pieces is None:
             return None
-        return Drafter(self._cut, max_rows)
+        return Drafter(self._cut, max_rows, on_gpu=on_gpu)
 
     def clear(self) -> None:
         """Forget compiled grammars."""

@@ -30,7 +30,6 @@ _MAX_TEXT = 256  # characters looked at
 _LEAST = 2  # drafts that are worth a row of several tokens
 _MEMORY = 8  # forecasts that the odds of a request go by
 _LONG_MEMORY = 64  # and those of requests that are new
-_WORTH = 0.2  # odds of a draft that is worth its row where many requests run
 _TOGETHER = 1.2  # tokens that a row with drafts must promise where the step is waited for
 _ALONE = 3.0  # and where the others go on
 
@@ -61,10 +60,12 @@ class Drafter:
     Args:
         cut: text to tokens of exactly its bytes, none if there is no such cut.
         max_rows: tokens that a step may draw.
+        on_gpu: steps are computed on a GPU.
     """
 
-    def __init__(self, cut: Callable[[str], Sequence[int]], max_rows: int) -> None:
+    def __init__(self, cut: Callable[[str], Sequence[int]], max_rows: int, *, on_gpu: bool) -> None:
         self.max_rows = max_rows
+        self._row_cost = _gpu_row_cost if on_gpu else _cpu_row_cost
         self._cut = lru_cache(maxsize=4096)(cut)  # the same keys, again and again
         self._odds = 0.5  # of a request of which nothing is known
 
@@ -99,7 +100,7 @@ class Drafter:
         """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
         odds = self._odds if request.forecast_odds is None else request.forecast_odds
         odds = min(max(odds, 0.01), 0.99)
-        worthwhile = math.log(_WORTH * _crowd(num_running)) / math.log(odds)
+        worthwhile = math.log(self._row_cost(num_running)) / math.log(odds)
         count = max(0, min(len(request.forecast) - request.num_pending_tokens, int(worthwhile)))
         return count, (1 - odds ** (count + 1)) / (1 - odds)
 
@@ -133,8 +134,18 @@ class Drafter:
 
 
 def _crowd(num_running: int) -> float:
-    """0 to 1: how much a row costs; where few requests run the weights are read anyway."""
+    """0 to 1: how much waiting for a step costs, in which the host has work for each request."""
     return min(1.0, num_running / 64)
+
+
+def _gpu_row_cost(num_running: int) -> float:
+    """What another row costs, in shares of what a token costs: the weights are read anyway."""
+    return 0.2 * min(1.0, num_running / 64)
+
+
+def _cpu_row_cost(num_running: int) -> float:
+    """The same for a CPU, which takes as long to read the weights as to compute about 6 rows."""
+    return num_running / (num_running + 6)
 
 
 def _settle(row: BatchRow, kept: int) -> None:
