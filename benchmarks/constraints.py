@@ -3,6 +3,7 @@
     python benchmarks/constraints.py MODEL                     # a real model: what Engine() loads
     python benchmarks/constraints.py MODEL --shapes L8B        # its tokenizer, dummy layers of Llama-3.1-8B
     python benchmarks/constraints.py MODEL --batches '[64]' --loads records --temperatures '[0]' --tokens 40
+    python benchmarks/constraints.py MODEL --in-turns          # on a machine shared with others
 
 Every load runs constrained and free, so many requests at once: the same prompts, the same number of
 tokens (the constraints go on for longer). Per-token time is (t(long) - t(short)) divided by the difference
@@ -18,6 +19,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -96,6 +98,52 @@ def compare(
     }
 
 
+def in_turns(model: str, options: dict, load: str, temperature: float, batch: int, tokens: int) -> dict:
+    """The same by two engines, one step of each at a time: what disturbs a shared machine meets both.
+
+    Per-token times are medians, their ratio is the median of those of neighbouring steps. First tokens are
+    those of one request, twenty of each kind in turns.
+    """
+    params = {"temperature": temperature, "seed": 1, "ignore_eos": True}
+    with contextlib.ExitStack() as stack:
+        engines = [
+            (stack.enter_context(rootlet.Engine(model, step_by_hand=True, **options)), constraint)
+            for constraint in ({}, LOADS[load])
+        ]
+        firsts, steps = [], []
+        for _ in range(21):
+            pair = []
+            for engine, constraint in engines:
+                start = time.perf_counter()
+                engine.generate("Report number 1:", {**params, **constraint, "max_new_tokens": 1})
+                pair.append(time.perf_counter() - start)
+            firsts.append(pair)
+        for engine, constraint in engines:
+            for i in range(batch):
+                asked = {**params, **constraint, "max_new_tokens": 4 * tokens}
+                engine.submit(f"Report number {i}:", asked)
+            while engine.stats().num_generated_tokens < 3 * batch:
+                engine.step()
+        for _ in range(tokens):
+            pair = []
+            for engine, _ in engines:
+                before, start = engine.stats().num_generated_tokens, time.perf_counter()
+                engine.step()
+                elapsed = time.perf_counter() - start
+                pair.append(elapsed * batch / (engine.stats().num_generated_tokens - before))
+            steps.append(pair)
+    free, bound = (statistics.median(column) for column in zip(*steps))
+    free_first, bound_first = (statistics.median(column) for column in zip(*firsts[1:]))
+    return {
+        "load": f"{load}, temperature {temperature:g}, {batch} at once, step by step in turns",
+        "free_ms_per_token": round(1e3 * free, 3),
+        "bound_ms_per_token": round(1e3 * bound, 3),
+        "ratio": round(statistics.median(b / f for f, b in steps), 3),
+        "free_first_token_ms": round(1e3 * free_first, 2),
+        "bound_first_token_ms": round(1e3 * bound_first, 2),
+    }
+
+
 def passes(model: str, options: dict, batches: list[int]) -> Iterator[dict]:
     """Forward passes and time with and without jump-forward, for forms that come so many at once."""
     found = {}
@@ -154,6 +202,7 @@ def main() -> None:
     parser.add_argument("--loads", default=",".join(LOADS), help="separated by commas; may be empty")
     parser.add_argument("--temperatures", type=json.loads, default=[0, 1], metavar="JSON")
     parser.add_argument("--tokens", type=int, default=136, help="length of the long runs")
+    parser.add_argument("--in-turns", action="store_true", help="one step of each kind at a time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--options", type=json.loads, default={}, help="engine options as JSON")
     parser.add_argument("--commit", default=None, help="commit that is measured; default: asked of git")
@@ -165,9 +214,12 @@ def main() -> None:
         options |= args.options
         with rootlet.Engine(model, **options) as engine:
             info = engine.get_server_info()
-            for load, temperature, batch in tqdm(cases):
-                rows.append(compare(engine, load, temperature, batch, args.tokens, args.repeats))
+            for case in tqdm([] if args.in_turns else cases):
+                rows.append(compare(engine, *case, args.tokens, args.repeats))
                 tqdm.write(str(rows[-1]))
+        for case in tqdm(cases if args.in_turns else []):
+            rows.append(in_turns(model, options, *case, args.tokens))
+            tqdm.write(str(rows[-1]))
         for row in passes(model, options, args.batches):
             rows.append(row)
             print(row)
