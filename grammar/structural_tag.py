@@ -1,7 +1,9 @@
 """Structural tags as rules: free text in which certain beginnings oblige to a certain continuation.
 
 Both documented forms are read: ``{"type": "structural_tag", "structures": [...], "triggers": [...]}``, and
-``{"type": "structural_tag", "format": {...}}`` with formats made of one another.
+``{"type": "structural_tag", "format": {...}}`` with formats made of one another: ``const_string``,
+``json_schema``, ``regex``, ``grammar`` (EBNF) and ``any_text``; ``sequence``, ``or``, ``optional``, ``star``
+and ``plus`` of others; ``tag`` (begin, content, end), ``tags_with_separator`` and ``triggered_tags``.
 """
 
 from __future__ import annotations
