@@ -124,10 +124,10 @@ def test_jump_forward_saves_steps_and_changes_no_token(build, backend, overlap):
         outputs = [
             engine.generate(
                 input_ids=PROMPT[i:],
-                sampling_params={"temperature": i % 2, "seed": i, "max_new_tokens": 150, "json_schema": FORM},
+                sampling_params={"temperature": i % 2, "seed": i, "max_new_tokens": 90, "json_schema": FORM},
                 return_logprob=True,
             )
-            for i in range(6)
+            for i in range(4)
         ]
         after = engine.stats()
         steps.append(after.num_steps - before.num_steps)
