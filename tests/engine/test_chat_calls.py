@@ -379,7 +379,7 @@ def test_answers_have_the_form_that_was_asked_for(engine):
         for reply in whole:
             jsonschema.validate(json.loads(reply.content), schema)
             assert reply.tool_calls == ()
-        params["n"] = 1
+        params["n"] = 2
         for reply in engine.chat(QUESTION, params, response_format={"type": "json_object"}):
             assert (reply.content or "{").startswith("{")
             if reply.finish_reason == "stop":
