@@ -176,11 +176,12 @@ def test_tokenizers_that_put_a_space_in_front(sentencepiece, backend):
     assert steps[0] < steps[1]
 
 
-def test_jump_forward_needs_far_fewer_passes_with_a_real_model(real):
+def test_jump_forward_needs_far_fewer_passes_with_a_real_model(smollm2_gguf):
+    """In an engine of its own: what others' forecasts came to counts for new requests."""
     params = {"temperature": 0, "max_new_tokens": 120, "json_schema": FORM}
-    before = real.stats().num_steps
-    output = real.generate("Fill in the form as JSON for customer 12: ", params)
-    passes = real.stats().num_steps - before
+    with rootlet.Engine(str(smollm2_gguf), device="cpu", max_total_tokens=1024) as engine:
+        output = engine.generate("Fill in the form as JSON for customer 12: ", params)
+        passes = engine.stats().num_steps
     assert output.finish_reason["type"] == "stop"
     assert passes * 1.5 <= len(output.token_ids)
 
