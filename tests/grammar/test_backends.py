@@ -39,7 +39,6 @@ def xgrammar():
 
 @pytest.fixture(scope="module")
 def llguidance():
-    pytest.importorskip("llguidance", reason="the extra `llguidance` is not installed")
     return LlguidanceBackend(lambda: VOCABULARY)
 
 
