@@ -114,7 +114,8 @@ class EngineConfig:
     )
     disable_cuda_graph: bool = _option(False, "launch every kernel of a decode step from the host")
     cuda_graph_max_bs: int | None = _option(
-        None, "largest decode batch that is recorded as a CUDA graph (default: max_running_requests)"
+        None,
+        "largest decode batch that is recorded as a CUDA graph (default: max_running_requests, at least 33)",
     )
     disable_shared_prefix_attention: bool = _option(
         False, "read a prefix that running requests share once per request, not once per step"
