@@ -76,23 +76,25 @@ class Drafter:
         text = request.matcher.forced_text()
         request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
 
-    def least_promise(self, running: Collection[Request]) -> float:
-        """How many tokens a row with drafts must promise in a step of these requests.
+    def plan(self, running: Collection[Request]) -> Mapping[Request, int]:
+        """How many drafts are worth their rows in the next step, by request, where there are any.
 
         A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
         If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
         """
-        candidates = [request for request in running if request.forecast and not request.drafts]
-        promises = [self._promise(request, len(running))[1] for request in candidates]
-        gain = sum(promise - 1 for promise in promises if promise >= _TOGETHER)
-        return _TOGETHER if gain >= len(running) * (0.2 + 1.3 * _crowd(len(running))) else _ALONE
+        num_running = len(running)
+        promises = {
+            request: self._promise(request, num_running)
+            for request in running
+            if request.forecast and not request.drafts
+        }
+        gain = sum(tokens - 1 for _, tokens in promises.values() if tokens >= _TOGETHER)
+        least = _TOGETHER if gain >= num_running * (0.2 + 1.3 * _crowd(num_running)) else _ALONE
+        return {request: count for request, (count, tokens) in promises.items() if tokens >= least}
 
-    def drafts(self, request: Request, room: int, num_running: int, least_promise: float) -> Sequence[int]:
-        """Drafts behind the newest token of a decoding request, at most ``room``; possibly none."""
-        count, promise = self._promise(request, num_running)
-        if promise < least_promise:
-            return ()
-        count = min(count, request.max_num_tokens - request.num_tokens - 1, room)
+    def drafts(self, request: Request, count: int) -> Sequence[int]:
+        """At most ``count`` drafts behind the newest token of a decoding request; possibly none."""
+        count = min(count, request.max_num_tokens - request.num_tokens - 1)
         pending = request.num_pending_tokens
         return request.forecast[pending : pending + count] if count >= _LEAST else ()
 

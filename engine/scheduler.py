@@ -231,8 +231,7 @@ class Scheduler:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
         decodes = step.decodes
-        may_draft = self._num_bound > 0 and self._drafter is not None
-        least_promise = self._drafter.least_promise(self.running) if may_draft else 0.0
+        num_drafts = self._drafter.plan(self.running) if self._drafter is not None and self._num_bound else {}
         for request in self.running:  # preemption may shorten it at the far end while we walk
             start = request.num_computed_tokens
             if start < request.decodes_until:  # the common case by far, kept short: nothing to decide
@@ -241,7 +240,7 @@ class Scheduler:
                 decodes.append(request)
                 continue
             count = self._num_tokens_for(request, step)
-            if count == 1 and may_draft and self._add_drafts(request, step, least_promise):
+            if count == 1 and request in num_drafts and self._add_drafts(request, num_drafts[request], step):
                 continue
             if count:
                 while not self._extend_pages(request, count, step):
@@ -289,11 +288,11 @@ class Scheduler:
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
-    def _add_drafts(self, request: Request, step: StepPlan, least_promise: float) -> bool:
-        """Compute the drafts of a decoding request behind its newest token, if there are any and they fit."""
+    def _add_drafts(self, request: Request, count: int, step: StepPlan) -> bool:
+        """Compute up to ``count`` drafts of a decoding request behind its newest token, if they fit."""
         spare = self._drafter.max_rows - len(self.running) - sum(row.num_drafts for row in step.prefills)
         room = min(step.prefill_budget - 1, spare)
-        drafts = self._drafter.drafts(request, room, len(self.running), least_promise)
+        drafts = self._drafter.drafts(request, min(count, room))
         start, count = request.num_computed_tokens, 1 + len(drafts)
         if not drafts or not self._extend_pages(request, count, step):
             return False

@@ -8,12 +8,12 @@ of their own, a session's context spelled out, embeddings as their tokens, a cus
 from __future__ import annotations
 
 import itertools
-import json
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_llama import SMOLLM2_VOCAB_SIZE, write_tiny_llama
 
 import rootlet
 from rootlet.errors import InvalidRequestError
@@ -45,10 +45,8 @@ class Engines:
     that everything happens at a known step. ``options`` are those of all engines, ``plain`` of the plain one.
     """
 
-    def __init__(self, tiny_model: str, tokenizer: Path, folder: Path, *, plain=(), **options) -> None:
-        config = json.loads((Path(tiny_model) / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 49_152}))
-        self._folder = str(folder)
+    def __init__(self, tokenizer: Path, folder: Path, *, plain=(), **options) -> None:
+        self._folder = write_tiny_llama(folder, SMOLLM2_VOCAB_SIZE)
         self._options = {"max_total_tokens": 2048, "page_size": 4, "dtype": "float32"} | options
         self._options |= {"load_format": "dummy", "tokenizer_path": str(tokenizer), "step_by_hand": True}
         self._plain = {"disable_radix_cache": True, "chunked_prefill_size": -1, "disable_jump_forward": True}

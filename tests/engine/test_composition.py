@@ -8,8 +8,8 @@ from .composition import FEATURES, PAIRS, REFUSED, Engines, check_pair
 
 
 @pytest.fixture(scope="module")
-def engines(tiny_model, smollm2_gguf, tmp_path_factory):
-    with Engines(tiny_model, smollm2_gguf, tmp_path_factory.mktemp("composition"), device="cpu") as engines:
+def engines(smollm2_gguf, tmp_path_factory):
+    with Engines(smollm2_gguf, tmp_path_factory.mktemp("composition"), device="cpu") as engines:
         yield engines
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from pathlib import Path
 
 import pydantic
 import pytest
+from tiny_llama import SMOLLM2_VOCAB_SIZE, write_tiny_llama
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,17 +22,13 @@ PROMPT = [300 + (977 * i) % 40_000 for i in range(20)]
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    """The very small Llama with the vocabulary of SmolLM2, which ends with its token 2."""
-    folder = tmp_path_factory.mktemp("constraints")
-    with open(f"{tiny_model}/config.json") as file:
-        config = json.load(file)
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 49_152}))
-    return str(folder)
+def folder(tmp_path_factory):
+    """The very small Llama with the vocabulary of SmolLM2."""
+    return write_tiny_llama(tmp_path_factory.mktemp("constraints"), SMOLLM2_VOCAB_SIZE)
 
 
 @pytest.fixture(scope="module")
-def sentencepiece(tiny_model, tmp_path_factory):
+def sentencepiece(tmp_path_factory):
     """The very small Llama with a vocabulary like Llama 2's: words begin with a space mark, as texts do."""
     folder = tmp_path_factory.mktemp("sentencepiece")
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -54,9 +50,7 @@ def sentencepiece(tiny_model, tmp_path_factory):
         unk_token="<unk>",
     )
     tokenizer.save_pretrained(folder)
-    config = json.loads((Path(tiny_model) / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": len(tokenizer)}))
-    return str(folder)
+    return write_tiny_llama(folder, len(tokenizer))
 
 
 @pytest.fixture

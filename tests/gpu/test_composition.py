@@ -15,10 +15,10 @@ PLAIN = {"attention_backend": "torch", "disable_overlap_schedule": True}
 
 
 @pytest.fixture(scope="module")
-def engines(tiny_model, smollm2_gguf, tmp_path_factory):
+def engines(smollm2_gguf, tmp_path_factory):
     folder = tmp_path_factory.mktemp("composition")
     options = {"device": "cuda", "attention_backend": "triton"}
-    with Engines(tiny_model, smollm2_gguf, folder, plain=PLAIN, **options) as engines:
+    with Engines(smollm2_gguf, folder, plain=PLAIN, **options) as engines:
         info = engines.idle().get_server_info()
         assert info["disable_overlap_schedule"] is False
         assert info["disable_cuda_graph"] is False
