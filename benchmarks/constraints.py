@@ -8,8 +8,9 @@
 Every load runs constrained and free, so many requests at once: the same prompts, the same number of
 tokens (the constraints go on for longer). Per-token time is (t(long) - t(short)) divided by the difference
 of the lengths, so that prefill and admission drop out; wall clock, the fastest of ``--repeats``, the two
-kinds in turns. ``first token`` is the time to one token of all requests, with the grammar cached. The passes
-of jump-forward are counted on a schema with long fixed keys.
+kinds in turns. ``first token`` is the time to one token of all requests, with the grammar cached: the median
+of 21 runs of each kind in turns, and the median of the ratios of neighbours. The passes of jump-forward are
+counted on a schema with long fixed keys.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rootlet.models.tokenizer import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "constraints.json"
 SHORT = 8
+FIRSTS = 21
 RECORD = {
     "type": "object",
     "properties": {
@@ -80,10 +82,13 @@ def compare(
     """Per-token and first-token times of one constraint beside none."""
     prompts = [f"Report number {i}:" for i in range(batch)]
     times: dict[tuple[bool, int], list[float]] = {}
+    kinds = [
+        (bound, {"temperature": temperature} | (LOADS[load] if bound else {})) for bound in (False, True)
+    ]
     for _ in range(1 + repeats):  # the first compiles and warms up
-        for bound, count in itertools.product((False, True), (1, SHORT, tokens)):
-            params = {"temperature": temperature} | (LOADS[load] if bound else {})
+        for (bound, params), count in itertools.product(kinds, (SHORT, tokens)):
             times.setdefault((bound, count), []).append(seconds(engine, prompts, params, count))
+    firsts = [[seconds(engine, prompts, params, 1) for _, params in kinds] for _ in range(FIRSTS)]
     best = {key: min(values[1:]) for key, values in times.items()}
     per_token = {
         bound: (best[bound, tokens] - best[bound, SHORT]) / (tokens - SHORT) for bound in (False, True)
@@ -93,8 +98,16 @@ def compare(
         "free_ms_per_token": round(1e3 * per_token[False], 3),
         "bound_ms_per_token": round(1e3 * per_token[True], 3),
         "ratio": round(per_token[True] / per_token[False], 3),
-        "free_first_token_ms": round(1e3 * best[False, 1], 2),
-        "bound_first_token_ms": round(1e3 * best[True, 1], 2),
+    } | first_tokens(firsts)
+
+
+def first_tokens(firsts: list[list[float]]) -> dict:
+    """Medians of pairs of seconds, free and bound."""
+    free, bound = (statistics.median(column) for column in zip(*firsts))
+    return {
+        "free_first_token_ms": round(1e3 * free, 2),
+        "bound_first_token_ms": round(1e3 * bound, 2),
+        "first_token_ratio": round(statistics.median(b / f for f, b in firsts), 3),
     }
 
 
@@ -102,7 +115,7 @@ def in_turns(model: str, options: dict, load: str, temperature: float, batch: in
     """The same by two engines, one step of each at a time: what disturbs a shared machine meets both.
 
     Per-token times are medians, their ratio is the median of those of neighbouring steps. First tokens are
-    those of one request, twenty of each kind in turns.
+    those of one request.
     """
     params = {"temperature": temperature, "seed": 1, "ignore_eos": True}
     with contextlib.ExitStack() as stack:
@@ -111,7 +124,7 @@ def in_turns(model: str, options: dict, load: str, temperature: float, batch: in
             for constraint in ({}, LOADS[load])
         ]
         firsts, steps = [], []
-        for _ in range(21):
+        for _ in range(1 + FIRSTS):  # the first compiles
             pair = []
             for engine, constraint in engines:
                 start = time.perf_counter()
@@ -133,15 +146,12 @@ def in_turns(model: str, options: dict, load: str, temperature: float, batch: in
                 pair.append(elapsed * batch / (engine.stats().num_generated_tokens - before))
             steps.append(pair)
     free, bound = (statistics.median(column) for column in zip(*steps))
-    free_first, bound_first = (statistics.median(column) for column in zip(*firsts[1:]))
     return {
         "load": f"{load}, temperature {temperature:g}, {batch} at once, step by step in turns",
         "free_ms_per_token": round(1e3 * free, 3),
         "bound_ms_per_token": round(1e3 * bound, 3),
         "ratio": round(statistics.median(b / f for f, b in steps), 3),
-        "free_first_token_ms": round(1e3 * free_first, 2),
-        "bound_first_token_ms": round(1e3 * bound_first, 2),
-    }
+    } | first_tokens(firsts[1:])
 
 
 def passes(model: str, options: dict, batches: list[int]) -> Iterator[dict]:

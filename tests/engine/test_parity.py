@@ -49,9 +49,13 @@ def prompts(smollm2_dir):
 
 
 @pytest.fixture(scope="module")
-def expected(hf_smollm2, prompts):
-    """transformers' greedy continuation of each prompt."""
-    return [greedy(hf_smollm2, prompt, NEW_TOKENS) for prompt in prompts]
+def expected(hf_smollm2, smollm2_dir, prompts):
+    """transformers' greedy continuation of each prompt; ours are guesses, which make that faster."""
+    guesses, _, _ = run(smollm2_dir, prompts)
+    return [
+        greedy(hf_smollm2, prompt, NEW_TOKENS, guess if i % 5 else ())
+        for i, (prompt, guess) in enumerate(zip(prompts, guesses))
+    ]
 
 
 def run(folder, prompts, *, batch_size=50, repeat=1, **options):
@@ -71,19 +75,19 @@ def run(folder, prompts, *, batch_size=50, repeat=1, **options):
     "options",
     [
         {},
-        {"page_size": 1, "disable_radix_cache": True},
-        {"chunked_prefill_size": 7, "page_size": 1, "shorter_than": 260},
-        {"chunked_prefill_size": 1, "shorter_than": 60},
+        {"page_size": 1, "disable_radix_cache": True, "shorter_than": 520},
+        {"chunked_prefill_size": 7, "page_size": 1, "shorter_than": 200, "every": 2},
+        {"chunked_prefill_size": 1, "shorter_than": 60, "every": 3},
         {"chunked_prefill_size": -1, "disable_overlap_schedule": False},
-        {"batch_size": 1, "shorter_than": 520},
+        {"batch_size": 1, "shorter_than": 520, "every": 4},
         {"repeat": 2, "shorter_than": 520},
     ],
     ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()) or "defaults",
 )
 def test_greedy_tokens_equal_transformers(smollm2_dir, prompts, expected, options):
-    limit = options.get("shorter_than", 10_000)
-    chosen = [i for i, prompt in enumerate(prompts) if len(prompt) < limit]
-    options = {k: v for k, v in options.items() if k != "shorter_than"}
+    options = dict(options)
+    limit, every = options.pop("shorter_than", 10_000), options.pop("every", 1)
+    chosen = [i for i, prompt in enumerate(prompts) if len(prompt) < limit][::every]
     tokens, outputs, _ = run(smollm2_dir, [prompts[i] for i in chosen], **options)
     assert tokens == [expected[i] for i in chosen]
     if options.get("repeat"):
