@@ -7,7 +7,9 @@ expression with its repetitions takes up to a tenth of a second.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from ..errors import GrammarError
 from .tree import (
     Chars,
     Choice,
+    Every,
     Lexeme,
     Node,
     Ranges,
@@ -23,6 +26,7 @@ from .tree import (
     Sequence,
     Until,
     codes,
+    common,
     complement,
     joined,
 )
@@ -42,7 +46,7 @@ class Automaton(NamedTuple):
 
 
 def determine(node: Node) -> Automaton:
-    """The automaton of a tree. Raises GrammarError if it has too many states."""
+    """The automaton of a tree. Raises GrammarError if it has too many states, or no text at all."""
     machine = _Machine()
     end = machine.add(node, 0)
     return _subsets(machine, end)
@@ -85,6 +89,8 @@ class _Machine:
             raise TypeError(f"an automaton cannot refer to rule {node.name!r}")
         if isinstance(node, Until):
             return self._until(node, begin)
+        if isinstance(node, Every):
+            return self._every([determine(item) for item in node.items], begin)
         return self._repeat(node, begin)
 
     def _repeat(self, node: Repeat, begin: int) -> int:
@@ -125,6 +131,35 @@ class _Machine:
                     self.steps[state].append((codes(char), end))
             if node.last is None:
                 self.free[state].append(end)
+        return end
+
+    def _every(self, automata: list[Automaton], begin: int) -> int:
+        """A state for each combination of states, without those that lead nowhere."""
+        first = (0,) * len(automata)
+        edges: dict[tuple[int, ...], list[tuple[Ranges, tuple[int, ...]]]] = {first: []}
+        for states in (todo := [first]):
+            for each in itertools.product(*(one.edges[at] for one, at in zip(automata, states))):
+                ranges = functools.reduce(common, (ranges for ranges, _ in each))
+                target = tuple(to for _, to in each)
+                if ranges:
+                    edges[states].append((ranges, target))
+                    if target not in edges:
+                        edges[target] = []
+                        todo.append(target)
+            if len(todo) > _MAX_STATES:
+                raise _too_large()
+        alive = {s for s in edges if all(at in one.ends for one, at in zip(automata, s))}
+        ends = set(alive)
+        while more := {s for s in edges if s not in alive and any(to in alive for _, to in edges[s])}:
+            alive |= more
+        if first not in alive:
+            raise GrammarError("no text meets all of its pattern, format and length")
+        numbers = {states: self._new() for states in edges if states in alive}
+        end = self._new()
+        self.free[begin].append(numbers[first])
+        for states, number in numbers.items():
+            self.steps[number] += [(ranges, numbers[to]) for ranges, to in edges[states] if to in alive]
+            self.free[number] += [end] * (states in ends)
         return end
 
 
@@ -172,11 +207,36 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
     return _minimal(Automaton(edges, ends))
 
 
+def _longest(automaton: Automaton) -> list[float]:
+    """How many characters may follow each state at most."""
+    longest = [math.inf] * len(automaton.edges)
+    remaining = [len(edges) for edges in automaton.edges]
+    before: list[list[int]] = [[] for _ in automaton.edges]
+    for state, edges in enumerate(automaton.edges):
+        for _, target in edges:
+            before[target].append(state)
+    todo = [state for state, count in enumerate(remaining) if not count]
+    for state in todo:  # whatever comes after it is known
+        longest[state] = max((longest[to] + 1 for _, to in automaton.edges[state]), default=0)
+        for earlier in before[state]:
+            remaining[earlier] -= 1
+            if not remaining[earlier]:
+                todo.append(earlier)
+    return longest
+
+
 def _minimal(automaton: Automaton) -> Automaton:
-    """The same language with states merged that no text tells apart (Moore's refinement)."""
+    """The same language with states merged that no text tells apart (Moore's refinement).
+
+    It begins with how much text may follow at most, which parts the states of a bounded length at once.
+    """
     edges = automaton.edges
-    groups = [int(state in automaton.ends) for state in range(len(edges))]
-    count = len(set(groups))
+    known_groups: dict[object, int] = {}
+    groups = [
+        known_groups.setdefault((state in automaton.ends, longest), len(known_groups))
+        for state, longest in enumerate(_longest(automaton))
+    ]
+    count = len(known_groups)
     while True:
         known: dict[object, int] = {}
         refined = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from ..errors import GrammarError
 
 _MAX_DEPTH = 16  # of references to references
 
@@ -33,14 +36,30 @@ class _Kind(NamedTuple):
         theirs = dict(other.constants)
         return any(name in theirs and not values & theirs[name] for name, values in self.constants)
 
+    def narrowed(self, other: _Kind) -> _Kind:
+        """What values of both kinds look like."""
+        types = [kind.types for kind in (self, other) if kind.types is not None]
+        values = [kind.values for kind in (self, other) if kind.values is not None]
+        return _Kind(
+            frozenset.intersection(*types) if types else None,
+            frozenset.intersection(*values) if values else None,
+            self.constants + other.constants,
+        )
 
-def tell_apart(schemas: Sequence[Any], resolve: Callable[[str], Any]) -> bool:
-    """Whether every value is of one schema at most: of other types, values, or constant required properties.
 
-    ``resolve`` follows a ``$ref``.
+def check_apart(groups: Sequence[Sequence[Any]], resolve: Callable[[str], Any]) -> None:
+    """Raise GrammarError unless every value is plainly of one option of a ``oneOf`` at most.
+
+    So it is if options have other types, other values, or other constants in required properties. Each option
+    is a group of schemas, of which a value must meet one. ``resolve`` follows a ``$ref``.
     """
-    kinds = [_kind(schema, resolve) for schema in schemas]
-    return all(first.excludes(second) for first, second in itertools.combinations(kinds, 2))
+    kinds = [[_kind(schema, resolve) for schema in group] for group in groups]
+    for first, second in itertools.combinations(kinds, 2):
+        if not all(one.excludes(other) for one in first for other in second):
+            raise GrammarError(
+                "oneOf is supported where types, values or a constant property tell the options apart; "
+                "here they do not: use anyOf"
+            )
 
 
 def types_of(value: Any) -> frozenset[str]:
@@ -59,6 +78,10 @@ def _kind(schema: Any, resolve: Callable[[str], Any], *, nested: bool = False) -
         schema = resolve(schema["$ref"])
     if not isinstance(schema, dict):
         return _Kind()
+    if isinstance(schema.get("allOf"), list) and len(schema) == 1:
+        return functools.reduce(
+            _Kind.narrowed, [_kind(one, resolve, nested=nested) for one in schema["allOf"]]
+        )
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
         types = frozenset[str]().union(*map(types_of, values))

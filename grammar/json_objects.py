@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from ..errors import GrammarError
-from .tree import EMPTY, Node, Repeat, choice, literal, optional, sequence
-
-ITEM = literal(", ")
+from .json_tokens import ITEM
+from .tree import EMPTY, Node, Repeat, choice, optional, sequence
 
 
 def list_of(node: Node) -> Node:

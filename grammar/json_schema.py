@@ -5,6 +5,7 @@ Every text of the result is a document that the schema accepts, in one form: as 
 needs, less is generated: objects that declare ``properties`` get no others unless ``additionalProperties``
 says so, numbers have at most 15 digits, formats their common forms. Keywords that do not apply to a value's
 type are without effect, as the standard has it; unknown ones are refused: a misspelt limit would be none.
+What a value must meet at once is worked out by ``json_merge.py``.
 """
 
 from __future__ import annotations
@@ -17,71 +18,30 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
-from ..errors import GrammarError, unknown_option
-from .json_kinds import tell_apart, types_of
+from ..errors import GrammarError
+from .json_arrays import distinct_items, items
+from .json_keywords import APPLIERS, OF_TYPE, check_keywords, constraining
+from .json_kinds import check_apart, types_of
+from .json_merge import Conjunctions, key
 from .json_numbers import any_number, integers, numbers
-from .json_objects import ITEM, list_of, members
+from .json_objects import list_of, members
 from .json_strings import string, texts, texts_except
-from .tree import (
-    EMPTY,
-    Node,
-    Repeat,
-    Rule,
-    Rules,
-    choice,
-    is_unguarded,
-    literal,
-    optional,
-    productive,
-    sequence,
+from .json_tokens import (
+    BEGIN_LIST,
+    BEGIN_OBJECT,
+    END_LIST,
+    END_OBJECT,
+    MEMBER,
+    constant,
+    member_name,
+    number,
 )
+from .tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
 
-_ANNOTATIONS = frozenset(
-    (
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$comment",
-    )
-    + ("$schema", "$defs", "definitions", "discriminator", "x-guidance")
-)
-_OF_TYPE = {
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
-    "object": (
-        ("properties", "required", "additionalProperties", "patternProperties", "propertyNames")
-        + ("minProperties", "maxProperties")
-    ),
-    "boolean": (),
-    "null": (),
-}
-_APPLIERS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-_KNOWN = frozenset(_APPLIERS) | _ANNOTATIONS | {"type", "$id", *sum(_OF_TYPE.values(), ())}
-_REFUSED = frozenset(
-    (
-        "not",
-        "if",
-        "then",
-        "else",
-        "contains",
-        "minContains",
-        "maxContains",
-        "dependentSchemas",
-        "dependencies",
-    )
-    + ("dependentRequired", "unevaluatedProperties", "unevaluatedItems", "additionalItems", "$dynamicRef")
-    + ("$recursiveRef", "$anchor", "$dynamicAnchor", "contentEncoding", "contentMediaType", "contentSchema")
-)
 _MAXITEMS = 10_000
 _SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule
 _MAX_DEPTH = 64
+_FEW = {"boolean": (True, False), "null": (None,)}
 
 
 def compile_schema(text: str) -> Rules:
@@ -102,7 +62,7 @@ class _Compiler:
     def __init__(self, schema: Any) -> None:
         self._schema = schema
         self._rules: Rules = {}
-        self._targets: dict[str, str] = {}  # rule of each $ref
+        self._targets: dict[str, str] = {}  # rule of each $ref, and of each conjunction as JSON
         self._shared: dict[Node, str] = {}
         self._depth = 0
 
@@ -110,7 +70,9 @@ class _Compiler:
         root = self._node(self._schema, "#")
         rules = productive({"root": root} | self._rules)
         if "root" not in rules:
-            raise GrammarError("json_schema describes nothing finite: it requires itself, or what is false.")
+            raise GrammarError(
+                "json_schema describes nothing finite: it requires itself, or what no value can be."
+            )
         if is_unguarded(rules):
             raise GrammarError("json_schema has a $ref that leads back to itself with nothing around it.")
         return rules
@@ -141,76 +103,83 @@ class _Compiler:
             raise self._unsupported(
                 path, f"more than {_MAX_DEPTH} schemas within each other are not supported"
             )
-        self._check_names(schema, path)
+        self._at(path, check_keywords, schema, inside=path != "#")
         node = self._applied(schema, path) or self._typed(schema, path)
         self._depth -= 1
         return node
 
-    def _check_names(self, schema: dict, path: str) -> None:
-        for name in schema:
-            if name in _REFUSED:
-                raise self._unsupported(path, f"{name} is not supported")
-            if name not in _KNOWN and not name.startswith("x-"):
-                problem = str(unknown_option("keyword", name, _KNOWN)).split(" Known")[0]
-                raise GrammarError(
-                    f"json_schema at {path}: {problem} It is refused: a misspelt limit would be none."
-                )
-        if schema.get("uniqueItems"):
-            raise self._unsupported(path, "uniqueItems is not supported")
-        if "$id" in schema and path != "#":
-            raise self._unsupported(path, "$id inside a schema is not supported")
-
     def _applied(self, schema: dict, path: str) -> Node | None:
         """A schema that is made of others or of values; None if it is none of those."""
-        given = [name for name in _APPLIERS if name in schema]
+        given = [name for name in constraining(schema) if name in APPLIERS]
         if not given:
             return None
-        name, others = given[0], set(schema) - _ANNOTATIONS - {given[0], "$id"}
-        if name in ("const", "enum"):
-            others -= {"type"}
-        if others:
-            raise self._unsupported(
-                path,
-                f"{name} together with {', '.join(sorted(others))} is not supported: merge them into one",
-            )
-        value = schema[name]
+        name, value = given[0], schema[given[0]]
+        others = set(constraining(schema)) - {name}
+        if others - {"type"} or (others and name not in ("const", "enum")) or name == "allOf":
+            return self._conjunction(schema, path)
         if name == "$ref":
             return self._reference(value, path)
         if name in ("const", "enum"):
             return self._values([value] if name == "const" else value, schema.get("type"), f"{path}/{name}")
         if not isinstance(value, list) or not value:
             raise self._invalid(path, f"{name} must be a list of schemas with at least one")
-        if name == "allOf" and len(value) > 1:
-            raise self._unsupported(path, "allOf of several schemas is not supported: merge them into one")
-        if name == "oneOf" and not tell_apart(value, lambda pointer: self._resolve(pointer, path)):
-            raise self._unsupported(
-                path,
-                "oneOf is supported where types, values or a constant property tell the options apart;"
-                " here they do not: use anyOf",
-            )
+        if name == "oneOf":
+            self._at(path, check_apart, [[one] for one in value], self._resolve)
         return choice(*(self._node(one, f"{path}/{name}/{i}") for i, one in enumerate(value)))
 
+    def _conjunction(self, schema: dict, path: str) -> Node:
+        """What must meet several schemas at once; a rule, as these may lead back to themselves."""
+        text = json.dumps(schema)
+        if text not in self._targets:
+            name = self._targets[text] = f"all_{len(self._targets)}"
+            options = [self._option(option, path) for option in self._options(schema, path)]
+            self._rules[name] = choice(*options) if options else Rule("nothing")
+        return Rule(self._targets[text])
+
+    def _options(self, schema: Any, path: str) -> list[dict]:
+        return self._at(path, Conjunctions(self._resolve).options, schema)
+
+    def _option(self, option: dict, path: str) -> Node:
+        """A schema of a conjunction that was worked out."""
+        if "enum" not in option:
+            return self._typed(option, path)
+        values = self._met(option, path)
+        return choice(*(self._at(path, constant, one) for one in values)) if values else Rule("nothing")
+
+    def _met(self, option: dict, path: str) -> list:
+        """The values of its ``enum`` that meet the rest of a schema."""
+        rest = {name: value for name, value in option.items() if name != "enum"}
+        if not rest:
+            return option["enum"]
+        self._typed(rest, path)  # raises for what jsonschema would stumble over
+        from jsonschema import Draft202012Validator
+
+        validator = Draft202012Validator(
+            self._schema, format_checker=Draft202012Validator.FORMAT_CHECKER
+        ).evolve(schema=rest)
+        return [value for value in option["enum"] if validator.is_valid(value)]
+
     def _reference(self, pointer: Any, path: str) -> Node:
-        if not isinstance(pointer, str):
-            raise self._invalid(path, "$ref must be a string")
+        target = self._at(path, self._resolve, pointer)
         if pointer not in self._targets:
-            target = self._resolve(pointer, path)
             name = self._targets[pointer] = f"ref_{len(self._targets)}"
             self._rules[name] = self._node(target, pointer)
         return Rule(self._targets[pointer])
 
-    def _resolve(self, pointer: str, path: str) -> Any:
+    def _resolve(self, pointer: Any) -> Any:
+        if not isinstance(pointer, str):
+            raise GrammarError("$ref must be a string")
         if pointer != "#" and not pointer.startswith("#/"):
-            raise self._unsupported(path, f"$ref {pointer!r} is not supported: only '#' and '#/...' are")
+            raise GrammarError(f"$ref {pointer!r} is not supported: only '#' and '#/...' are")
         target = self._schema
         for part in pointer.split("/")[1:]:
-            key = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
-                target = target[int(key)]
-            elif isinstance(target, dict) and key in target:
-                target = target[key]
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
+                target = target[int(name)]
+            elif isinstance(target, dict) and name in target:
+                target = target[name]
             else:
-                raise self._invalid(path, f"$ref {pointer!r} leads nowhere")
+                raise GrammarError(f"$ref {pointer!r} leads nowhere")
         return target
 
     def _values(self, values: Any, types: Any, path: str) -> Node:
@@ -220,15 +189,7 @@ class _Compiler:
         kept = [value for value in values if allowed is None or types_of(value) & set(allowed)]
         if not kept:
             raise self._invalid(path, f"no value is of type {types}")
-        return choice(*(literal(self._dump(value, path)) for value in kept))
-
-    def _dump(self, value: Any, path: str) -> str:
-        try:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-            text.encode()
-        except (ValueError, UnicodeEncodeError):
-            raise self._unsupported(path, "a number or character that JSON cannot carry") from None
-        return text.replace("\x7f", "\\u007f")
+        return choice(*(self._at(path, constant, one) for one in kept))
 
     # ---- by type -----------------------------------------------------------------------------------
 
@@ -237,22 +198,22 @@ class _Compiler:
         if (
             not isinstance(types, list)
             or not types
-            or not all(isinstance(t, str) and t in _OF_TYPE for t in types)
+            or not all(isinstance(t, str) and t in OF_TYPE for t in types)
         ):
             raise self._invalid(
-                path, f"type must be of {', '.join(_OF_TYPE)}, or a list of those, got {types!r}"
+                path, f"type must be of {', '.join(OF_TYPE)}, or a list of those, got {types!r}"
             )
         return types
 
     def _typed(self, schema: dict, path: str) -> Node:
-        given = [name for name in schema if name not in _ANNOTATIONS and name not in ("type", "$id")]
+        given = [name for name in constraining(schema) if name != "type"]
         if "type" in schema:
             types = self._types(schema["type"], path)
         elif not given:
             return self._anything()
         else:
             types = [
-                t for t in ("object", "array", "string", "number") if any(n in _OF_TYPE[t] for n in given)
+                t for t in ("object", "array", "string", "number") if any(n in OF_TYPE[t] for n in given)
             ]
         make: dict[str, Callable[[dict, str], Node]] = {
             "string": self._string,
@@ -260,16 +221,16 @@ class _Compiler:
             "number": self._number,
             "array": self._array,
             "object": self._object,
-            "boolean": lambda *_: choice(literal("true"), literal("false")),
-            "null": lambda *_: literal("null"),
+            "boolean": lambda *_: choice(word("true"), word("false")),
+            "null": lambda *_: word("null"),
         }
         return choice(*(make[t](schema, path) for t in types))
 
     def _string(self, schema: dict, path: str) -> Node:
         least, most = self._range(schema, "minLength", "maxLength", path)
         pattern, form = schema.get("pattern"), schema.get("format")
-        for name, value in (("pattern", pattern), ("format", form)):
-            if value is not None and not isinstance(value, str):
+        for name in ("pattern", "format"):
+            if not isinstance(schema.get(name, ""), str):
                 raise self._invalid(path, f"{name} must be a string")
         return string(self._at(path, texts, least, most, pattern, form))
 
@@ -281,13 +242,16 @@ class _Compiler:
             raise self._unsupported(path, str(error).rstrip(".")) from None
 
     def _range(self, schema: dict, low: str, high: str, path: str) -> tuple[int, int | None]:
-        least, most = schema.get(low, 0), schema.get(high)
-        for name, value in ((low, least), (high, most)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise self._invalid(path, f"{name} must be a whole number, got {value!r}")
-            if value is not None and (value != int(value) or value < 0):
+        for name in (low, high):
+            value = schema.get(name, 0)
+            if (
+                type(value) not in (int, float)
+                or not math.isfinite(value)
+                or value != int(value)
+                or value < 0
+            ):
                 raise self._invalid(path, f"{name} must be a whole number, at least 0, got {value!r}")
-        least, most = int(least), None if most is None else int(most)
+        least, most = int(schema.get(low, 0)), int(schema[high]) if high in schema else None
         if most is not None and least > most:
             raise self._invalid(path, f"{low} {least} is above {high} {most}")
         if max(least, most or 0) > _MAXITEMS:
@@ -298,9 +262,9 @@ class _Compiler:
         """(lowest, highest, whether each is left out itself)."""
         found: dict[str, Decimal] = {}
         for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-            value = schema.get(name)
-            if value is None:
+            if name not in schema:
                 continue
+            value = schema[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise self._invalid(path, f"{name} must be a number, got {value!r}")
             if abs(value) >= 10**15 or (value and abs(value) < 1e-9):
@@ -318,12 +282,12 @@ class _Compiler:
         low, high, open_low, open_high = self._bounds(schema, path)
         least = None if low is None else math.floor(low) + 1 if open_low else math.ceil(low)
         most = None if high is None else math.ceil(high) - 1 if open_high else math.floor(high)
-        multiple = schema.get("multipleOf")
-        if multiple is not None and (type(multiple) is not int or multiple < 1):
+        multiple = schema.get("multipleOf", 1)
+        if type(multiple) is not int or multiple < 1:
             raise self._unsupported(
                 path, f"multipleOf {multiple!r} is not supported: only whole numbers from 1 are"
             )
-        return self._at(path, integers, least, most, None if multiple == 1 else multiple)
+        return number(self._at(path, integers, least, most, None if multiple == 1 else multiple))
 
     def _number(self, schema: dict, path: str) -> Node:
         if "multipleOf" in schema:
@@ -331,7 +295,7 @@ class _Compiler:
                 return self._integer(schema, path)
             raise self._unsupported(path, "multipleOf is supported for integers only")
         low, high, open_low, open_high = self._bounds(schema, path)
-        return self._at(path, numbers, low, high, open_low=open_low, open_high=open_high)
+        return number(self._at(path, numbers, low, high, open_low=open_low, open_high=open_high))
 
     def _array(self, schema: dict, path: str) -> Node:
         least, most = self._range(schema, "minItems", "maxItems", path)
@@ -341,24 +305,32 @@ class _Compiler:
         rest = schema.get("items", not first)  # a declared tuple is closed unless it says otherwise
         if isinstance(rest, list):
             raise self._unsupported(path, "items as a list is not supported: use prefixItems")
-        nodes = [self._node(one, f"{path}/prefixItems/{i}") for i, one in enumerate(first)]
-        if most is not None:
-            nodes = nodes[:most]
-        more = None if rest is False else self._node(rest, f"{path}/items")
-        room = None if most is None else most - len(nodes)
-        tail: Node = EMPTY  # what follows the declared items
-        if more is not None and room != 0:
-            wanted = max(least - len(nodes), 0)
-            tail = Repeat(sequence(ITEM, more), wanted, room)
-            if not nodes:
-                inner = sequence(more, Repeat(sequence(ITEM, more), max(wanted - 1, 0), room and room - 1))
-                return sequence(literal("["), inner if least else optional(inner), literal("]"))
-        elif least > len(nodes):
-            raise self._invalid(path, f"minItems {least} is more than the {len(nodes)} items there can be")
-        for i in reversed(range(len(nodes))):
-            node = sequence(ITEM, nodes[i], tail) if i else sequence(nodes[i], tail)
-            tail = node if i < least else optional(node)
-        return sequence(literal("["), tail, literal("]"))
+        if not isinstance(schema.get("uniqueItems", False), bool):
+            raise self._invalid(path, "uniqueItems must be true or false")
+        if schema.get("uniqueItems") and most != 1:
+            inner = self._distinct(first, rest, least, most, path)
+        else:
+            nodes = [self._node(one, f"{path}/prefixItems/{i}") for i, one in enumerate(first)]
+            more = None if rest is False else self._node(rest, f"{path}/items")
+            inner = self._at(path, items, nodes, more, least, most)
+        return sequence(BEGIN_LIST, inner, END_LIST)
+
+    def _distinct(self, first: list, rest: Any, least: int, most: int | None, path: str) -> Node:
+        if first:
+            raise self._unsupported(path, "uniqueItems together with prefixItems is not supported")
+        values: dict[str, Node] = {}
+        for option in self._options(rest, f"{path}/items"):
+            if "enum" in option:
+                found = self._met(option, path)
+            else:
+                types = self._types(option.get("type", list(OF_TYPE)), path)
+                if not set(types) <= set(_FEW):
+                    raise self._unsupported(
+                        path, "uniqueItems is supported for enum, const, boolean and null only"
+                    )
+                found = [one for name in types for one in _FEW[name]]
+            values |= {key(one): self._at(path, constant, one) for one in found}
+        return self._at(path, distinct_items, list(values.values()), least, most, self._share)
 
     # ---- objects -----------------------------------------------------------------------------------
 
@@ -376,12 +348,12 @@ class _Compiler:
                 node = self._node(properties[name], f"{path}/properties/{name}")
             else:
                 node = self._undeclared(schema, value, name, path)
-            declared[name] = sequence(literal(f"{self._dump(name, path)}: "), node)
+            declared[name] = sequence(self._at(path, member_name, name), node)
         if declared and extra is not None and "patternProperties" not in schema:
-            extra = sequence(string(texts_except(declared)), literal(": "), value)
+            extra = sequence(string(texts_except(declared)), MEMBER, value)
         least, most = self._range(schema, "minProperties", "maxProperties", path)
         inner = self._at(path, members, declared, required, extra, least, most, self._share)
-        return sequence(literal("{"), inner, literal("}"))
+        return sequence(BEGIN_OBJECT, inner, END_OBJECT)
 
     def _undeclared(self, schema: dict, value: Node | None, name: str, path: str) -> Node:
         """A required property that ``properties`` does not have."""
@@ -403,10 +375,10 @@ class _Compiler:
             return None, None
         value = self._node(others, f"{path}/additionalProperties")
         if names is None:
-            return sequence(string(texts()), literal(": "), value), value
+            return sequence(string(texts()), MEMBER, value), value
         if names is False:
             return None, None
-        return sequence(self._names(names, f"{path}/propertyNames"), literal(": "), value), value
+        return sequence(self._names(names, f"{path}/propertyNames"), MEMBER, value), value
 
     def _names(self, names: Any, path: str) -> Node:
         if isinstance(names, dict) and names.get("type", "string") == "string":
@@ -427,7 +399,7 @@ class _Compiler:
                 path, f"a declared property matches the pattern {pattern!r}, which is not supported"
             )
         value = self._node(schema, f"{path}/patternProperties/{pattern}")
-        return sequence(key, literal(": "), value), value
+        return sequence(key, MEMBER, value), value
 
     def _share(self, node: Node) -> Node:
         """A rule for a large node that is used several times."""
@@ -441,10 +413,13 @@ class _Compiler:
     def _anything(self) -> Node:
         if "any" not in self._rules:
             value = Rule("any")
-            member = sequence(string(texts()), literal(": "), value)
-            simple = [string(texts()), any_number(), *map(literal, ("true", "false", "null"))]
-            many = [(list_of(value), "[]"), (list_of(member), "{}")]
-            nested = [sequence(literal(ends[0]), optional(inner), literal(ends[1])) for inner, ends in many]
+            member = sequence(string(texts()), MEMBER, value)
+            simple = [string(texts()), number(any_number()), *map(word, ("true", "false", "null"))]
+            many = [
+                (list_of(value), BEGIN_LIST, END_LIST),
+                (list_of(member), BEGIN_OBJECT, END_OBJECT),
+            ]
+            nested = [sequence(begin, optional(inner), end) for inner, begin, end in many]
             self._rules["any"] = choice(*simple, *nested)
         return Rule("any")
 

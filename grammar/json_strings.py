@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import GrammarError
+from .automaton import determine
 from .regex import parse
 from .tree import (
     EMPTY,
     Chars,
     Choice,
+    Every,
     Lexeme,
     Node,
     Ranges,
@@ -29,7 +31,7 @@ _PLAIN = joined([(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF)])  #
 _ESCAPES = dict(zip('"\\\b\f\n\r\t', '"\\bfnrt'))
 _ALL = complement(())
 _MAX_LENGTH = 10_000  # characters
-_MAX_STATES = 64  # characters: up to this length strings are automata
+_MAX_STATES = 256  # characters: up to this length strings are automata
 
 _YEAR, _MONTH_DAY = (
     r"[1-9]\d{3}",
@@ -64,35 +66,53 @@ def string(text: Node) -> Node:
         and text.item == Chars(_ALL)
         and max(text.least, text.most or 0) > _MAX_STATES
     ):
-        # As an automaton it would take a minute to compile. Counted instead, its characters are to be of one
+        # As an automaton it would take seconds to compile. Counted instead, its characters are to be of one
         # kind: those that need no escape.
-        return sequence(literal('"'), text._replace(item=Chars(_PLAIN)), literal('"'))
-    return Lexeme(sequence(literal('"'), _escaped(text), literal('"')))
+        plain = text._replace(item=Chars(_PLAIN))
+        return Lexeme(sequence(literal('"'), plain, literal('"')), in_states=False)
+    if isinstance(text, Every):
+        return Lexeme(Every(tuple(_quoted(item) for item in text.items)))
+    return Lexeme(_quoted(text))
 
 
 def texts(
     least: int = 0, most: int | None = None, pattern: str | None = None, form: str | None = None
 ) -> Node:
-    """The texts a schema describes: at most one of a length, a pattern and a format.
+    """The texts of a length, a pattern and a format.
+
+    A pattern alone stands for whole texts, which is less than the standard allows: it may be found anywhere
+    in them. Together with others, where whole texts may be none, it is found anywhere.
 
     Raises GrammarError, without the place in the schema, for what cannot be enforced.
     """
-    given = [name for name, value in (("pattern", pattern), ("format", form)) if value is not None]
-    if least or most is not None:
-        given.append("minLength or maxLength")
-    if len(given) > 1:
-        raise GrammarError(f"{' together with '.join(given)} is not supported: say it all in one pattern")
+    given: list[Node] = []
     if form is not None:
         if form not in FORMATS:
             raise GrammarError(f"format {form!r} is not supported (supported: {', '.join(FORMATS)})")
-        return parse(FORMATS[form])
+        given.append(parse(FORMATS[form]))
     if pattern is not None:
-        return parse(pattern)
+        given.append(parse(pattern))
+        if form is not None or least or most is not None:
+            given[-1] = _anywhere(pattern, given[-1])
     if max(least, most or 0) > _MAX_LENGTH:
         raise GrammarError(f"a length above {_MAX_LENGTH} is not supported")
     if most is not None and least > most:
         raise GrammarError(f"minLength {least} is above maxLength {most}")
-    return Repeat(Chars(_ALL), least, most)
+    if least or most is not None or not given:
+        given.append(Repeat(Chars(_ALL), least, most))
+    if len(given) == 1:
+        return given[0]
+    found = Every(tuple(given))
+    determine(found)  # raises if there is no such text
+    return found
+
+
+def _anywhere(pattern: str, found: Node) -> Node:
+    """Texts in which a pattern is ``found``: with anything on the sides where it has no anchors."""
+    anything = Repeat(Chars(_ALL), 0, None)
+    before = [] if "^" in pattern or r"\A" in pattern else [anything]
+    after = [] if "$" in pattern or r"\Z" in pattern else [anything]
+    return sequence(*before, found, *after)
 
 
 def texts_except(names: Iterable[str]) -> Node:
@@ -108,6 +128,10 @@ def texts_except(names: Iterable[str]) -> Node:
     options = [sequence(others, Repeat(Chars(_ALL), 0, None))]
     options += [sequence(literal(first), texts_except(rests)) for first, rests in by_first.items()]
     return choice(*([EMPTY] if may_end else []), *options)
+
+
+def _quoted(text: Node) -> Node:
+    return sequence(literal('"'), _escaped(text), literal('"'))
 
 
 def _escaped(node: Node) -> Node:

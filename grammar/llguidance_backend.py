@@ -39,8 +39,8 @@ class LlguidanceBackend:
 
     def compile(self, constraint: Constraint) -> LlguidanceGrammar:
         """Raises GrammarError for what is invalid or not supported."""
-        # of a caller's own rules the lexer may not take more than they say: each character is a terminal
-        text = as_lark(constraint.rules(), by_character=constraint.kind in ("ebnf", "structural_tag"))
+        # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
+        text = as_lark(constraint.rules(), open_words=constraint.kind == "json_schema")
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = self._load()

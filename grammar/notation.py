@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 from .automaton import Automaton, determine
 from .tree import (
     EMPTY,
     Chars,
     Choice,
+    Every,
     Lexeme,
     Node,
     Ranges,
@@ -16,7 +19,6 @@ from .tree import (
     Sequence,
     Until,
     literal,
-    parts,
 )
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
@@ -48,13 +50,13 @@ def as_ebnf(rules: Rules) -> str:
     return "".join(lines)
 
 
-def as_lark(rules: Rules, *, by_character: bool = False) -> str:
-    """Rules as llguidance reads them: what refers to no rule is a terminal, a regular expression.
+def as_lark(rules: Rules, *, open_words: bool) -> str:
+    """Rules as llguidance reads them; each lexeme is a terminal, and so is each character outside.
 
-    A terminal takes all it can get. Where that may be too much (rules of a caller's own), ``by_character``
-    makes every character a terminal instead, which is slower.
+    The lexer takes all that a terminal can get, and then it is settled where that ends. So where anything may
+    stand behind a number, ``open_words`` must be False: their characters are terminals then.
     """
-    writer = _Lark(rules, by_character)
+    writer = _Lark(rules, open_words)
     lines = [f"{writer.names[name]}: {writer.write(node)}\n" for name, node in rules.items()]
     lines += [f"{name}: {_terminal(node)}\n" for node, name in writer.terminals.items()]
     return "".join(lines)
@@ -83,7 +85,9 @@ def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
     if isinstance(node, Rule):
         return node.name
     if isinstance(node, Lexeme):
-        return lexemes.setdefault(node, f"text_{len(lexemes)}")
+        return (
+            lexemes.setdefault(node, f"text_{len(lexemes)}") if node.in_states else _ebnf(node.item, lexemes)
+        )
     if isinstance(node, Chars):
         return _class(node.ranges)
     if isinstance(node, Choice):
@@ -91,7 +95,8 @@ def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
     if isinstance(node, Repeat):
         return f"({_ebnf(node.item, lexemes)}){_bounds(node)}"
     words, text = [], ""
-    for item in (*node.items, None):
+    flat = itertools.chain(*(_letters(item) for item in node.items))
+    for item in (*flat, None):
         single = isinstance(item, Chars) and len(item.ranges) == 1 and item.ranges[0][0] == item.ranges[0][1]
         if single:
             text += _quoted(item.ranges[0][0])
@@ -102,6 +107,12 @@ def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
         if item is not None:
             words.append(_ebnf(item, lexemes))
     return f"({' '.join(words)})" if words else '""'
+
+
+def _letters(node: Node) -> tuple[Node, ...]:
+    """A fixed word letter by letter."""
+    fixed = isinstance(node, Lexeme) and not node.in_states and isinstance(node.item, Sequence)
+    return node.item.items if fixed else (node,)
 
 
 def _class(ranges: Ranges) -> str:
@@ -147,6 +158,8 @@ def _quoted(code: int) -> str:
 
 def _terminal(node: Node) -> str:
     """A terminal of Lark; beyond expressions llguidance knows & (both) and ~ (not)."""
+    if isinstance(node, Every):
+        return " & ".join(f"/{as_regex(item)}/" for item in node.items)
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
     anything = "(?s:.)*"
@@ -157,42 +170,25 @@ def _terminal(node: Node) -> str:
 
 
 class _Lark:
-    def __init__(self, rules: Rules, by_character: bool) -> None:
+    def __init__(self, rules: Rules, open_words: bool) -> None:
         self.terminals: dict[Node, str] = {}
         # names of rules are in small letters; the numbers keep them apart
         self.names = {name: "start" if name == "root" else f"r{i}" for i, name in enumerate(rules)}
-        self._by_character = by_character
+        self._open_words = open_words
 
     def write(self, node: Node) -> str:
         if isinstance(node, Rule):
             return self.names[node.name]
-        if node == EMPTY:
-            return '""'
-        if self._is_terminal(node):
-            item = node.item if isinstance(node, Lexeme) else node
-            return self.terminals.setdefault(item, f"T{len(self.terminals)}")
+        if isinstance(node, Chars):
+            return self._terminal(node)
+        if isinstance(node, Lexeme):
+            is_word = self._open_words or not node.is_open
+            return self._terminal(node.item) if is_word and node.item != EMPTY else self.write(node.item)
         if isinstance(node, Choice):
             return f"({' | '.join(map(self.write, node.options))})"
         if isinstance(node, Repeat):
             return f"({self.write(node.item)}){_bounds(node)}"
-        words: list[str] = []
-        run: list[Node] = []  # what stands together is one terminal
-        for item in (*node.items, None):
-            if item is not None and self._is_terminal(item) and not self._by_character:
-                run.append(item)
-                continue
-            if run:
-                words.append(self.write(run[0] if len(run) == 1 else Sequence(tuple(run))))
-                run = []
-            if item is not None:
-                words.append(self.write(item))
-        return f"({' '.join(words)})"
+        return f"({' '.join(map(self.write, node.items))})" if node != EMPTY else '""'
 
-    def _is_terminal(self, node: Node) -> bool:
-        if self._by_character:
-            return isinstance(node, (Chars, Lexeme))
-        return _is_regular(node)
-
-
-def _is_regular(node: Node) -> bool:
-    return not isinstance(node, Rule) and all(map(_is_regular, parts(node)))
+    def _terminal(self, node: Node) -> str:
+        return self.terminals.setdefault(node, f"T{len(self.terminals)}")

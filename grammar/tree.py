@@ -48,9 +48,15 @@ class Rule(NamedTuple):
 
 
 class Lexeme(NamedTuple):
-    """A part without rules that ends with a character of its own, such as a string with its quotes."""
+    """A part without rules that is one word: whatever it is read as, it ends at the same place.
+
+    ``in_states``: better written as an automaton than as an expression, where there is a choice. ``is_open``:
+    it has no last character of its own, as a string has its quote, and ends where something else begins.
+    """
 
     item: Node
+    in_states: bool = True
+    is_open: bool = False
 
 
 class Until(NamedTuple):
@@ -63,7 +69,13 @@ class Until(NamedTuple):
     last: str | None
 
 
-Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until
+class Every(NamedTuple):
+    """Text that each of ``items`` describes; these have no rules. Stands in a :class:`Lexeme`."""
+
+    items: tuple[Node, ...]
+
+
+Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every
 Rules = dict[str, Node]
 """Rules by name; the language is that of ``root``."""
 
@@ -106,6 +118,11 @@ def literal(text: str) -> Sequence:
     return Sequence(tuple(Chars(codes(char)) for char in text))
 
 
+def word(text: str) -> Lexeme:
+    """Just this text, which is one word."""
+    return Lexeme(literal(text), in_states=False)
+
+
 def sequence(*items: Node) -> Node:
     """One after the other, sequences within it dissolved."""
     flat: list[Node] = []
@@ -127,7 +144,7 @@ def optional(node: Node) -> Node:
 
 def parts(node: Node) -> Iterator[Node]:
     """The nodes right below."""
-    if isinstance(node, Sequence):
+    if isinstance(node, (Sequence, Every)):
         yield from node.items
     elif isinstance(node, Choice):
         yield from node.options

@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import random
 
-import numpy as np
 import pytest
 from constraint_corpus import CASES
 
 from rootlet.errors import GrammarError
 from rootlet.grammar.constraint import Constraint
-from rootlet.grammar.interface import Vocabulary
 from rootlet.grammar.llguidance_backend import LlguidanceBackend
 from rootlet.grammar.xgrammar_backend import XGrammarBackend
 
-# every byte is a token, and a few longer ones that cross the borders of what grammars are made of
-WORDS = ['{"', '": ', ", ", '",', "true", "null", "ab", "ba", "</", "é", '"}', "0.", "10"]
-END = 256
-VOCABULARY = Vocabulary(
-    [*(bytes([byte]) for byte in range(256)), b"", *(word.encode() for word in WORDS)],
-    (END,),
-    lambda text: list(text.encode()),
-)
-SIZE = len(VOCABULARY.tokens)
-WALKS, MAX_TOKENS = 12, 60
+from .walks import VOCABULARY, allowed, choose, walk
+
+WALKS = 12
 
 
 def constraint_of(case) -> Constraint:
@@ -40,56 +31,6 @@ def xgrammar():
 @pytest.fixture(scope="module")
 def llguidance():
     return LlguidanceBackend(lambda: VOCABULARY)
-
-
-def masks() -> np.ndarray:
-    return np.zeros((1, -(-SIZE // 32)), dtype=np.int32)
-
-
-def allowed(matcher) -> list[int]:
-    mask = masks()
-    matcher.fill(mask, 0)
-    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
-    return np.nonzero(bits[:SIZE])[0].tolist()
-
-
-def choose(draw: random.Random, tokens: list[int]) -> int:
-    """Ends and signs of structure more often than their share, so that walks come to an end."""
-    if END in tokens and (draw.random() < 0.5 or len(tokens) == 1):
-        return END
-    rest = [token for token in tokens if token != END]
-    signs = [token for token in rest if VOCABULARY.tokens[token][:1] in (b'"', b"}", b"]", b"\\", b">", b".")]
-    return draw.choice(signs if signs and draw.random() < 0.4 else rest)
-
-
-def walk(matchers, draw: random.Random) -> tuple[bytes, bool]:
-    """A random output, and whether it is complete; all matchers must agree all the way."""
-    text = b""
-    for _ in range(MAX_TOKENS):
-        tokens = allowed(matchers[0])
-        assert tokens, f"nothing may follow {text!r}"
-        forced = matchers[0].forced_text().encode()
-        for other in matchers[1:]:
-            theirs = allowed(other)
-            if len({VOCABULARY.tokens[token][:1] for token in tokens}) == 1:
-                # of what is forced llguidance allows the tokenizer's own cut only
-                assert set(theirs) <= set(tokens)
-                tokens = theirs
-            assert theirs == tokens, text
-        token = choose(draw, tokens)
-        for matcher in matchers:
-            assert not matcher.accept(END) or END in tokens
-            if END in tokens:
-                matcher.rollback(1)
-            assert matcher.accept(token)
-        if token == END:
-            assert not forced
-            assert all(matcher.is_terminated for matcher in matchers)
-            return text, True
-        piece = VOCABULARY.tokens[token]
-        assert forced.startswith(piece[: len(forced)]), (forced, piece)
-        text += piece
-    return text, False
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -144,7 +85,11 @@ def test_matchers_of_one_grammar_do_not_see_each_other(xgrammar):
 
 
 REFUSED_SCHEMAS = {
-    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "uniqueItems is supported for enum": {"type": "array", "uniqueItems": True},
+    "at most 8 different": {"type": "array", "uniqueItems": True, "items": {"enum": [*range(9)]}},
+    "the 2 different items": {
+        "type": "array", "uniqueItems": True, "items": {"type": "boolean"}, "minItems": 3,
+    },
     "not": {"not": {"const": 1}},
     "if": {"if": {"const": 1}, "then": {"const": 1}},
     "contains": {"type": "array", "contains": {"const": 1}},
@@ -154,17 +99,23 @@ REFUSED_SCHEMAS = {
     "multipleOf": {"type": "number", "multipleOf": 0.1},
     "format 'regex'": {"type": "string", "format": "regex"},
     "contentEncoding": {"type": "string", "contentEncoding": "base64"},
-    "allOf of several": {"allOf": [{"type": "integer"}, {"minimum": 3}]},
+    "of one value cannot be merged": {"allOf": [{"pattern": "^a"}, {"type": "string", "pattern": "b$"}]},
+    "cannot be merged with what others": {
+        "allOf": [{"patternProperties": {"^a": True}}, {"type": "object", "properties": {"ab": True}}],
+    },
+    "more than 1024 combinations": {"allOf": [{"anyOf": [{"minimum": i} for i in range(11)]}] * 3},
+    "itself, or what no value can be": {"allOf": [{"type": "string"}, {"type": "integer"}]},
     "use anyOf": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
-    "$ref together with minimum": {"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n", "minimum": 3},
-    "enum together with minimum": {"enum": [1, 2], "minimum": 2},
+    "enum must be a list": {"allOf": [{"enum": []}, {"minimum": 2}]},
+    "not supported, so the request": {"$ref": "#/$defs/n", "minimum": 3, "$defs": {"n": {"not": {}}}},
     "$dynamicRef": {"$dynamicRef": "#x"},
     "only '#' and '#/...'": {"$ref": "https://example.org/schema"},
     "leads nowhere": {"$ref": "#/$defs/x"},
     "leads back to itself": {"anyOf": [{"type": "null"}, {"$ref": "#"}]},
+    "back to itself with nothing": {"allOf": [{"type": "null"}, {"$ref": "#"}]},
     "nothing finite": {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]},
     "items as a list": {"type": "array", "items": [{"type": "integer"}]},
-    "pattern together with minLength": {"type": "string", "pattern": "a", "minLength": 3},
+    "no text meets all": {"type": "string", "pattern": "^[a-z]{5}$", "maxLength": 3},
     "lookahead": {"type": "string", "pattern": "(?=a)b"},
     "Did you mean 'minLength' or 'maxLength'? It is refused": {"type": "string", "minLenght": 3},
     "minProperties above 1": {"type": "object", "minProperties": 2},

@@ -1,0 +1,42 @@
+"""Fixed parts of JSON as trees. Each token is a word, so that every reading of a text cuts it alike."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import GrammarError
+from .tree import Lexeme, Node, literal, sequence, word
+
+ITEM, MEMBER = word(", "), word(": ")  # between items, and between a name and its value
+BEGIN_LIST, END_LIST, BEGIN_OBJECT, END_OBJECT = map(word, "[]{}")
+
+
+def number(node: Node) -> Lexeme:
+    """Numbers as one token."""
+    return Lexeme(node, in_states=False, is_open=True)
+
+
+def constant(given: Any) -> Node:
+    """Just this value. Raises GrammarError for what JSON cannot carry."""
+    if isinstance(given, list):
+        return sequence(BEGIN_LIST, *_separated([constant(one) for one in given]), END_LIST)
+    if isinstance(given, dict):
+        members = [sequence(member_name(key), constant(one)) for key, one in given.items()]
+        return sequence(BEGIN_OBJECT, *_separated(members), END_OBJECT)
+    try:
+        text = json.dumps(given, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, UnicodeEncodeError):
+        raise GrammarError("a number or character that JSON cannot carry") from None
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    return number(literal(text)) if is_number else word(text.replace("\x7f", "\\u007f"))
+
+
+def member_name(text: str) -> Node:
+    """The name of a member, and what parts it from the value."""
+    return sequence(constant(text), MEMBER)
+
+
+def _separated(nodes: list[Node]) -> list[Node]:
+    return [part for node in nodes for part in (ITEM, node)][1:]
