@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..errors import GrammarError
-from .automaton import determine
-from .regex import parse
-from .tree import (
+from ...errors import GrammarError
+from ..automaton import determine
+from ..regex import parse
+from ..tree import (
     EMPTY,
     Chars,
     Choice,

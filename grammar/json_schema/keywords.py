@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import GrammarError, unknown_option
+from ...errors import GrammarError, unknown_option
 
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly")

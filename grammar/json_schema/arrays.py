@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import GrammarError
-from .json_tokens import ITEM
-from .tree import EMPTY, Node, Repeat, choice, optional, sequence
+from ...errors import GrammarError
+from ..tree import EMPTY, Node, Repeat, choice, optional, sequence
+from .tokens import ITEM
 
 MAX_DISTINCT = 8  # values: the rules are those of their subsets
 

@@ -1,12 +1,4 @@
-"""JSON Schema as rules: what is enforced is enforced exactly, and everything else is refused by name.
-
-Every text of the result is a document that the schema accepts, in one form: as ``json.dumps`` writes it
-(``", "`` and ``": "``), declared properties in their order. Where a schema leaves more open than a model
-needs, less is generated: objects that declare ``properties`` get no others unless ``additionalProperties``
-says so, numbers have at most 15 digits, formats their common forms. Keywords that do not apply to a value's
-type are without effect, as the standard has it; unknown ones are refused: a misspelt limit would be none.
-What a value must meet at once is worked out by ``json_merge.py``.
-"""
+"""Walks a schema and makes rules of it; the parts of them are made next door, type by type."""
 
 from __future__ import annotations
 
@@ -18,15 +10,16 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
-from ..errors import GrammarError
-from .json_arrays import distinct_items, items
-from .json_keywords import APPLIERS, OF_TYPE, check_keywords, constraining
-from .json_kinds import check_apart, types_of
-from .json_merge import Conjunctions, key
-from .json_numbers import any_number, integers, numbers
-from .json_objects import list_of, members
-from .json_strings import string, texts, texts_except
-from .json_tokens import (
+from ...errors import GrammarError
+from ..tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
+from .arrays import distinct_items, items
+from .keywords import APPLIERS, OF_TYPE, check_keywords, constraining
+from .kinds import check_apart, types_of
+from .merge import Conjunctions, key
+from .numbers import any_number, integers, numbers
+from .objects import list_of, members
+from .strings import string, texts, texts_except
+from .tokens import (
     BEGIN_LIST,
     BEGIN_OBJECT,
     END_LIST,
@@ -36,7 +29,6 @@ from .json_tokens import (
     member_name,
     number,
 )
-from .tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
 
 _MAXITEMS = 10_000
 _SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import GrammarError
+from ...errors import GrammarError
 
 _MAX_DEPTH = 16  # of references to references
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..errors import GrammarError
-from .tree import Lexeme, Node, literal, sequence, word
+from ...errors import GrammarError
+from ..tree import Lexeme, Node, literal, sequence, word
 
 ITEM, MEMBER = word(", "), word(": ")  # between items, and between a name and its value
 BEGIN_LIST, END_LIST, BEGIN_OBJECT, END_OBJECT = map(word, "[]{}")

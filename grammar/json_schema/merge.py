@@ -14,9 +14,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import GrammarError
-from .json_keywords import APPLIERS, check_keywords, constraining
-from .json_kinds import check_apart
+from ...errors import GrammarError
+from .keywords import APPLIERS, check_keywords, constraining
+from .kinds import check_apart
 
 _MAX_OPTIONS = 1024
 _MAX_REFERENCES = 64

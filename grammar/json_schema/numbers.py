@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from ..errors import GrammarError
-from .regex import parse
-from .tree import EMPTY, Chars, Node, Repeat, choice, joined, literal, optional, sequence
+from ...errors import GrammarError
+from ..regex import parse
+from ..tree import EMPTY, Chars, Node, Repeat, choice, joined, literal, optional, sequence
 
 _DIGITS = 15  # of an integer, or before or after the point: a double holds no more
 _LIMIT = 10**_DIGITS - 1

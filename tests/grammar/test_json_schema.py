@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rootlet.errors import GrammarError
 from rootlet.grammar.constraint import Constraint
-from rootlet.grammar.json_keywords import APPLIERS, OF_TYPE
-from rootlet.grammar.json_merge import all_of, key
 from rootlet.grammar.json_schema import compile_schema
+from rootlet.grammar.json_schema.keywords import APPLIERS, OF_TYPE
+from rootlet.grammar.json_schema.merge import all_of, key
 from rootlet.grammar.llguidance_backend import LlguidanceBackend
 from rootlet.grammar.xgrammar_backend import XGrammarBackend
 
