@@ -207,6 +207,15 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
     return _minimal(Automaton(edges, ends))
 
 
+def lengths(automaton: Automaton) -> tuple[int, float]:
+    """How many characters its texts have at least and at most."""
+    shortest, states = 0, {0}
+    while not states & automaton.ends:
+        states = {target for state in states for _, target in automaton.edges[state]}
+        shortest += 1
+    return shortest, _longest(automaton)[0]
+
+
 def _longest(automaton: Automaton) -> list[float]:
     """How many characters may follow each state at most."""
     longest = [math.inf] * len(automaton.edges)

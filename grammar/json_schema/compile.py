@@ -318,7 +318,7 @@ class _Compiler:
                 types = self._types(option.get("type", list(OF_TYPE)), path)
                 if not set(types) <= set(_FEW):
                     raise self._unsupported(
-                        path, "uniqueItems is supported for enum, const, boolean and null only"
+                        path, "uniqueItems is supported for enum, const, boolean and null only: leave it out"
                     )
                 found = [one for name in types for one in _FEW[name]]
             values |= {key(one): self._at(path, constant, one) for one in found}

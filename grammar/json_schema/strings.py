@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...errors import GrammarError
-from ..automaton import determine
+from ..automaton import determine, lengths
 from ..regex import parse
 from ..tree import (
     EMPTY,
@@ -49,14 +49,17 @@ FORMATS = {
     "time": _TIME,
     "date-time": f"{_YEAR}-{_MONTH_DAY}T{_TIME}",
     "duration": r"P(?:\d{1,4}[WD]|T(?:\d{1,4}H(?:\d{1,4}M(?:\d{1,4}S)?)?|\d{1,4}M|\d{1,4}S))",
-    "email": rf"[a-z0-9]+(?:[._+-][a-z0-9]+){{0,3}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
+    "email": rf"[a-z0-9]{{1,24}}(?:[._+-][a-z0-9]{{1,24}}){{0,2}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
     "hostname": _HOST,
     "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
     "ipv6": r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}",
-    "uri": rf"https?://{_HOST}(?::[1-9]\d{{0,3}})?(?:/[A-Za-z0-9._~-]*){{0,10}}",
+    "uri": rf"https?://{_HOST}(?::[1-9]\d{{0,3}})?(?:/[A-Za-z0-9._~-]{{0,40}}){{0,6}}",
+    "base64": r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }
 """The formats that are enforced: common forms of each, not every one that its standard allows."""
+
+_ANYTHING = ("binary", "password", "path")  # formats that say what a text is for, not what stands in it
 
 
 def string(text: Node) -> Node:
@@ -85,26 +88,33 @@ def texts(
 
     Raises GrammarError, without the place in the schema, for what cannot be enforced.
     """
-    given: list[Node] = []
-    if form is not None:
-        if form not in FORMATS:
-            raise GrammarError(f"format {form!r} is not supported (supported: {', '.join(FORMATS)})")
-        given.append(parse(FORMATS[form]))
-    if pattern is not None:
-        given.append(parse(pattern))
-        if form is not None or least or most is not None:
-            given[-1] = _anywhere(pattern, given[-1])
     if max(least, most or 0) > _MAX_LENGTH:
         raise GrammarError(f"a length above {_MAX_LENGTH} is not supported")
     if most is not None and least > most:
         raise GrammarError(f"minLength {least} is above maxLength {most}")
-    if least or most is not None or not given:
+    is_bounded = least > 0 or most is not None
+    given: list[Node] = []
+    if form is not None and form not in _ANYTHING:
+        if form not in FORMATS:
+            known = ", ".join(sorted((*FORMATS, *_ANYTHING)))
+            raise GrammarError(f"format {form!r} is not supported (supported: {known})")
+        given.append(parse(FORMATS[form]))
+    if pattern is not None:
+        whole = parse(pattern)
+        given.append(_anywhere(pattern, whole) if given or is_bounded else whole)
+    if is_bounded and given:
+        shortest, longest = lengths(determine(_every(given)))
+        is_bounded = shortest < least or (most is not None and longest > most)
+    if is_bounded or not given:
         given.append(Repeat(Chars(_ALL), least, most))
-    if len(given) == 1:
-        return given[0]
-    found = Every(tuple(given))
-    determine(found)  # raises if there is no such text
+    found = _every(given)
+    if isinstance(found, Every):
+        determine(found)  # raises if there is no such text
     return found
+
+
+def _every(nodes: list[Node]) -> Node:
+    return nodes[0] if len(nodes) == 1 else Every(tuple(nodes))
 
 
 def _anywhere(pattern: str, found: Node) -> Node:

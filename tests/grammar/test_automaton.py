@@ -7,10 +7,11 @@ import re
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rootlet.grammar.automaton import Automaton, determine
+from rootlet.errors import GrammarError
+from rootlet.grammar.automaton import Automaton, determine, lengths
 from rootlet.grammar.notation import as_regex
 from rootlet.grammar.regex import parse
-from rootlet.grammar.tree import Until
+from rootlet.grammar.tree import Every, Until
 
 LETTERS = st.text("ab<", max_size=10)
 MARKERS = st.lists(st.text("ab<", min_size=1, max_size=4), min_size=1, max_size=3, unique=True)
@@ -58,3 +59,16 @@ def test_patterns(pattern, text):
     meant = re.fullmatch(pattern, text) is not None
     assert accepts(determine(tree), text) == meant
     assert (re.fullmatch(as_regex(tree), text) is not None) == meant
+
+
+@given(PATTERNS, PATTERNS, st.text("ab", max_size=8))
+def test_every_pattern_at_once(one, other, text):
+    meant = re.fullmatch(one, text) is not None and re.fullmatch(other, text) is not None
+    try:
+        both = determine(Every((parse(one), parse(other))))
+    except GrammarError:
+        assert not meant
+        return
+    assert accepts(both, text) == meant
+    shortest, longest = lengths(both)
+    assert not meant or shortest <= len(text) <= longest

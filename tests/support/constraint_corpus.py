@@ -6,6 +6,7 @@ for formats, and for grammars recognisers written here by hand.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 import json
@@ -35,6 +36,7 @@ for _name, _check in {
     "date": datetime.date.fromisoformat,
     "date-time": lambda text: datetime.datetime.fromisoformat(text.replace("Z", "+00:00")),
     "time": lambda text: datetime.time.fromisoformat(text.replace("Z", "+00:00")),
+    "base64": lambda text: base64.b64decode(text, validate=True),
     "ipv4": ipaddress.IPv4Address,
     "ipv6": ipaddress.IPv6Address,
     "uuid": uuid.UUID,
@@ -231,6 +233,9 @@ SCHEMAS = {
         _string(pattern='^([a-z]|"|\\\\)+$', maxLength=3),
         _string(pattern="^[a-z0-9-]+$", maxLength=200, minLength=1),
         _string(format="date", pattern="^19", maxLength=10),
+        _string(format="uri", minLength=1, maxLength=2083),
+        _string(format="password", minLength=2, maxLength=8),
+        _string(format="base64", maxLength=8),
         _object("id tag", id=_string(pattern="^(ab|c)*$", minLength=4, maxLength=4),
             tag=WORD | {"minLength": 2}),
         _string(pattern="[ab]c?", minLength=3, maxLength=3),
