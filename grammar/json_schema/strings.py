@@ -41,7 +41,14 @@ _YEAR, _MONTH_DAY = (
 )
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
+
+
+def _label(most: int) -> str:
+    """A part of a host's name."""
+    return f"[a-z0-9](?:[a-z0-9-]{{0,{most - 2}}}[a-z0-9])?" if most > 1 else "[a-z0-9]"
+
+
+_LABEL = _label(32)
 _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
 
 FORMATS = {
@@ -49,17 +56,34 @@ FORMATS = {
     "time": _TIME,
     "date-time": f"{_YEAR}-{_MONTH_DAY}T{_TIME}",
     "duration": r"P(?:\d{1,4}[WD]|T(?:\d{1,4}H(?:\d{1,4}M(?:\d{1,4}S)?)?|\d{1,4}M|\d{1,4}S))",
-    "email": rf"[a-z0-9]{{1,24}}(?:[._+-][a-z0-9]{{1,24}}){{0,2}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
+    "email": rf"[a-z0-9]+(?:[._+-][a-z0-9]+){{0,3}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
     "hostname": _HOST,
     "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
     "ipv6": r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}",
-    "uri": rf"https?://{_HOST}(?::[1-9]\d{{0,3}})?(?:/[A-Za-z0-9._~-]{{0,40}}){{0,6}}",
+    "uri": rf"https?://{_HOST}(?::[1-9]\d{{0,3}})?(?:/[A-Za-z0-9._~-]*){{0,10}}",
     "base64": r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }
 """The formats that are enforced: common forms of each, not every one that its standard allows."""
 
 _ANYTHING = ("binary", "password", "path")  # formats that say what a text is for, not what stands in it
+
+
+def _within(form: str, most: int) -> str:
+    """A format, its texts about so long at most: the product with a length may have too many states."""
+    if form == "hostname":
+        label = _label(min(32, max(1, (most - 2) // 3)))
+        return rf"{label}(?:\.{label}){{0,2}}"
+    if form == "email":
+        size = min(32, max(1, (most - 4) // 5))
+        name, label = f"[a-z0-9]{{1,{size}}}", _label(size)
+        return rf"{name}(?:[._+-]{name})?@{label}(?:\.{label}){{1,2}}"
+    if form == "uri":
+        size = min(32, max(1, (most - 10) // 6))
+        label, rest = _label(size), most - len("https://") - 3 * size - 2
+        path = f"(?:/[A-Za-z0-9._~-]{{0,{min(64, rest // 4 - 1)}}}){{0,4}}" if rest >= 4 else ""
+        return rf"https?://{label}(?:\.{label}){{1,2}}{path}"
+    return FORMATS[form]
 
 
 def string(text: Node) -> Node:
@@ -98,7 +122,7 @@ def texts(
         if form not in FORMATS:
             known = ", ".join(sorted((*FORMATS, *_ANYTHING)))
             raise GrammarError(f"format {form!r} is not supported (supported: {known})")
-        given.append(parse(FORMATS[form]))
+        given.append(parse(FORMATS[form] if most is None else _within(form, most)))
     if pattern is not None:
         whole = parse(pattern)
         given.append(_anywhere(pattern, whole) if given or is_bounded else whole)
