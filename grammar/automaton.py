@@ -11,7 +11,8 @@ import functools
 import itertools
 import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from ..errors import GrammarError
 from .tree import (
@@ -30,6 +31,8 @@ from .tree import (
     complement,
     joined,
 )
+
+T = TypeVar("T")
 
 _MAX_STATES = 4000
 
@@ -148,10 +151,13 @@ class _Machine:
                         todo.append(target)
             if len(todo) > _MAX_STATES:
                 raise _too_large()
-        alive = {s for s in edges if all(at in one.ends for one, at in zip(automata, s))}
-        ends = set(alive)
-        while more := {s for s in edges if s not in alive and any(to in alive for _, to in edges[s])}:
-            alive |= more
+        ends = {s for s in edges if all(at in one.ends for one, at in zip(automata, s))}
+        before = _before(edges)
+        alive, todo = set(ends), list(ends)
+        while todo:
+            found = before[todo.pop()] - alive
+            alive |= found
+            todo += found
         if first not in alive:
             raise GrammarError("no text meets all of its pattern, format and length")
         numbers = {states: self._new() for states in edges if states in alive}
@@ -161,6 +167,15 @@ class _Machine:
             self.steps[number] += [(ranges, numbers[to]) for ranges, to in edges[states] if to in alive]
             self.free[number] += [end] * (states in ends)
         return end
+
+
+def _before(edges: Mapping[T, list[tuple[Ranges, T]]]) -> dict[T, set[T]]:
+    """The states that have an edge into each."""
+    before: dict[T, set[T]] = {state: set() for state in edges}
+    for state, ways in edges.items():
+        for _, target in ways:
+            before[target].add(state)
+    return before
 
 
 def _too_large() -> GrammarError:
@@ -219,11 +234,8 @@ def lengths(automaton: Automaton) -> tuple[int, float]:
 def _longest(automaton: Automaton) -> list[float]:
     """How many characters may follow each state at most."""
     longest = [math.inf] * len(automaton.edges)
-    remaining = [len(edges) for edges in automaton.edges]
-    before: list[list[int]] = [[] for _ in automaton.edges]
-    for state, edges in enumerate(automaton.edges):
-        for _, target in edges:
-            before[target].append(state)
+    before = _before(dict(enumerate(automaton.edges)))
+    remaining = [len({target for _, target in edges}) for edges in automaton.edges]
     todo = [state for state, count in enumerate(remaining) if not count]
     for state in todo:  # whatever comes after it is known
         longest[state] = max((longest[to] + 1 for _, to in automaton.edges[state]), default=0)

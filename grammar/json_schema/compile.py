@@ -13,9 +13,9 @@ from urllib.parse import unquote
 from ...errors import GrammarError
 from ..tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
 from .arrays import distinct_items, items
-from .keywords import APPLIERS, OF_TYPE, check_keywords, constraining
-from .kinds import check_apart, types_of
-from .merge import Conjunctions, key
+from .keywords import APPLIERS, OF_TYPE, check_keywords, constraining, is_number, type_names
+from .kinds import check_apart, key, types_of
+from .merge import Conjunctions
 from .numbers import any_number, integers, numbers
 from .objects import list_of, members
 from .strings import string, texts, texts_except
@@ -53,6 +53,7 @@ class _Compiler:
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
+        self._conjunctions = Conjunctions(self._resolve)
         self._rules: Rules = {}
         self._targets: dict[str, str] = {}  # rule of each $ref, and of each conjunction as JSON
         self._shared: dict[Node, str] = {}
@@ -129,14 +130,14 @@ class _Compiler:
         return Rule(self._targets[text])
 
     def _options(self, schema: Any, path: str) -> list[dict]:
-        return self._at(path, Conjunctions(self._resolve).options, schema)
+        return self._at(path, self._conjunctions.options, schema, inside=path != "#")
 
     def _option(self, option: dict, path: str) -> Node:
         """A schema of a conjunction that was worked out."""
         if "enum" not in option:
             return self._typed(option, path)
         values = self._met(option, path)
-        return choice(*(self._at(path, constant, one) for one in values)) if values else Rule("nothing")
+        return self._constants(values, path) if values else Rule("nothing")
 
     def _met(self, option: dict, path: str) -> list:
         """The values of its ``enum`` that meet the rest of a schema."""
@@ -177,30 +178,21 @@ class _Compiler:
     def _values(self, values: Any, types: Any, path: str) -> Node:
         if not isinstance(values, list) or not values:
             raise self._invalid(path, "enum must be a list with at least one value")
-        allowed = None if types is None else self._types(types, path)
+        allowed = None if types is None else self._at(path, type_names, types)
         kept = [value for value in values if allowed is None or types_of(value) & set(allowed)]
         if not kept:
             raise self._invalid(path, f"no value is of type {types}")
-        return choice(*(self._at(path, constant, one) for one in kept))
+        return self._constants(kept, path)
+
+    def _constants(self, values: list, path: str) -> Node:
+        return choice(*(self._at(path, constant, one) for one in values))
 
     # ---- by type -----------------------------------------------------------------------------------
-
-    def _types(self, types: Any, path: str) -> list[str]:
-        types = [types] if isinstance(types, str) else types
-        if (
-            not isinstance(types, list)
-            or not types
-            or not all(isinstance(t, str) and t in OF_TYPE for t in types)
-        ):
-            raise self._invalid(
-                path, f"type must be of {', '.join(OF_TYPE)}, or a list of those, got {types!r}"
-            )
-        return types
 
     def _typed(self, schema: dict, path: str) -> Node:
         given = [name for name in constraining(schema) if name != "type"]
         if "type" in schema:
-            types = self._types(schema["type"], path)
+            types = self._at(path, type_names, schema["type"])
         elif not given:
             return self._anything()
         else:
@@ -236,12 +228,7 @@ class _Compiler:
     def _range(self, schema: dict, low: str, high: str, path: str) -> tuple[int, int | None]:
         for name in (low, high):
             value = schema.get(name, 0)
-            if (
-                type(value) not in (int, float)
-                or not math.isfinite(value)
-                or value != int(value)
-                or value < 0
-            ):
+            if not is_number(value) or value != int(value) or value < 0:
                 raise self._invalid(path, f"{name} must be a whole number, at least 0, got {value!r}")
         least, most = int(schema.get(low, 0)), int(schema[high]) if high in schema else None
         if most is not None and least > most:
@@ -257,7 +244,7 @@ class _Compiler:
             if name not in schema:
                 continue
             value = schema[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not is_number(value):
                 raise self._invalid(path, f"{name} must be a number, got {value!r}")
             if abs(value) >= 10**15 or (value and abs(value) < 1e-9):
                 raise self._unsupported(
@@ -315,7 +302,7 @@ class _Compiler:
             if "enum" in option:
                 found = self._met(option, path)
             else:
-                types = self._types(option.get("type", list(OF_TYPE)), path)
+                types = self._at(path, type_names, option.get("type", list(OF_TYPE)))
                 if not set(types) <= set(_FEW):
                     raise self._unsupported(
                         path, "uniqueItems is supported for enum, const, boolean and null only: leave it out"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from ...errors import GrammarError, unknown_option
 
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly")
-    + ("$comment", "$schema", "$id", "$defs", "definitions", "discriminator", "x-guidance")
+    + ("$comment", "$schema", "$id", "$defs", "definitions", "discriminator")
 )
 APPLIERS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 OF_TYPE = {
@@ -45,3 +48,20 @@ def check_keywords(schema: dict, *, inside: bool) -> None:
 def constraining(schema: dict) -> list[str]:
     """The keywords of a schema that say something about values."""
     return [name for name in schema if name not in ANNOTATIONS and not name.startswith("x-")]
+
+
+def type_names(given: Any) -> list[str]:
+    """The value of ``type`` as a list. Raises GrammarError if it names no types."""
+    names = [given] if isinstance(given, str) else given
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(n, str) and n in OF_TYPE for n in names)
+    ):
+        raise GrammarError(f"type must be of {', '.join(OF_TYPE)}, or a list of those, got {given!r}")
+    return names
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number as JSON has them: not infinite, and no boolean, which Python takes for one."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))

@@ -62,12 +62,22 @@ def check_apart(groups: Sequence[Sequence[Any]], resolve: Callable[[str], Any]) 
             )
 
 
+def key(value: Any) -> str:
+    """The same text for values that are equal in JSON: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(name)}:{key(value[name])}" for name in sorted(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(key, value)) + "]"
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def types_of(value: Any) -> frozenset[str]:
     """The JSON types that a value is of: a whole number is an integer and a number."""
     if isinstance(value, bool):
         return frozenset(("boolean",))
     if isinstance(value, (int, float)):
-        return frozenset(("integer", "number") if value == int(value) else ("number",))
+        whole = isinstance(value, int) or value.is_integer()
+        return frozenset(("integer", "number") if whole else ("number",))
     return frozenset(({str: "string", list: "array", dict: "object", type(None): "null"}[type(value)],))
 
 
@@ -85,16 +95,16 @@ def _kind(schema: Any, resolve: Callable[[str], Any], *, nested: bool = False) -
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
         types = frozenset[str]().union(*map(types_of, values))
-        return _Kind(types, frozenset(json.dumps(value, sort_keys=True) for value in values))
+        return _Kind(types, frozenset(map(key, values)))
     given = schema.get("type")
     names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return _Kind()
     types = frozenset(names) | ({"integer"} if "number" in names else set())
     properties, required = schema.get("properties"), schema.get("required")
     constants = []
     if isinstance(properties, dict) and isinstance(required, list) and not nested:
-        for name in properties.keys() & set(required):
+        for name in [name for name in properties if name in required]:
             known = _kind(properties[name], resolve, nested=True).values
             if known is not None:
                 constants.append((name, known))

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import GrammarError
-from .keywords import APPLIERS, check_keywords, constraining
-from .kinds import check_apart
+from .keywords import APPLIERS, check_keywords, constraining, is_number, type_names
+from .kinds import check_apart, key
 
 _MAX_OPTIONS = 1024
 _MAX_REFERENCES = 64
@@ -34,18 +34,21 @@ class Conjunctions:
     def __init__(self, resolve: Callable[[str], Any]) -> None:
         self._resolve = resolve
 
-    def options(self, schema: Any, references: int = 0) -> list[dict]:
-        """Schemas without any of ``APPLIERS`` but ``enum``, of which a value must meet one; possibly none."""
+    def options(self, schema: Any, *, inside: bool, references: int = 0) -> list[dict]:
+        """Schemas without any of ``APPLIERS`` but ``enum``, of which a value must meet one; possibly none.
+
+        ``inside``: the schema is not the whole one.
+        """
         if isinstance(schema, bool):
             return [{}] if schema else []
         if not isinstance(schema, dict):
             raise GrammarError(f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}")
         if references > _MAX_REFERENCES:
             raise GrammarError("a $ref that leads back to itself with nothing around it")
-        check_keywords(schema, inside=references > 0)
+        check_keywords(schema, inside=inside)
         found = [{name: schema[name] for name in constraining(schema) if name not in APPLIERS}]
         if "$ref" in schema:
-            found = self._both(found, self.options(self._resolve(schema["$ref"]), references + 1))
+            found = self._both(found, self._inner(self._resolve(schema["$ref"]), references))
         if "const" in schema:
             found = self._both(found, [{"enum": [schema["const"]]}])
         if "enum" in schema:
@@ -53,15 +56,18 @@ class Conjunctions:
                 raise GrammarError("enum must be a list with at least one value")
             found = self._both(found, [{"enum": schema["enum"]}])
         for part in self._schemas(schema, "allOf"):
-            found = self._both(found, self.options(part, references + 1))
+            found = self._both(found, self._inner(part, references))
         if parts := self._schemas(schema, "anyOf"):
-            each = [self.options(part, references + 1) for part in parts]
+            each = [self._inner(part, references) for part in parts]
             found = self._both(found, list(itertools.chain(*each)))
         if parts := self._schemas(schema, "oneOf"):  # last: what stands beside it helps to tell them apart
-            each = [self._both(found, self.options(part, references + 1)) for part in parts]
+            each = [self._both(found, self._inner(part, references)) for part in parts]
             check_apart(each, self._resolve)
             found = list(itertools.chain(*each))
         return found
+
+    def _inner(self, schema: Any, references: int) -> list[dict]:
+        return self.options(schema, inside=True, references=references + 1)
 
     def _schemas(self, schema: dict, name: str) -> list:
         value = schema.get(name, [])
@@ -90,16 +96,6 @@ def all_of(*schemas: Any) -> Any:
     return next(iter(parts.values())) if len(parts) == 1 else {"allOf": list(parts.values())}
 
 
-def key(value: Any) -> str:
-    """The same text for values that are equal in JSON: 1 and 1.0 are, 1 and true are not."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(name)}:{key(value[name])}" for name in sorted(value)) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(key, value)) + "]"
-    whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
-    return json.dumps(int(value) if whole else value)
-
-
 def _merge(first: dict, second: dict) -> dict | None:
     """Both; None if no value is of both."""
     if not first or not second:
@@ -119,7 +115,7 @@ def _merge(first: dict, second: dict) -> dict | None:
 
 def _tighter(name: str, first: Any, second: Any) -> Any:
     """What a keyword must say to mean both; nonsense is left for whoever reads it."""
-    if first == second and type(first) is type(second):
+    if key(first) == key(second):
         return first
     if name == "type":
         return _types(first, second)
@@ -132,13 +128,11 @@ def _tighter(name: str, first: Any, second: Any) -> Any:
         )
     if name == "uniqueItems" and type(first) is type(second) is bool:
         return first or second
-    numbers = all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in (first, second)
-    )
-    if numbers and name in _LARGER:
-        return max(first, second)
-    if numbers and name in _SMALLER:
-        return min(first, second)
+    if is_number(first) and is_number(second):
+        if name in _LARGER:
+            return max(first, second)
+        if name in _SMALLER:
+            return min(first, second)
     if name == "multipleOf" and type(first) is type(second) is int:
         return math.lcm(first, second)
     raise GrammarError(
@@ -148,10 +142,9 @@ def _tighter(name: str, first: Any, second: Any) -> Any:
 
 def _types(first: Any, second: Any) -> list[str]:
     """The types in both; an integer is a number."""
-    sides = [[side] if isinstance(side, str) else side for side in (first, second)]
-    if not all(isinstance(side, list) and all(isinstance(name, str) for name in side) for side in sides):
-        raise GrammarError(f"type must be a name or a list of names, got {first!r} and {second!r}")
-    one, other = (side + ["integer"] * ("number" in side) for side in sides)
+    one, other = (
+        [*names, *(["integer"] if "number" in names else [])] for names in map(type_names, (first, second))
+    )
     common = [name for name in dict.fromkeys(one) if name in other]
     return [name for name in common if name != "integer" or "number" not in common]
 
@@ -178,7 +171,7 @@ def _merge_properties(first: dict, second: dict, merged: dict) -> None:
     patterns = [schema["patternProperties"] for schema in (first, second) if "patternProperties" in schema]
     if patterns:
         named = [schema for schema in (first, second) if any(name in schema for name in _NAMED)]
-        if len(named) > 1 and any(first.get(name) != second.get(name) for name in _NAMED):
+        if len(named) > 1 and any(key(first.get(name)) != key(second.get(name)) for name in _NAMED):
             raise GrammarError("patternProperties of one object cannot be merged with what others say of it")
         merged |= {name: named[0][name] for name in _NAMED if name in named[0]}
         return
@@ -201,7 +194,7 @@ def _is_possible(schema: dict) -> bool:
     """False where a merged schema plainly contradicts itself."""
     for low, high in _RANGES:
         bounds = schema.get(low), schema.get(high)
-        if all(isinstance(bound, (int, float)) for bound in bounds) and bounds[0] > bounds[1]:
+        if all(map(is_number, bounds)) and bounds[0] > bounds[1]:
             return False
     properties, required = schema.get("properties", {}), schema.get("required")
     closed = schema.get("additionalProperties") is False and "patternProperties" not in schema

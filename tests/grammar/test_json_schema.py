@@ -15,7 +15,8 @@ from rootlet.errors import GrammarError
 from rootlet.grammar.constraint import Constraint
 from rootlet.grammar.json_schema import compile_schema
 from rootlet.grammar.json_schema.keywords import APPLIERS, OF_TYPE
-from rootlet.grammar.json_schema.merge import all_of, key
+from rootlet.grammar.json_schema.kinds import key
+from rootlet.grammar.json_schema.merge import all_of
 from rootlet.grammar.llguidance_backend import LlguidanceBackend
 from rootlet.grammar.xgrammar_backend import XGrammarBackend
 
@@ -124,7 +125,9 @@ def test_objects_and_lists_that_both_backends_let_through_are_valid(schema, seed
 
 
 JSON = st.recursive(
-    st.sampled_from([None, True, False, -1, 0, 1, 2.5, "a", "integer", "#", "#/allOf/0", [], {}]),
+    st.sampled_from(
+        [None, True, False, -1, 0, 1, 2.5, float("inf"), "a", "integer", "#", "#/allOf/0", [], {}]
+    ),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.sampled_from(KEYWORDS), inner, max_size=3)
     ),
