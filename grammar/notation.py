@@ -20,6 +20,7 @@ from .tree import (
     Until,
     literal,
 )
+from .xgrammar_rules import with_counters, with_root_apart
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
 _SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
@@ -44,6 +45,7 @@ def as_regex(node: Node) -> str:
 def as_ebnf(rules: Rules) -> str:
     """Rules as xgrammar reads them, one a line; each lexeme as the states of its automaton."""
     lexemes: dict[Node, str] = {}
+    rules = with_counters(with_root_apart(rules))
     lines = [f"{name} ::= {_ebnf(node, lexemes)}\n" for name, node in rules.items()]
     for lexeme, name in lexemes.items():
         lines += _states(determine(lexeme), name)

@@ -19,13 +19,11 @@ from .regex import parse
 from .tree import (
     EMPTY,
     Chars,
-    Choice,
     Lexeme,
     Node,
     Repeat,
     Rule,
     Rules,
-    Sequence,
     Until,
     choice,
     complement,
@@ -33,6 +31,7 @@ from .tree import (
     literal,
     optional,
     productive,
+    renamed,
     sequence,
 )
 
@@ -231,17 +230,5 @@ class _Compiler:
         """Rules of their own, under fresh names."""
         names = {name: self._fresh() for name in rules}
         for name, node in rules.items():
-            self.rules[names[name]] = _renamed(node, names)
+            self.rules[names[name]] = renamed(node, names)
         return Rule(names["root"])
-
-
-def _renamed(node: Node, names: Mapping[str, str]) -> Node:
-    if isinstance(node, Rule):
-        return Rule(names[node.name])
-    if isinstance(node, Sequence):
-        return Sequence(tuple(_renamed(item, names) for item in node.items))
-    if isinstance(node, Choice):
-        return Choice(tuple(_renamed(option, names) for option in node.options))
-    if isinstance(node, (Repeat, Lexeme)):
-        return node._replace(item=_renamed(node.item, names))
-    return node

@@ -6,7 +6,7 @@ writes them in the notation of a backend. So both backends are given the same la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 Ranges = tuple[tuple[int, int], ...]
@@ -140,6 +140,19 @@ def choice(*options: Node) -> Node:
 def optional(node: Node) -> Node:
     """It or nothing."""
     return Repeat(node, 0, 1)
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """``node`` with rules under other names."""
+    if isinstance(node, Rule):
+        return Rule(names[node.name])
+    if isinstance(node, Sequence):
+        return Sequence(tuple(renamed(item, names) for item in node.items))
+    if isinstance(node, Choice):
+        return Choice(tuple(renamed(option, names) for option in node.options))
+    if isinstance(node, (Repeat, Lexeme)):
+        return node._replace(item=renamed(node.item, names))
+    return node
 
 
 def parts(node: Node) -> Iterator[Node]:

@@ -23,22 +23,27 @@ class XGrammarBackend:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._compiler: Any = None
+        self._stops: frozenset[int] = frozenset()
 
     def compile(self, constraint: Constraint) -> XGrammar:
         """Raises GrammarError for what is invalid or not supported."""
+        import xgrammar
+
         text = as_ebnf(constraint.rules())
         with self._lock:
             if self._compiler is None:
                 self._compiler = self._load()
         try:
-            return XGrammar(self._compiler.compile_grammar(text))
+            compiled = self._compiler.compile_grammar(text)
         except RuntimeError as error:  # a size it cannot take: the rules themselves are in order
             raise GrammarError(f"{constraint.kind}: xgrammar refuses it: {str(error).strip()}") from None
+        return XGrammar(xgrammar.GrammarMatcher(compiled), self._stops)
 
     def _load(self) -> Any:
         import xgrammar
 
         vocabulary = self._vocabulary()
+        self._stops = frozenset(vocabulary.stop_token_ids)
         info = xgrammar.TokenizerInfo(
             vocabulary.tokens,
             vocab_type=xgrammar.VocabType.RAW,
@@ -50,23 +55,24 @@ class XGrammarBackend:
 
 
 class XGrammar:
-    """A compiled grammar."""
+    """A compiled grammar, as a matcher at its beginning that is only ever copied."""
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._stop_token_ids = stop_token_ids
 
     def matcher(self) -> XGrammarMatcher:
         """A matcher at the beginning."""
-        import xgrammar
-
-        return XGrammarMatcher(xgrammar.GrammarMatcher(self._compiled))
+        return XGrammarMatcher(self._matcher.fork(), self._stop_token_ids)
 
 
 class XGrammarMatcher:
     """Where one request stands."""
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
         self._matcher = matcher
+        self._stop_token_ids = stop_token_ids
+        self._ended = False
 
     def fill(self, masks: np.ndarray, row: int) -> None:
         """Write the allowed tokens to a row of ``masks``."""
@@ -74,15 +80,20 @@ class XGrammarMatcher:
 
     def accept(self, token_id: int) -> bool:
         """Take the next token; False if it is not allowed."""
-        return not self._matcher.is_terminated() and self._matcher.accept_token(token_id)
+        if self._ended or not self._matcher.accept_token(token_id):
+            return False
+        self._ended = token_id in self._stop_token_ids
+        return True
 
     def rollback(self, count: int) -> None:
         """Take back the last ``count`` tokens."""
-        self._matcher.rollback(count)
+        if count:
+            self._matcher.rollback(count)
+            self._ended = False
 
     def forced_text(self) -> str:
         """What any output must go on with."""
-        if self.is_terminated:
+        if self._ended:
             return ""
         try:
             return self._matcher.find_jump_forward_string()
@@ -92,4 +103,4 @@ class XGrammarMatcher:
     @property
     def is_terminated(self) -> bool:
         """True once a stop token was accepted."""
-        return self._matcher.is_terminated()
+        return self._ended

@@ -9,7 +9,10 @@ import numpy as np
 from rootlet.grammar.interface import Vocabulary
 
 # every byte is a token, and a few longer ones that cross the borders of what grammars are made of
-WORDS = ['{"', '": ', ", ", '",', "true", "null", "ab", "ba", "</", "é", '"}', "0.", "10"]
+WORDS = (
+    *('{"', '": ', ", ", '",', "true", "null", "ab", "ba", "</", "é", '"}', "0.", "10"),
+    *("a\\", "b\n", 'é"x', "]]", "],", "}}", "},", "))", ")+"),
+)
 END = 256
 VOCABULARY = Vocabulary(
     [*(bytes([byte]) for byte in range(256)), b"", *(word.encode() for word in WORDS)],

@@ -1,0 +1,130 @@
+"""Rules as xgrammar needs them, in the same language: what it gets wrong or slowly is said in another way.
+
+**Its root is used by no rule.** Where one does, masks lack tokens which go on behind the inner root (0.2.8).
+
+**Long repetitions of a character are rules that count.** xgrammar reads ``[a-z]{0,300}`` itself, but then its
+masks allow tokens that do not belong (0.2.8, bounds above 128 of sets with characters of several bytes), and
+within smaller bounds they take a hundred times as long as those of
+
+    r0 ::= rest | [a-z] r1        r1 ::= rest | [a-z] r2        ...        r300 ::= rest
+
+What follows the repetition stands at the end of every rule, so that a token which goes on there is decided
+when the grammar is compiled. That takes time for each rule, so there are at most a thousand: longer
+repetitions are of blocks, at whose ends masks are slow (tens of milliseconds, for one token in a hundred).
+"""
+
+from __future__ import annotations
+
+from .tree import (
+    EMPTY,
+    Chars,
+    Choice,
+    Lexeme,
+    Node,
+    Repeat,
+    Rule,
+    Rules,
+    Sequence,
+    choice,
+    parts,
+    renamed,
+    sequence,
+)
+
+_SHORT = 16  # left as they are
+
+
+def with_root_apart(rules: Rules) -> Rules:
+    """The same language with a root that no rule uses."""
+    if not any(_uses_root(node) for node in rules.values()):
+        return rules
+    top = "top"
+    while top in rules:
+        top += "_"
+    names = {name: name for name in rules} | {"root": top}
+    return {"root": Rule(top)} | {names[name]: renamed(node, names) for name, node in rules.items()}
+
+
+def _uses_root(node: Node) -> bool:
+    return node == Rule("root") or any(map(_uses_root, parts(node)))
+
+
+def with_counters(rules: Rules, *, longest: int = 1024, block: int = 512) -> Rules:
+    """The same language with rules in place of long repetitions of a character.
+
+    Above ``longest`` (characters) they are counted in blocks.
+    """
+    return _Counting(rules, longest, block).rules
+
+
+class _Counting:
+    def __init__(self, rules: Rules, longest: int, block: int) -> None:
+        self.rules = dict(rules)
+        self._longest = longest
+        self._block = block
+        self._written: dict[tuple[Repeat, Node], Rule] = {}
+        self._prefix = "count"
+        while any(name.startswith(self._prefix) for name in rules):
+            self._prefix += "_"
+        for name, node in rules.items():
+            self.rules[name] = self._rewrite(node)
+
+    def _rewrite(self, node: Node) -> Node:
+        if _is_long(node):
+            return self._counted(node, EMPTY)
+        if isinstance(node, Repeat):
+            return node._replace(item=self._rewrite(node.item))
+        if isinstance(node, Sequence):
+            for at, item in enumerate(node.items):
+                if _is_long(item):
+                    rest = self._rewrite(Sequence(node.items[at + 1 :]))
+                    return sequence(*map(self._rewrite, node.items[:at]), self._counted(item, rest))
+            return Sequence(tuple(map(self._rewrite, node.items)))
+        if isinstance(node, Choice):
+            return Choice(tuple(map(self._rewrite, node.options)))
+        if isinstance(node, Lexeme) and not node.in_states:
+            return node._replace(item=self._rewrite(node.item))
+        return node
+
+    def _counted(self, node: Repeat, rest: Node) -> Node:
+        """``node`` and what stands behind it."""
+        if max(node.least, node.most or 0) <= self._longest:
+            return self._chain(node, rest)
+        return sequence(*self._blocks(node), rest)
+
+    def _chain(self, node: Repeat, rest: Node) -> Rule:
+        if (node, rest) in self._written:
+            return self._written[node, rest]
+        last = max(node.least, node.most or 0)
+        prefix = f"{self._prefix}_{len(self._written)}"
+        self._written[node, rest] = first = Rule(f"{prefix}_0")
+        if isinstance(rest, (Sequence, Choice)) and rest != EMPTY:  # once, for it may be long
+            self.rules[f"{prefix}_rest"] = rest
+            rest = Rule(f"{prefix}_rest")
+        for count in range(last + 1):
+            options = [rest] if count >= node.least else []
+            if count < last or node.most is None:
+                options.append(sequence(node.item, Rule(f"{prefix}_{min(count + 1, last)}")))
+            self.rules[f"{prefix}_{count}"] = choice(*options)
+        return first
+
+    def _blocks(self, node: Repeat) -> list[Node]:
+        """First those that must be, whole blocks and what remains, then those that may be."""
+        size = self._block
+        block = self._chain(Repeat(node.item, size, size), EMPTY)
+        blocks, remainder = divmod(node.least, size)
+        must = [Repeat(block, blocks, blocks), self._chain(Repeat(node.item, remainder, remainder), EMPTY)]
+        if node.most is None:
+            return [*must, Repeat(node.item, 0, None)]
+        blocks, remainder = divmod(node.most - node.least, size)
+        may = sequence(Repeat(block, blocks, blocks), self._chain(Repeat(node.item, 0, remainder), EMPTY))
+        if blocks:
+            part = self._chain(Repeat(node.item, 0, size - 1), EMPTY)
+            may = choice(sequence(Repeat(block, 0, blocks - 1), part), may)
+        return [*must, may]
+
+
+def _is_long(node: Node) -> bool:
+    return (
+        isinstance(node, Repeat) and isinstance(node.item, Chars) and max(node.least, node.most or 0) > _SHORT
+    )
