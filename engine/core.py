@@ -129,16 +129,23 @@ class EngineCore:
         if request.rid in self._tracked:
             listener.fail(InvalidRequestError(f"A request with rid {request.rid!r} is still running."))
             return
+        grammar = submission.grammar
+        if grammar is not None:
+            if grammar.done():
+                try:
+                    request.matcher = grammar.result().matcher()
+                except GrammarError as error:
+                    listener.fail(error)
+                    return
+            else:
+                request.status = RequestStatus.COMPILING
+                self._compiling[request.rid] = grammar
         text = None
         if self._detokenizer is not None and (submission.stream or request.params.stop):
             text = self._detokenizer.start(request.params, request.token_ids)
         request.is_watched = submission.stream or text is not None
         self._tracked[request.rid] = _Tracked(submission, listener, text)
-        if submission.grammar is not None:
-            request.status = RequestStatus.COMPILING
-            self._compiling[request.rid] = submission.grammar
         self.scheduler.add(request)
-        self._take_grammars()
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""

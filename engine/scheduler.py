@@ -110,15 +110,18 @@ class Scheduler:
         """Take a new request; it must fit alone in an empty pool (checked where requests enter)."""
         request.arrival = self._num_arrived
         self._num_arrived += 1
-        (self.compiling if request.status is RequestStatus.COMPILING else self.waiting).append(request)
+        if request.status is RequestStatus.COMPILING:
+            self.compiling.append(request)
+            return
+        self.waiting.append(request)
+        self._look_ahead([request])
 
     def make_ready(self, request: Request) -> None:
         """Let a request whose grammar is compiled wait for its turn, in the place it arrived at."""
         self.compiling.remove(request)
         request.status = RequestStatus.WAITING
-        if self._drafter is not None:
-            self._drafter.look_ahead(request)
         bisect.insort(self.waiting, request, key=_arrival)
+        self._look_ahead([request])
 
     def abort(self, request: Request, message: str) -> None:
         """End ``request`` now; its pages are free for the next step. No-op on a finished one."""
