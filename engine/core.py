@@ -133,7 +133,7 @@ class EngineCore:
         if grammar is not None:
             if grammar.done():
                 try:
-                    request.matcher = grammar.result().matcher()
+                    request.grammar = grammar.result()
                 except GrammarError as error:
                     listener.fail(error)
                     return
@@ -160,7 +160,7 @@ class EngineCore:
             grammar = self._compiling.pop(rid)
             request = self._tracked[rid].submission.request
             try:
-                request.matcher = grammar.result().matcher()
+                request.grammar = grammar.result()
             except GrammarError as error:
                 self._fail(request, error)
             else:

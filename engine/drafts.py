@@ -82,6 +82,9 @@ class Drafter:
         A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
         If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
         """
+        for request in running:
+            if request.grammar is not None and request.forecast is None:
+                self.look_ahead(request)
         num_running = len(running)
         promises = {
             request: self._promise(request, num_running)

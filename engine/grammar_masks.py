@@ -47,7 +47,7 @@ class GrammarMasks:
         row = 0
         others = [(other.request, other.num_samples) for other in batch.other_rows]
         for request, samples in (*zip(batch.decodes.requests, repeat(1)), *others):
-            if request.matcher is None or request.is_finished:
+            if request.grammar is None or request.is_finished:
                 masks[row : row + samples] = _ALL
             elif samples:
                 try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..grammar.interface import Matcher
+    from ..grammar.interface import Grammar, Matcher
     from ..sampling.params import SamplingParams
     from ..sampling.sampler import SamplingRow
 
@@ -111,8 +111,10 @@ class Request:
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
     num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
-    matcher: Matcher | None = field(init=False, default=None)  # of its constraint, at its committed output
-    forecast: Sequence[int] = field(init=False, default=())  # likely tokens of what must follow token_ids
+    grammar: Grammar | None = field(init=False, default=None)  # of its constraint, once that is compiled
+    forecast: Sequence[int] | None = field(
+        init=False, default=None
+    )  # likely tokens of what must follow token_ids
     forecast_odds: float | None = field(init=False, default=None)  # how often tokens are as forecast, lately
     drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
@@ -122,12 +124,23 @@ class Request:
     hidden_states: list[object] = field(init=False, default_factory=list)  # tensors [n, H], in order
     embedding: list[float] | None = field(init=False, default=None)  # in an engine that embeds
     stamps: Stamps = field(init=False, default_factory=Stamps)
+    _matcher: Matcher | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max(self.max_new_tokens, 1)
         if self.logprobs is not None and self.logprobs.prompt_start is not None:
             self.num_prompt_logprobs = self.logprobs.prompt_start
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """Where the committed output stands in the grammar.
+
+        Made when first asked for, which is while the device computes the prompt: nobody waits for it.
+        """
+        if self._matcher is None and self.grammar is not None:
+            self._matcher = self.grammar.matcher()
+        return self._matcher
 
     @property
     def num_pending_tokens(self) -> int:

@@ -110,18 +110,13 @@ class Scheduler:
         """Take a new request; it must fit alone in an empty pool (checked where requests enter)."""
         request.arrival = self._num_arrived
         self._num_arrived += 1
-        if request.status is RequestStatus.COMPILING:
-            self.compiling.append(request)
-            return
-        self.waiting.append(request)
-        self._look_ahead([request])
+        (self.compiling if request.status is RequestStatus.COMPILING else self.waiting).append(request)
 
     def make_ready(self, request: Request) -> None:
         """Let a request whose grammar is compiled wait for its turn, in the place it arrived at."""
         self.compiling.remove(request)
         request.status = RequestStatus.WAITING
         bisect.insort(self.waiting, request, key=_arrival)
-        self._look_ahead([request])
 
     def abort(self, request: Request, message: str) -> None:
         """End ``request`` now; its pages are free for the next step. No-op on a finished one."""
@@ -209,7 +204,7 @@ class Scheduler:
                 continue
             known = request.token_ids
             known.append(token_id)
-            if request.matcher is not None and not request.matcher.accept(token_id):
+            if request.grammar is not None and not request.matcher.accept(token_id):
                 self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
                 noteworthy.append(request)
             elif len(known) >= request.max_num_tokens or token_id in request.stop_token_ids:
@@ -224,7 +219,7 @@ class Scheduler:
     def _look_ahead(self, requests: Iterable[Request]) -> None:
         """Note what grammars force next, where nothing is being verified."""
         for request in () if self._drafter is None else dict.fromkeys(requests):
-            if request.matcher is not None and not (request.is_finished or request.drafts):
+            if request.grammar is not None and not (request.is_finished or request.drafts):
                 self._drafter.look_ahead(request)
                 request.decodes_until *= len(request.forecast) < 2  # else no mere decode
 
@@ -276,7 +271,7 @@ class Scheduler:
             request.num_tokens += 1
             # From here on it merely decodes, until its pages are full or its last token is pending.
             until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
-            request.decodes_until = 0 if len(request.forecast) > 1 else until  # 0: it may have drafts
+            request.decodes_until = 0 if self._may_have_drafts(request) else until
             if count == 1 and start >= request.num_prompt_tokens:
                 step.decodes.append(request)
                 return
@@ -290,6 +285,11 @@ class Scheduler:
             step.num_prefill_tokens += count
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
+
+    def _may_have_drafts(self, request: Request) -> bool:
+        if self._drafter is None or request.grammar is None:
+            return False
+        return request.forecast is None or len(request.forecast) > 1
 
     def _add_drafts(self, request: Request, count: int, step: StepPlan) -> bool:
         """Compute up to ``count`` drafts of a decoding request behind its newest token, if they fit."""
@@ -354,7 +354,7 @@ class Scheduler:
         self.slots.release(request.slot)
         request.slot = None
         self._num_collecting -= request.return_hidden_states
-        self._num_bound -= request.matcher is not None
+        self._num_bound -= request.grammar is not None
         self._prefilling.discard(request)
 
     def _publish(self, request: Request) -> None:
@@ -444,7 +444,7 @@ class Scheduler:
         step.token_writes.append(TokenWrite(request.slot, 0, request.token_ids[:]))
         self._prefilling.add(request)
         self._num_collecting += request.return_hidden_states
-        self._num_bound += request.matcher is not None
+        self._num_bound += request.grammar is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
             request.num_cached_tokens = match.num_tokens
