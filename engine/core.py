@@ -130,16 +130,15 @@ class EngineCore:
             listener.fail(InvalidRequestError(f"A request with rid {request.rid!r} is still running."))
             return
         grammar = submission.grammar
-        if grammar is not None:
-            if grammar.done():
-                try:
-                    request.grammar = grammar.result()
-                except GrammarError as error:
-                    listener.fail(error)
-                    return
-            else:
-                request.status = RequestStatus.COMPILING
-                self._compiling[request.rid] = grammar
+        if grammar is not None and grammar.done():
+            try:
+                request.grammar = grammar.result()
+            except GrammarError as error:
+                listener.fail(error)
+                return
+        elif grammar is not None:
+            request.status = RequestStatus.COMPILING
+            self._compiling[request.rid] = grammar
         text = None
         if self._detokenizer is not None and (submission.stream or request.params.stop):
             text = self._detokenizer.start(request.params, request.token_ids)

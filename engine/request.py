@@ -112,9 +112,7 @@ class Request:
     num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
     grammar: Grammar | None = field(init=False, default=None)  # of its constraint, once that is compiled
-    forecast: Sequence[int] | None = field(
-        init=False, default=None
-    )  # likely tokens of what must follow token_ids
+    forecast: Sequence[int] | None = field(init=False, default=None)  # likely next tokens; None: unknown yet
     forecast_odds: float | None = field(init=False, default=None)  # how often tokens are as forecast, lately
     drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
