@@ -54,9 +54,10 @@ def run_until(command, output, records, sent_signal):
 
 def test_killed_interrupted_and_resumed_equals_uninterrupted(command, tmp_path, smollm2_gguf, capsys):
     output = tmp_path / "out.jsonl"
-    process = run_until(command, output, 5, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, process.err
-    assert 5 <= output.read_bytes().count(b"\n") < len(LINES)
+    for records in (2, 7):
+        process = run_until(command, output, records, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, process.err
+        assert records <= output.read_bytes().count(b"\n") < len(LINES)
     process = run_until(command, output, 13, signal.SIGINT)
     assert process.returncode == 130, process.err
     assert "Traceback" not in process.err
