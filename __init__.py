@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import RootletError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .engine.chat.outputs import ChatOutput
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
     from .sampling.params import SamplingParams
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ChatOutput",

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__
 from .cli import batch, bench, chat, generate
 from .errors import EngineClosedError, EngineFailedError, RootletError
+from .version import __version__
 
 EXIT_USAGE = 2
 EXIT_ENGINE_FAILED = 3

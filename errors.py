@@ -9,7 +9,7 @@
     ├── ConfigError (ValueError)             an engine option has an impossible value
     ├── ModelError (ValueError)              config.json or architecture is not supported
     │   └── WeightsError                     missing, leftover, truncated or misshapen weights
-    ├── MissingDependencyError (ImportError) an optional package is needed; names the extra to install
+    ├── MissingDependencyError (ImportError) a package is needed; says how to install it
     ├── JobError (ValueError)                a JSONL job cannot start or resume
     ├── LogitProcessorError (RuntimeError)   a caller's logit processor raised or returned no logits
     ├── NumericalError (ArithmeticError)     a request's logits leave no token to choose: NaN, or all -inf
@@ -64,7 +64,7 @@ class WeightsError(ModelError):
 
 
 class MissingDependencyError(RootletError, ImportError):
-    """An optional dependency is not installed."""
+    """A package that this needs is not installed; the message has the command that installs it."""
 
 
 class JobError(RootletError, ValueError):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import EngineClosedError, InvalidRequestError
+from ..version import __version__
 from . import progress_bar, streams
 from .build_thread import build_on_thread
 from .chat.options import ChatOptions
@@ -448,8 +449,6 @@ class Engine:
 
     def get_server_info(self) -> dict[str, object]:
         """All options, what was decided for those left open, and the sizes that follow from them."""
-        from .. import __version__
-
         return {
             **self.config.as_dict(),
             "status": "ready",

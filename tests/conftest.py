@@ -5,11 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from filelock import FileLock
+
+# Read when torch is loaded. Processes of one test run (pytest -n) share the cores, with one another and with
+# whoever else is there: each computes on its part of them, and threads that wait for work leave their core.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+import torch  # noqa: E402
 
 # helpers whose assertions say what they compared, as those in tests do
 pytest.register_assert_rewrite("tests.engine.composition", "tests.sampling.frequencies")
@@ -48,14 +57,33 @@ def hf_smollm2(smollm2_gguf):
 
 
 @pytest.fixture(scope="session")
-def smollm2_dir(hf_smollm2, smollm2_gguf, tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``made_once(name, make)``: a folder that ``make(folder)`` fills once for all processes of a run."""
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if WORKERS > 1 else base) / name
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                partial = folder.with_suffix(".partial")
+                partial.mkdir(exist_ok=True)
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(request, smollm2_gguf, made_once) -> Path:
     """SmolLM2 as a Hugging Face folder (fp32 safetensors, tokenizer): quick to load many times."""
     from rootlet.models.tokenizer import load_tokenizer
 
-    folder = tmp_path_factory.mktemp("smollm2")
-    hf_smollm2.save_pretrained(folder)
-    load_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
-    return folder
+    def save(folder: Path) -> None:
+        request.getfixturevalue("hf_smollm2").save_pretrained(folder)
+        load_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
+
+    return made_once("smollm2", save)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ else:
 ROOT = Path(rootlet.__file__).parent
 FLOORS = {
     "errors": 0,
-    "__version__": 0,  # stands in the root, which is loaded before anything else anyway
+    "version": 0,
     "cache": 1,
     "kernels": 1,
     "sampling": 2,
@@ -36,6 +38,7 @@ FLOORS = {
 NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "build", "dist", "out"}
 WITHOUT_TORCH = ("rootlet.cache.page_pool", "rootlet.cache.radix_cache", "rootlet.engine.scheduler")
 MAX_LINES = 500
+PIP_INSTALL = re.compile(r"pip install +['\"]?([^\s'\"`]+)")
 UNWANTED = ("raise NotImplementedError", "TODO", "FIXME", "os.environ", "getenv")
 
 
@@ -153,7 +156,23 @@ def test_public_names():
         rootlet.Enigne  # noqa: B018
 
 
-def test_version_is_written_once_more_only_in_pyproject():
+def test_what_errors_ask_to_install_is_what_we_declare():
+    """A command of a message is a requirement as pyproject.toml has it: our own extras are on no index."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == rootlet.__version__
-    assert project["scripts"] == {"rootlet": "rootlet.__main__:main"}
+    declared = {*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())}
+    named = [(where(p), name) for p in package_files() for name in PIP_INSTALL.findall(p.read_text())]
+    assert {name for _, name in named} >= {"gguf>=0.17.1", "llguidance>=1.0"}
+    assert [place for place in named if place[1] not in declared] == []
+
+
+def test_the_version_is_written_once():
+    """Metadata reads the module; beside the module only the changelog and README say it."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in pyproject["project"]
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "rootlet.version.__version__"}
+    assert [where(p) for p in package_files() if f'"{rootlet.__version__}"' in p.read_text()] == [
+        "version.py"
+    ]
+    assert (ROOT / "CHANGELOG.md").read_text().startswith(f"# Changelog\n\n## {rootlet.__version__}")
+    assert f"Version {rootlet.__version__}" in (ROOT / "README.md").read_text()
+    assert pyproject["project"]["scripts"] == {"rootlet": "rootlet.__main__:main"}

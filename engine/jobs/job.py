@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...errors import JobError
 from ...sampling.params import SamplingParams
 from ...sampling.seeds import random_seed
+from ...version import __version__
 from ..config import EngineConfig
 from .input_file import check_input_path
 from .lines import parse_line
@@ -159,8 +160,6 @@ def _settle_settings(
     overwrite: bool,
 ) -> int:
     """Check the job's settings against those the output was begun with, record them, return the seed."""
-    from ... import __version__
-
     sidecar = Sidecar(file.path)
     if overwrite:
         file.clear()

@@ -215,7 +215,7 @@ def import_library() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"attention_backend='flashinfer' needs the package flashinfer, which cannot be imported: {error}."
-            " Run `pip install flashinfer-python`, or use attention_backend='auto', which is faster."
+            " Run `pip install 'flashinfer-python>=0.6.12'`, or use the faster attention_backend='auto'."
         ) from error
     return flashinfer
 

@@ -102,7 +102,7 @@ def _gguf_package() -> ModuleType:
         import gguf.quants
     except ImportError as error:
         raise MissingDependencyError(
-            "Loading the weights of a GGUF file needs the package gguf: pip install rootlet[gguf]"
+            "Loading the weights of a GGUF file needs the package gguf: pip install 'gguf>=0.17.1'"
         ) from error
     return gguf
 

@@ -88,7 +88,7 @@ def test_the_workspace_holds_every_part():
 
 def test_a_missing_package_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "flashinfer", None)  # what an import of it then raises is ImportError
-    with pytest.raises(ConfigError, match="pip install flashinfer-python"):
+    with pytest.raises(ConfigError, match="pip install 'flashinfer-python"):
         import_library()
 
 
