@@ -6,7 +6,9 @@ device) is written down in :class:`Resolved`.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +26,15 @@ from ..grammar.reasoning import get_reasoning_format
 from ..grammar.tool_calls import detect_format, get_format
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
+from ..models.config import ModelConfig, read_token_ids
 from ..models.layers.decoder import Output
 from ..models.loader import LoadedModel, load_model
+from ..models.rope_fields import rope_fields
 from ..models.tokenizer import load_tokenizer
 from ..sampling.sampler import Sampler
 from .backends import Backend, announced, choose_backend, make_backend
 from .chat.render import ChatRenderer
+from .chat.turn_ends import find_turn_ends
 from .config import EngineConfig
 from .constraints import Constraints
 from .core import EngineCore
@@ -54,8 +59,6 @@ _RUNNING = (256, 1024)
 _PAGE = (16, 64)
 # The host's memory is everybody's; a GPU is usually the engine's alone.
 _FRACTION = (0.25, 0.85)
-
-_END_OF_MESSAGE = "<|eom_id|>"
 
 
 @dataclass(frozen=True)
@@ -267,8 +270,8 @@ def _resolve(
     if context > loaded.config.context_length:
         raise ConfigError(
             f"context_length={context} exceeds the model's {loaded.config.context_length} tokens."
-            " Lower it, or override max_position_embeddings with json_model_override_args if the model"
-            " supports more."
+            " Lower it, or say with json_model_override_args how the model reaches further:"
+            f" {_longer(context, loaded.config)}."
         )
     running = config.max_running_requests or _RUNNING[on_gpu]
     page_size = config.page_size or _PAGE[on_gpu]
@@ -300,6 +303,20 @@ def _resolve(
         attention_backend=backend.name,
         embeds=_embeds(config, loaded.model),
         has_labels=_output(loaded.model) is Output.SCORES,
+    )
+
+
+def _longer(wanted: int, model: ModelConfig) -> str:
+    """Overrides that allow a context of ``wanted`` tokens."""
+    original = rope_fields(model.raw).get("original_max_position_embeddings") or model.context_length
+    scaling = {
+        "rope_type": "yarn",
+        "factor": math.ceil(100 * wanted / original) / 100,
+        "original_max_position_embeddings": original,
+    }
+    longer = json.dumps({"rope_scaling": scaling})
+    return (
+        f"{longer} stretches it, {json.dumps({'max_position_embeddings': wanted})} if it was trained on that"
     )
 
 
@@ -349,16 +366,14 @@ def _rehearse(
 
 
 def _eos_token_ids(loaded: LoadedModel, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a sequence, from the model's config, its generation config and its tokenizer."""
-    ids = set(loaded.config.eos_token_ids)
-    declared = loaded.generation_config.get("eos_token_id")
-    ids.update(declared if isinstance(declared, list) else [] if declared is None else [declared])
+    """Ids that end an output: what the model's files and its tokenizer call eos, and what ends a turn."""
+    declared = read_token_ids(loaded.generation_config, "eos_token_id", "generation_config.json")
+    ids = {*loaded.config.eos_token_ids, *declared}
     if tokenizer is not None:
+        ids |= find_turn_ends(tokenizer)
         if tokenizer.eos_token_id is not None:
             ids.add(tokenizer.eos_token_id)
-        if _END_OF_MESSAGE in tokenizer.get_added_vocab():  # Llama 3.1 ends a tool call with it
-            ids.add(tokenizer.get_added_vocab()[_END_OF_MESSAGE])
-    return tuple(sorted(ids))
+    return tuple(sorted(token for token in ids if token < loaded.config.vocab_size))  # others are never drawn
 
 
 def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraints) -> Scheduler:

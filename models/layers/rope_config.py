@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...errors import ModelError
-from ..config import REQUIRED, ROPE_SECTION, ModelConfig, read_field, rope_fields
+from ..config import ModelConfig
+from ..fields import REQUIRED, read_field
+from ..rope_fields import ROPE_SECTION, rope_fields
 
 # Scaling -> fields it cannot do without.
 _REQUIRED_FIELDS: Final = {

@@ -14,9 +14,11 @@ import torch
 from ...errors import ConfigError, ModelError
 from ..config import ModelConfig
 from ..registry import resolve
+from ..rope_fields import merge_overrides
 from .checkpoint import Checkpoint, Progress, named_tensors
 from .dtype import choose_dtype
 from .dummy import make_dummy
+from .files import read_json
 from .gguf import open_gguf, read_rope_factors
 from .gguf_config import config_from_gguf, generation_config_from_gguf
 from .gguf_file import GGUFFile, read_gguf
@@ -59,7 +61,8 @@ def load_model(
     ``model_path``, ``load_format`` (auto, safetensors, pt, gguf, dummy), ``revision`` and
     ``download_dir``: see :func:`~rootlet.models.loader.resolve.resolve_model`; ``dtype``: see
     :func:`~rootlet.models.loader.dtype.choose_dtype`. ``json_model_override_args``, a dict or a JSON
-    object, replaces top-level entries of ``config.json``. ``cpu_offload_gb`` GiB (2**30 bytes) of decoder
+    object, replaces top-level entries of ``config.json`` (rotary settings in either form: see
+    :func:`~rootlet.models.rope_fields.merge_overrides`). ``cpu_offload_gb`` GiB (2**30 bytes) of decoder
     layers stay in host memory: see :mod:`~rootlet.models.layers.offload`. ``batch_invariant`` asks for
     kernels whose result for a row depends on that row alone. ``progress(done_bytes, total_bytes)`` is
     called as weights arrive. ``trust_remote_code`` changes nothing here: model code comes from Rootlet and
@@ -72,7 +75,7 @@ def load_model(
     overrides = parse_overrides(json_model_override_args)
     source = resolve_model(model_path, load_format, revision, download_dir)
     gguf_file = read_gguf(source.path) if source.is_gguf else None
-    config = ModelConfig.from_dict(_read_config(source, gguf_file) | overrides)
+    config = ModelConfig.from_dict(merge_overrides(_read_config(source, gguf_file), overrides))
     model_class = resolve(config.architectures)
     checkpoint = _open_folder(source)
     stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
@@ -145,21 +148,11 @@ def _read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, A
     file = source.path / "config.json"
     if not file.is_file():
         raise ModelError(f"{source.path}: there is no config.json; a model folder needs one.")
-    return _read_json(file)
+    return read_json(file)
 
 
 def _read_generation_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:
     if gguf_file is not None:
         return generation_config_from_gguf(gguf_file)
     file = source.path / "generation_config.json"
-    return _read_json(file) if file.is_file() else {}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: expected a JSON object, got {type(content).__name__}.")
-    return content
+    return read_json(file) if file.is_file() else {}

@@ -16,7 +16,7 @@ from rootlet.models.loader.safetensors import open_safetensors
 from rootlet.models.loader.shards import find_shards
 from rootlet.models.loader.torch_bin import open_torch_bin
 
-from .tiny import assert_streams, assert_weights
+from .tiny import assert_streams, assert_weights, random_model
 
 OPEN = {
     "safetensors": ("model", ".safetensors", open_safetensors),
@@ -86,6 +86,39 @@ def test_safetensors_come_first(tmp_path, llama, qwen2):
     assert load_model(tmp_path, load_format="pt").source.format == "pt"
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("shards_left", [False, True])
+def test_a_single_file_goes_before_an_index(tmp_path, llama, caplog, kind, shards_left):
+    """As in a folder that was saved in shards and then as one file; transformers does the same."""
+    save(tmp_path, random_model("llama", initializer_range=0.1), kind, 3)
+    if not shards_left:
+        for file in tmp_path.glob("*-of-*"):
+            file.unlink()
+    save(tmp_path, llama, kind)
+    assert_weights(load_model(tmp_path).model, llama.state_dict(), torch.float32)
+    assert "an index of other files" in caplog.text
+
+
+def test_an_index_that_names_the_single_file_is_not_stale(tmp_path, llama, caplog):
+    save(tmp_path, llama, "safetensors")
+    names = dict.fromkeys(llama.state_dict(), "model.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    load_model(tmp_path)
+    assert not caplog.records
+
+
+def test_variants_are_left_aside(tmp_path, llama):
+    """model.fp16.safetensors beside shards without an index; it is taken where nothing else is there."""
+    save(tmp_path, llama, "safetensors", 2)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    half = {name: tensor.half() for name, tensor in llama.state_dict().items()}
+    save_file(half, tmp_path / "model.fp16.safetensors")
+    assert_weights(load_model(tmp_path).model, llama.state_dict(), torch.float32)
+    for file in tmp_path.glob("*-of-*"):
+        file.unlink()
+    assert_weights(load_model(tmp_path, dtype="float32").model, half, torch.float32)
+
+
 def test_files_without_index(tmp_path, llama):
     save(tmp_path, llama, "safetensors", 2)
     (tmp_path / "model.safetensors.index.json").unlink()
@@ -138,7 +171,7 @@ def test_index_promises_a_tensor_the_shard_lacks(tmp_path, llama, kind):
     "content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": "../b"}}']
 )
 def test_broken_index(tmp_path, llama, content):
-    save(tmp_path, llama, "safetensors")
+    save(tmp_path, llama, "safetensors", 2)
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(WeightsError, match=r"index\.json"):
         load_model(tmp_path)

@@ -55,6 +55,7 @@ def test_incomplete_cache(cache, offline):
     snapshot = cache / "models--someone--tiny" / "snapshots" / COMMIT
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match="missing: model-00001-of-00001"):
         resolve_model("someone/tiny", download_dir=cache)
 

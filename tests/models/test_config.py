@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from rootlet.errors import ModelError
 from rootlet.models.config import ModelConfig
+from rootlet.models.layers.rope_config import RopeConfig
+from rootlet.models.rope_fields import merge_overrides
 
+ORIGINAL = "original_max_position_embeddings"
+YARN = {"rope_type": "yarn", "factor": 4.0}
 MINIMAL = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 100,
@@ -54,6 +60,17 @@ def test_required_fields(field):
         ({"eos_token_id": [2, None]}, "'eos_token_id' must be"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "'factor' must be a number"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 1e300}},
+            "context of 2.048e.303 tokens is not possible",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": math.nan}}, "'factor' must be a finite number"),
+        ({"max_position_embeddings": 2**31}, "at most 2147483647"),
+        (
+            {"vocab_size": 10**5000},
+            "'vocab_size' must be a finite number of 64 bits, got an integer of 16610",
+        ),
+        ({"hidden_size": "9" * 10**6}, r"'hidden_size' must be an integer, got '9+\.\.\. \(str\)"),
     ],
 )
 def test_refused(fields, message):
@@ -120,10 +137,53 @@ def test_dtype(fields, want):
             100,
         ),
         ({"rope_scaling": None, "rope_theta": 1e6}, 2048),
+        *(
+            ({"max_position_embeddings": 100, key: {name: kind, "factor": 4.0, ORIGINAL: 100}}, 400)
+            for key, name in [
+                ("rope_scaling", "type"),
+                ("rope_scaling", "rope_type"),
+                ("rope_parameters", "rope_type"),
+            ]
+            for kind in ("yarn", "dynamic", "linear", "llama3", "longrope")
+        ),
+        # what Qwen3's card adds: the file states a little more than the original length
+        (
+            {"max_position_embeddings": 125, "rope_scaling": {"type": "yarn", "factor": 4.0, ORIGINAL: 100}},
+            400,
+        ),
+        # Llama 3.2: a factor of 32 that is not meant to be used up
+        (
+            {"max_position_embeddings": 160, "rope_scaling": {"type": "llama3", "factor": 32, ORIGINAL: 10}},
+            160,
+        ),
+        ({"max_position_embeddings": 100, ORIGINAL: 100, "rope_scaling": {"type": "su", "factor": 3.0}}, 300),
     ],
 )
 def test_context_length(fields, want):
     assert config(**fields).context_length == want
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "want"),
+    [
+        # (rope type, theta, context length) of a file of 100 positions
+        ({"rope_theta": 7.0}, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, ("yarn", 7.0, 400)),
+        ({"rope_theta": 7.0}, {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ("yarn", 7.0, 400)),
+        ({"rope_parameters": {"rope_theta": 7.0}}, {"rope_scaling": YARN}, ("yarn", 7.0, 400)),
+        ({"rope_parameters": {"rope_theta": 7.0}}, {"rope_parameters": YARN}, ("yarn", 7.0, 400)),
+        ({"rope_parameters": {**YARN, "rope_theta": 7.0}}, {"rope_scaling": None}, ("default", 7.0, 100)),
+        ({"rope_scaling": YARN, "rope_theta": 7.0}, {"rope_parameters": None}, ("default", 7.0, 100)),
+        ({"rope_scaling": YARN}, {"rope_parameters": {"rope_theta": 9.0}}, ("default", 9.0, 100)),
+        ({"rope_parameters": {**YARN, "rope_theta": 7.0}}, {"rope_theta": 9.0}, ("yarn", 9.0, 400)),
+        ({"rope_scaling": YARN, ORIGINAL: 50}, {"rope_scaling": {**YARN, ORIGINAL: 80}}, ("yarn", 1e4, 320)),
+    ],
+)
+def test_overrides_of_the_rotation_count_in_either_form(file, override, want):
+    got = ModelConfig.from_dict(
+        merge_overrides({**MINIMAL, "max_position_embeddings": 100, **file}, override)
+    )
+    rope = RopeConfig.from_model(got)
+    assert (rope.rope_type, rope.theta, got.context_length) == want
 
 
 def test_families_read_their_own_fields_under_the_same_rules():

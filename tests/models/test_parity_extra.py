@@ -41,6 +41,30 @@ def test_longrope_uses_the_factors_of_the_context_length(context, factors):
     assert_logits_close(Driver(ours, 16).run("a", ids, 7), hf_logits(hf, ids))
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_contexts_extended_by_rope_scaling(scaling):
+    """A file that states the original length: ours goes on to the extended one, with the same rotation."""
+    hf = build_hf("Llama", max_position_embeddings=16, rope_scaling=scaling)
+    ours = build_ours(hf)
+    assert ours.config.context_length == 64
+    ids = random_ids(64, 8)
+    assert_logits_close(Driver(ours, 16).run("a", ids, 24), hf_logits(hf, ids))
+
+
 def test_dynamic_rope_past_the_original_length():
     """Decoding past the limit rotates each new token as transformers does when it arrives."""
     scaling = {"rope_type": "dynamic", "factor": 4.0}
