@@ -24,7 +24,11 @@ wrong, what was got, what is allowed and how to fix it.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class RootletError(Exception):
@@ -104,3 +108,8 @@ def unknown_option(kind: str, name: str, known: Iterable[str]) -> UnknownOptionE
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     return UnknownOptionError(f"Unknown {kind} {name!r}.{hint} Known names: {', '.join(known)}.")
+
+
+def short(value: object) -> str:
+    """``value`` for an error message: its ``repr``, cut where it is long or deep."""
+    return _REPR.repr(value)

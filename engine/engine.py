@@ -187,10 +187,10 @@ class Engine:
             sampling_params: as in :meth:`generate`; the template's stop strings are added.
             tools: what the model may call: :class:`~rootlet.Tool` or ``{"type": "function", "function":
                 {"name", "description", "parameters"}}``.
-            tool_choice: "auto", "none", "required" or ``{"type": "function", "function": {"name": ...}}``;
-                the last two force calls by a grammar.
-            response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema", "json_schema":
-                {"schema": ...}}``.
+            tool_choice: "auto", "none", "required" or the name of a tool, or as the OpenAI API writes it;
+                calls that must be made are forced by a grammar.
+            response_format: ``{"type": "text" | "json_object"}``, ``{"type": "json_schema", "json_schema":
+                {"schema": ...}}`` (whatever ``json_schema`` takes as a parameter), or a Pydantic model.
             stream: return an iterator of :class:`~rootlet.engine.chat.outputs.ChatDelta`: what is new.
             return_logprob, top_logprobs_num, rid, custom_logit_processor, progress: as in :meth:`generate`.
 

@@ -33,7 +33,7 @@ class SamplingRow:
 
     Attributes:
         params: the request's parameters.
-        seed: its seed in [0, 2**63 - 1] (drawn by the engine if the user gave none).
+        seed: its seed, a signed 64-bit integer (drawn by the engine if the user gave none).
         slot: row of the token table that holds its tokens.
         prompt_len: how many of those tokens are the prompt.
         banned_until_min: token ids that end the request; impossible while fewer than

@@ -14,7 +14,7 @@ from ..errors import InvalidParameterError, InvalidRequestError, unknown_option
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this one mean greedy decoding."""
 
-_MAX_SEED = 2**63 - 1
+_SEEDS = range(-(2**63), 2**63)
 _MAX_LOGIT_BIAS = 100.0
 
 
@@ -43,7 +43,7 @@ class SamplingParams:
             or the output, in (0, 2].
         logit_bias: ``{token id: bias}`` added to the raw logits, each in [-100, 100]. Keys may be
             decimal strings, since JSON has no other keys.
-        seed: 0 to 2**63 - 1; the same seed, parameters and prompt draw the same tokens. ``None``
+        seed: a signed 64-bit integer; the same seed, parameters and prompt draw the same tokens. ``None``
             draws a seed.
         n: how many samples of the prompt to make.
 
@@ -127,8 +127,8 @@ class SamplingParams:
         )
         _require(self.n >= 1, f"n must be at least 1, got {self.n}.")
         _require(
-            self.seed is None or 0 <= self.seed <= _MAX_SEED,
-            f"seed must be in [0, 2**63 - 1] or None, got {self.seed}.",
+            self.seed is None or self.seed in _SEEDS,
+            f"seed must be in [-2**63, 2**63 - 1] or None, got {self.seed}.",
         )
 
     def _check_lengths(self) -> None:

@@ -7,12 +7,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import InvalidRequestError
+from ...errors import InvalidRequestError, short
 from ...grammar.tool_calls import Tool, read_tools
 from ...sampling.params import CONSTRAINTS, SamplingParams
 from .conversation import Conversation
 from .render import ChatPrompt, ChatRenderer
 from .reply import ReplyReader
+from .response_format import read_response_format
+from .tool_choice import read_tool_choice
 
 
 @dataclass(frozen=True)
@@ -22,42 +24,55 @@ class ChatOptions:
     Attributes:
         tools: those the model is told of, and whose calls are found.
         must_call: the reply consists of calls and nothing else.
-        answer_schema: JSON schema of the answer, None for free text.
+        one_call: of one call, then.
+        answer_schema: JSON schema of the answer as a text, None for free text.
     """
 
     tools: tuple[Tool, ...] = ()
     must_call: bool = False
-    answer_schema: dict[str, Any] | None = None
+    one_call: bool = False
+    answer_schema: str | None = None
 
     @classmethod
     def read(
-        cls, tools: object = None, tool_choice: object = None, response_format: object = None
+        cls,
+        tools: object = None,
+        tool_choice: object = None,
+        response_format: object = None,
+        parallel_tool_calls: object = None,
     ) -> ChatOptions:
-        """Check the three as the OpenAI API writes them; raises InvalidRequestError.
+        """Check them as the OpenAI API writes them.
 
         ``tools`` is a list of :class:`~rootlet.Tool` or dictionaries. ``tool_choice``: ``"auto"`` (the
-        default with tools), ``"none"`` hides the tools, ``"required"`` forces calls, and
-        ``{"type": "function", "function": {"name": ...}}`` forces calls of that tool, the only one shown.
-        ``response_format``: ``{"type": "text" | "json_object"}``, or ``{"type": "json_schema", "json_schema":
-        {"schema": ...}}``.
+        default with tools), ``"none"`` hides the tools, ``"required"`` forces calls, and the name of a tool,
+        or ``{"type": "function", "function": {"name": ...}}``, forces calls of that tool, the only one shown.
+        ``{"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required", "tools": [...]}}`` shows
+        those tools only. ``parallel_tool_calls=False`` makes forced calls a single one; where the model may
+        choose it cannot be kept and is refused.
+        ``response_format``: ``{"type": "text" | "json_object"}``, ``{"type": "json_schema", "json_schema":
+        {"schema": ...}}`` with all that the sampling parameter ``json_schema`` takes, or a Pydantic model.
+        ``strict`` may be either: schemas are always kept to. ``name`` and ``description`` change nothing.
+
+        Raises InvalidRequestError, or InvalidParameterError for what is no schema.
         """
         known = () if tools is None else read_tools(tools)
-        schema = _answer_schema(response_format)
-        choice = ("auto" if known else "none") if tool_choice is None else tool_choice
-        if choice == "none":
-            return cls(answer_schema=schema)
-        if not known:
-            raise InvalidRequestError(f"tool_choice={choice!r} needs tools, and there are none.")
-        if choice == "auto":
-            return cls(known, answer_schema=schema)
-        if choice != "required":
-            known = (_named(choice, known),)
+        schema = read_response_format(response_format)
+        choice = read_tool_choice(tool_choice, known)
+        may_be_many = _flag("parallel_tool_calls", parallel_tool_calls, default=True)
+        if not choice.must_call:
+            if choice.tools and not may_be_many:
+                raise InvalidRequestError(
+                    "parallel_tool_calls=False cannot be kept where the model may choose: leave it out, or"
+                    " force the call by tool_choice."
+                )
+            _refuse_strict(choice.tools)
+            return cls(choice.tools, answer_schema=schema)
         if schema is not None:
             raise InvalidRequestError(
-                f"tool_choice={choice!r} makes the reply a tool call, response_format makes it JSON: leave"
-                " one of them out."
+                f"tool_choice={short(tool_choice)} makes the reply a tool call, response_format makes it"
+                " JSON: leave one of them out."
             )
-        return cls(known, must_call=True)
+        return cls(choice.tools, must_call=True, one_call=not may_be_many)
 
     def prepare(
         self, renderer: ChatRenderer, conversation: Conversation, params: SamplingParams
@@ -95,12 +110,14 @@ class ChatOptions:
         if self.must_call:
             assert renderer.tool_format is not None
             answer = renderer.tool_format.write([tool.function for tool in self.tools])
+            if self.one_call:
+                answer = _only_first(answer)
         elif self.answer_schema is None:
             return {}
         elif renderer.reasoning is None:
-            return {"json_schema": json.dumps(self.answer_schema)}
+            return {"json_schema": self.answer_schema}
         else:
-            answer = {"type": "json_schema", "json_schema": self.answer_schema}
+            answer = {"type": "json_schema", "json_schema": _loaded(self.answer_schema)}
         if renderer.reasoning is not None:
             answer = renderer.reasoning.write_before(answer, inside=prompt.in_reasoning)
         return {"structural_tag": json.dumps({"type": "structural_tag", "format": answer})}
@@ -115,38 +132,36 @@ class ChatOptions:
                 )
 
 
-def _named(choice: object, tools: tuple[Tool, ...]) -> Tool:
-    function = choice.get("function") if isinstance(choice, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or choice.get("type", "function") != "function":
-        raise InvalidRequestError(
-            "tool_choice must be 'auto', 'none', 'required' or"
-            f' {{"type": "function", "function": {{"name": ...}}}}, got {choice!r}.'
-        )
+def _refuse_strict(tools: tuple[Tool, ...]) -> None:
     for tool in tools:
-        if tool.function.name == name:
-            return tool
-    names = ", ".join(tool.function.name for tool in tools)
-    raise InvalidRequestError(f"tool_choice names {name!r}, which is not among the tools: {names}.")
+        if tool.function.strict:
+            raise InvalidRequestError(
+                f"Tool {tool.function.name!r}: strict is not supported where the model may choose: leave it"
+                " out, or use tool_choice='required', which always keeps to the schema."
+            )
 
 
-def _answer_schema(value: object) -> dict[str, Any] | None:
+def _only_first(answer: Any) -> Any:
+    """A structural-tag format with the first of its calls only."""
+    if isinstance(answer, list):
+        return [_only_first(one) for one in answer]
+    if not isinstance(answer, dict):
+        return answer
+    if answer.get("type") == "tags_with_separator":
+        return answer | {"stop_after_first": True}
+    return {name: _only_first(value) if name == "elements" else value for name, value in answer.items()}
+
+
+def _loaded(schema: str) -> Any:
+    try:
+        return json.loads(schema)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"The schema of response_format is not JSON: {error}.") from error
+
+
+def _flag(name: str, value: object, *, default: bool) -> bool:
     if value is None:
-        return None
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
-        raise InvalidRequestError(
-            "response_format.type must be 'text', 'json_object' or 'json_schema', got"
-            f" {value if kind is None else kind!r}."
-        )
-    schema = value.get("json_schema")
-    schema = schema.get("schema") if isinstance(schema, dict) else None
-    if not isinstance(schema, dict):
-        raise InvalidRequestError(
-            f"response_format.json_schema.schema must be an object (a JSON schema), got {schema!r}."
-        )
-    return schema
+        return default
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{name} must be true or false, got {short(value)}.")
+    return value

@@ -139,5 +139,10 @@ class ChatRenderer:
                     f" {len(content)} parts."
                 )
             text = join(content, "\n" if self._template is None else "")
-            messages.append({"role": role, "content": text, **dict(fields)})
+            messages.append({"role": self._role(role), "content": text, **dict(fields)})
         return messages
+
+    def _role(self, role: str) -> str:
+        """The API's developer is what templates older than that name call the system."""
+        is_unknown = self._template is None and "developer" not in str(self._tokenizer.chat_template)
+        return "system" if role == "developer" and is_unknown else role

@@ -1,18 +1,21 @@
 """OpenAI batch lines: ``{"custom_id", "method": "POST", "url", "body": {...}}``.
 
-``url`` is ``/v1/chat/completions`` or ``/v1/completions``. Every field of the body is used, or refused
-by name; none is ignored, except ``user``, which by its definition changes nothing, and ``model``, which
-is echoed. A field that is null counts as absent. Beyond OpenAI's fields the sampling extensions
-``top_k``, ``min_p``, ``min_tokens``, ``repetition_penalty``, ``stop_token_ids``, ``ignore_eos``,
-``no_stop_trim``, ``skip_special_tokens`` and the constraints ``json_schema``, ``regex``, ``ebnf``, ``choice``
-and ``structural_tag`` work. Chats take ``tools``, ``tool_choice`` and ``response_format``.
+``url`` is ``/v1/chat/completions`` or ``/v1/completions``. Every field of the body is used, or refused by
+name. Those that change no answer are checked and let through: ``user``, ``safety_identifier``,
+``prompt_cache_key``, ``prompt_cache_retention``, and the values of ``_ONLY``, which ask for nothing;
+``model`` and ``metadata`` are echoed. A field that is null counts as absent. Beyond OpenAI's fields the
+sampling extensions ``top_k``, ``min_p``, ``min_tokens``, ``repetition_penalty``, ``stop_token_ids``,
+``ignore_eos``, ``no_stop_trim``, ``skip_special_tokens`` and the constraints ``json_schema``, ``regex``,
+``ebnf``, ``choice`` and ``structural_tag`` work. Chats take ``tools``, ``tool_choice``,
+``parallel_tool_calls`` and ``response_format``.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from ...errors import InvalidParameterError, InvalidRequestError, unknown_option
+from ...errors import InvalidParameterError, InvalidRequestError, short, unknown_option
 from ...sampling.params import CONSTRAINTS
 from ..chat.conversation import Conversation
 from ..chat.options import ChatOptions
@@ -46,16 +49,31 @@ _SAMPLING = {
 } | {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 _CHAT_SAMPLING = _SAMPLING | {"max_completion_tokens": "max_new_tokens"}
 
-_CHAT_OPTIONS = ("tools", "tool_choice", "response_format")
-_COMMON = ("model", "user", "stream", "logprobs")
+_CHAT_OPTIONS = (
+    "tools",
+    "tool_choice",
+    "response_format",
+    "parallel_tool_calls",
+)  # in ChatOptions.read's order
+_TEXTS = ("model", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+# fields of the API of which some values ask for nothing; others would ask for what is not there
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "functions": ([],),
+    "suffix": ("",),
+}
+_COMMON = (*_TEXTS, *_ONLY, "metadata", "logprobs")
 _CHAT_FIELDS = (*_CHAT_SAMPLING, *_COMMON, "messages", "top_logprobs", *_CHAT_OPTIONS)
 _COMPLETION_FIELDS = (*_SAMPLING, *_COMMON, "prompt", "echo", "best_of")
 
 # fields of the documented API that nothing here implements
 _UNSUPPORTED = (
-    *("functions", "function_call", "parallel_tool_calls", "suffix", "stream_options"),
-    *("audio", "modalities", "prediction", "reasoning_effort", "service_tier", "store", "metadata"),
-    *("web_search_options", "verbosity", "lora_path", "session_params"),
+    *("function_call", "stream_options", "audio", "prediction", "reasoning_effort", "moderation"),
+    *("prompt_cache_options", "web_search_options", "lora_path", "session_params"),
 )
 
 CHAT_DEFAULTS = {"temperature": 0.7, "max_new_tokens": None}
@@ -87,14 +105,15 @@ def _parse_chat(body: dict[str, Any], identity: bytes, defaults: JobDefaults) ->
     if check_type("logprobs", body.get("logprobs", False), bool, "true or false"):
         top = check_type("top_logprobs", body.get("top_logprobs", 0), int, "an integer")
         logprobs = LogprobOptions(top_logprobs_num=top)
-    elif "top_logprobs" in body:
+    elif body.get("top_logprobs", 0) != 0:
         raise InvalidRequestError("top_logprobs needs logprobs to be true.")
     return LineRequest(
         form="chat",
         prompts=(Conversation.from_json(body["messages"]),),
         params=_merge(defaults, CHAT_DEFAULTS, sampling, identity, body, _CHAT_SAMPLING),
         logprobs=logprobs,
-        model=_model(body),
+        model=body.get("model"),
+        metadata=body.get("metadata"),
         chat=ChatOptions.read(*(body.get(name) for name in _CHAT_OPTIONS)),
     )
 
@@ -117,7 +136,8 @@ def _parse_completion(body: dict[str, Any], identity: bytes, defaults: JobDefaul
         params=params,
         logprobs=logprobs,
         echo=echo,
-        model=_model(body),
+        model=body.get("model"),
+        metadata=body.get("metadata"),
     )
 
 
@@ -127,8 +147,19 @@ def _check_fields(body: dict[str, Any], known: tuple[str, ...]) -> None:
             raise InvalidRequestError(f"{name} is not supported in a job.")
         if name not in known:
             raise unknown_option("request field", name, known)
-    if body.get("stream", False) is not False:
-        raise InvalidRequestError("stream is not supported in a job: leave it out or set it to false.")
+    for name in _TEXTS:
+        if name in body:
+            check_type(name, body[name], str, "a string")
+    for name, allowed in _ONLY.items():
+        if name in body and not any(type(body[name]) is type(one) and body[name] == one for one in allowed):
+            values = " or ".join(json.dumps(one) for one in allowed)
+            raise InvalidRequestError(
+                f"{name} is not supported in a job: leave it out or set it to {values}, got"
+                f" {short(body[name])}."
+            )
+    metadata = check_type("metadata", body.get("metadata", {}), dict, "an object")
+    for name, value in metadata.items():
+        check_type(f"metadata[{short(name)}]", value, str, "a string")
 
 
 def _sampling(body: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
@@ -164,7 +195,3 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     if isinstance(value, list) and value and isinstance(value[0], (str, list)):
         return tuple(check_prompt(f"prompt[{i}]", item) for i, item in enumerate(value))
     return (check_prompt("prompt", value),)
-
-
-def _model(body: dict[str, Any]) -> str | None:
-    return check_type("model", body["model"], str, "a string") if "model" in body else None

@@ -56,6 +56,8 @@ def _record(
         "usage": _usage(request, outputs),
         "system_fingerprint": None,
     }
+    if request.metadata is not None:
+        body["metadata"] = request.metadata
     response = {"status_code": 200, "request_id": "req_" + identity.key, "body": body}
     return _head(identity) | {"response": response, "error": None}
 
@@ -71,14 +73,18 @@ def _head(identity: LineIdentity) -> dict[str, Any]:
 
 
 def _usage(request: LineRequest, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-    """Token counts; a prompt counts once, however many samples were made of it."""
-    prompt_tokens = sum(out.prompt_tokens for out in outputs[:: request.params.n])
+    """Token counts; a prompt counts once, however many samples were made of it, and as it was computed first:
+    further samples find it in the cache."""
+    n = request.params.n
+    prompts = [outputs[i : i + n] for i in range(0, len(outputs), n)]
+    prompt_tokens = sum(samples[0].prompt_tokens for samples in prompts)
+    cached_tokens = sum(min(out.cached_tokens for out in samples) for samples in prompts)
     completion_tokens = sum(out.completion_tokens for out in outputs)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(out.cached_tokens for out in outputs)},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

@@ -68,7 +68,8 @@ def simple_record(
     record["usage"] = {
         "prompt_tokens": outputs[0].prompt_tokens,
         "completion_tokens": sum(out.completion_tokens for out in outputs),
-        "cached_tokens": sum(out.cached_tokens for out in outputs),
+        # of the prompt as it was computed first: further samples find it in the cache
+        "cached_tokens": min(out.cached_tokens for out in outputs),
     }
     if request.metadata is not None:
         record["metadata"] = request.metadata

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...errors import InvalidRequestError
+from ...errors import InvalidRequestError, short
 
 _NAME: Final = re.compile(r"[\w.-]{1,64}")
 _FUNCTION_FIELDS: Final = ("name", "description", "parameters", "strict")
@@ -18,21 +18,25 @@ _FUNCTION_FIELDS: Final = ("name", "description", "parameters", "strict")
 class Function:
     """A function: its name, what it does, and a JSON schema (an object's) of its arguments.
 
-    Without ``parameters`` it takes none. Raises InvalidRequestError for what is no name or schema.
+    Without ``parameters`` it takes none. ``strict``: its arguments must keep to them, which only calls that
+    are forced do; others are refused. Raises InvalidRequestError for what is no name or schema.
     """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise InvalidRequestError(
                 "The name of a tool must be 1 to 64 letters, digits, underscores, dots and dashes, got"
-                f" {self.name!r}."
+                f" {short(self.name)}."
             )
         if self.description is not None and not isinstance(self.description, str):
             raise InvalidRequestError(f"Tool {self.name!r}: description must be a text.")
+        if not isinstance(self.strict, bool):
+            raise InvalidRequestError(f"Tool {self.name!r}: strict must be true or false.")
         problem = None if self.parameters is None else _find_problem(self.parameters)
         if problem:
             raise InvalidRequestError(f"Tool {self.name!r}: parameters {problem}")
@@ -54,7 +58,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         if self.type != "function":
-            raise InvalidRequestError(f"The type of a tool must be 'function', got {self.type!r}.")
+            raise InvalidRequestError(f"The type of a tool must be 'function', got {short(self.type)}.")
         if not isinstance(self.function, Function):
             raise InvalidRequestError(
                 f"Tool.function must be a Function, got {type(self.function).__name__}."
@@ -78,10 +82,12 @@ def read_tools(tools: object) -> tuple[Tool, ...]:
     if not isinstance(tools, (list, tuple)):
         raise InvalidRequestError(f"tools must be a list of tools, got {type(tools).__name__}.")
     read = tuple(_read_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools))
-    names = [tool.function.name for tool in read]
-    for name in names:
-        if names.count(name) > 1:
+    seen = set()
+    for tool in read:
+        name = tool.function.name
+        if name in seen:
             raise InvalidRequestError(f"tools has {name!r} twice: names must differ.")
+        seen.add(name)
     return read
 
 
@@ -89,10 +95,10 @@ def _read_tool(where: str, tool: object) -> Tool:
     if isinstance(tool, Tool):
         return tool
     function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+    if not isinstance(function, Mapping) or tool.get("type") not in (None, "function"):
         raise InvalidRequestError(
             f'{where} must be {{"type": "function", "function": {{"name": ..., "description": ...,'
-            f' "parameters": ...}}}}, got {tool!r}.'
+            f' "parameters": ...}}}}, got {short(tool)}.'
         )
     values = {name: value for name, value in function.items() if value is not None}
     for name in values:
@@ -100,11 +106,6 @@ def _read_tool(where: str, tool: object) -> Tool:
             raise InvalidRequestError(
                 f"{where}.function.{name} is unknown; there are {', '.join(_FUNCTION_FIELDS)}."
             )
-    if values.pop("strict", False):
-        raise InvalidRequestError(
-            f"{where}.function.strict is not supported where the model may choose: leave it out, or use"
-            " tool_choice='required', which always keeps to the schema."
-        )
     if "name" not in values:
         raise InvalidRequestError(f"{where}.function.name is missing.")
     try:
@@ -118,14 +119,14 @@ def _find_problem(schema: object) -> str | None:
     if not isinstance(schema, Mapping):
         return f"must be a JSON schema (an object), got {type(schema).__name__}."
     if schema.get("type", "object") != "object":
-        return f"must describe an object, got type {schema['type']!r}."
+        return f"must describe an object, got type {short(schema['type'])}."
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, Mapping):
-        return f"has properties that are no object: {properties!r}."
+        return f"has properties that are no object: {short(properties)}."
     if not isinstance(required, (list, tuple)) or not all(isinstance(name, str) for name in required):
-        return f"has a required that is no list of names: {required!r}."
+        return f"has a required that is no list of names: {short(required)}."
     try:
         json.dumps(schema)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         return f"cannot be written as JSON: {error}."
     return None

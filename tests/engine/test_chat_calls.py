@@ -70,6 +70,7 @@ ALARM = {
     },
 }
 NAMED = {"type": "function", "function": {"name": "set_alarm"}}
+STRICT = {"type": "function", "function": {"name": "get_time", "strict": True}}
 TIME = {"type": "function", "function": {"name": "get_time"}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -397,6 +398,17 @@ def test_answers_have_the_form_that_was_asked_for(engine):
         ({"tools": [], "tool_choice": "required"}, "tool_choice='required' needs tools"),
         ({"tools": [TIME], "tool_choice": "any"}, "tool_choice must be"),
         ({"tools": [TIME], "tool_choice": {"function": {"name": "f"}}}, "names 'f', which is not among"),
+        (
+            {"tools": [TIME], "tool_choice": {"type": "custom", "custom": {"name": "f"}}},
+            "tool_choice must be",
+        ),
+        ({"tools": [TIME], "tool_choice": {"type": "allowed_tools"}}, 'of type "allowed_tools" must be'),
+        ({"tools": [STRICT]}, "strict is not supported where the model may choose"),
+        (
+            {"response_format": {"type": "json_object", "schema": {}}},
+            "response_format.schema is not supported",
+        ),
+        ({"response_format": {"type": "text", "strict": True}}, "response_format.strict is not supported"),
         ({"response_format": "json"}, r"response_format\.type must be"),
         ({"response_format": {"type": "json_schema"}}, r"json_schema\.schema must be an object"),
         (
@@ -413,8 +425,11 @@ def test_options_that_are_refused(engine, options, message):
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ({"role": "user", "content": "Hi", "tool_calls": []}, r"messages\[0\]\.tool_calls is not supported"),
-        ({"role": "assistant", "tool_calls": []}, "must be a non-empty list of calls"),
+        (
+            {"role": "user", "content": "Hi", "tool_calls": [{}]},
+            r"messages\[0\]\.tool_calls is not supported",
+        ),
+        ({"role": "assistant", "tool_calls": "f"}, "must be a list of calls"),
         ({"role": "assistant", "tool_calls": [{}]}, r"tool_calls\[0\] must be"),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
@@ -425,7 +440,8 @@ def test_options_that_are_refused(engine, options, message):
             "must be an object, or the JSON text of one",
         ),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, "add their results"),
-        ({"role": "assistant", "content": None}, r"content must be a string"),
+        ({"role": "user", "content": None}, r"content must be a string"),
+        ({"role": "assistant", "content": []}, r"content must be a string"),
         ({"role": "tool", "content": "x", "name": 5}, r"name must be a string"),
     ],
 )

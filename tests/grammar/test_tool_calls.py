@@ -271,7 +271,7 @@ def test_unknown_formats_and_wrong_tools():
         ([{"function": {"name": "f", "parameters": {"properties": []}}}], "properties that are no object"),
         ([{"function": {"name": "f", "parameters": {"required": "x"}}}], "required that is no list"),
         ([{"function": {"name": "f", "arguments": {}}}], r"function\.arguments is unknown"),
-        ([{"function": {"name": "f", "strict": True}}], "strict is not supported"),
+        ([{"function": {"name": "f", "strict": "yes"}}], "strict must be true or false"),
         ([TIME, TIME], "'get_time' twice"),
     ]:
         with pytest.raises(InvalidRequestError, match=message):

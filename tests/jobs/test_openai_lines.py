@@ -152,7 +152,17 @@ def test_defaults_of_the_two_endpoints(job):
         (chat(n=0), "n must be"),
         (chat(n=100_000), "n must be"),
         (chat(messages=None), "messages"),
-        (chat(messages=[MESSAGES[0] | {"name": "me"}]), "messages[0].name"),
+        (chat(messages=[MESSAGES[0] | {"name": 5}]), "messages[0].name"),
+        (chat(messages=[MESSAGES[0] | {"audio": {"id": "a"}}]), "messages[0].audio"),
+        (chat(parallel_tool_calls="no"), "parallel_tool_calls must be true or false"),
+        (chat(store=True), "store is not supported"),
+        (chat(service_tier="flex"), "service_tier is not supported"),
+        (chat(modalities=["text", "audio"]), "modalities is not supported"),
+        (chat(functions=[{"name": "f"}]), "functions is not supported"),
+        (chat(stream_options={"include_usage": True}), "stream_options"),
+        (chat(user=7), "user must be a string"),
+        (chat(metadata={"a": 1}), "metadata['a'] must be a string"),
+        (chat(seed=2**63), "seed must be in"),
         (chat(response_format={"type": "xml"}), "response_format.type"),
         (chat(response_format={"type": "json_schema"}), "response_format.json_schema.schema"),
         (chat(regex="a", ebnf="b"), "Only one of regex"),
@@ -311,3 +321,48 @@ class SurrogateEngine(CallingEngine):
         self.tokenizer.apply_chat_template = lambda messages, tools=(), **_: json.dumps(
             [messages, tools], ensure_ascii=False
         )
+
+
+def test_fields_that_change_no_answer(job):
+    harmless = {
+        "user": "u",
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "metadata": {"team": "a"},
+        "store": False,
+        "service_tier": "auto",
+        "modalities": ["text"],
+        "verbosity": "medium",
+        "functions": [],
+        "parallel_tool_calls": True,
+        "top_logprobs": 0,
+        "logit_bias": {},
+        "stop": None,
+        "n": None,
+    }
+    _, records, _ = job([chat("plain", seed=-1), chat("all", seed=-1, **harmless)], order="input")
+    plain, full = (record["response"]["body"] for record in records)
+    assert full.pop("metadata") == {"team": "a"}
+    assert full["choices"] == plain["choices"]
+
+
+class CachingEngine(FakeEngine):
+    """Finds all of a prompt but its last token in the cache, but for the first two samples."""
+
+    def _answer(self, ids, params, logprobs):
+        cached = 0 if len(self.prompts) < 2 else len(ids) - 1
+        return dataclasses.replace(super()._answer(ids, params, logprobs), cached_tokens=cached)
+
+
+def test_a_prompt_and_what_was_cached_of_it_count_once(job):
+    _, [record], _ = job([chat(n=4)], engine=CachingEngine())
+    usage = record["response"]["body"]["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (20, 0)
+    job.output.unlink()
+    _, [record], _ = job([completion(prompt=["abc", "abc"], n=2)], engine=CachingEngine())
+    usage = record["response"]["body"]["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (6, 2)
+    job.output.unlink()
+    _, [record], _ = job([{"prompt": "abc", "sampling_params": {"n": 4}}], engine=CachingEngine())
+    assert record["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "cached_tokens": 0}

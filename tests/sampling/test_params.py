@@ -72,8 +72,8 @@ def test_defaults_are_those_of_the_documentation():
         ({"regex": "", "json_schema": ""}, "Only one of regex, json_schema, or ebnf can be set."),
         ({"json_schema": {}, "ebnf": ""}, "Only one of regex, json_schema, or ebnf can be set."),
         ({"n": 0}, "n must be at least 1, got 0."),
-        ({"seed": -1}, "seed must be in [0, 2**63 - 1] or None, got -1."),
-        ({"seed": 2**63}, f"seed must be in [0, 2**63 - 1] or None, got {2**63}."),
+        ({"seed": -(2**63) - 1}, f"seed must be in [-2**63, 2**63 - 1] or None, got {-(2**63) - 1}."),
+        ({"seed": 2**63}, f"seed must be in [-2**63, 2**63 - 1] or None, got {2**63}."),
         ({"logit_bias": {3: 100.5}}, "logit_bias[3] must be in [-100, 100], got 100.5."),
         ({"logit_bias": {3: -101}}, "logit_bias[3] must be in [-100, 100], got -101.0."),
         ({"logit_bias": {-3: 1}}, "logit_bias must be made of token ids >= 0, got -3."),
@@ -125,7 +125,7 @@ def test_wrong_types_are_refused_naming_the_field(name, value):
 def test_limits_themselves_are_allowed():
     low = SamplingParams(
         temperature=0, top_p=1e-9, min_p=0, top_k=1, frequency_penalty=-2, presence_penalty=-2,
-        repetition_penalty=1e-3, max_new_tokens=0, seed=0, logit_bias={0: -100},
+        repetition_penalty=1e-3, max_new_tokens=0, seed=-(2**63), logit_bias={0: -100},
     )  # fmt: skip
     high = SamplingParams(
         temperature=1e9, top_p=1, min_p=1, top_k=2**31, frequency_penalty=2, presence_penalty=2,
