@@ -23,7 +23,7 @@ from ..cache.slot_tables import SlotTables
 from ..errors import ConfigError
 from ..grammar.chat_templates import ChatTemplate, read_chat_template
 from ..grammar.reasoning import get_reasoning_format
-from ..grammar.tool_calls import detect_format, get_format
+from ..grammar.tool_calls import detect_format
 from ..kernels.device import give_back_memory
 from ..kernels.native import describe as describe_kernels
 from ..models.config import ModelConfig, read_token_ids
@@ -178,10 +178,7 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
 
 
 def _chat_renderer(config: EngineConfig, tokenizer: Any, template: ChatTemplate | None) -> ChatRenderer:
-    if config.tool_call_parser == "auto":
-        tool_format = detect_format(getattr(tokenizer, "chat_template", None))
-    else:
-        tool_format = get_format(config.tool_call_parser)
+    tool_format = detect_format(getattr(tokenizer, "chat_template", None), config.tool_call_parser)
     name = config.reasoning_parser
     return ChatRenderer(
         tokenizer, template, tool_format, None if name is None else get_reasoning_format(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -72,6 +73,28 @@ def read_string(source: Source) -> Reading[str]:
             raise Malformed
         else:
             source.position = _PLAIN.match(source.text, source.position).end()
+
+
+def is_object(text: str) -> bool:
+    """Whether ``text``, as a whole, is an object."""
+    source = Source()
+    source.push(text)
+    source.ended = True
+    try:
+        deque(_read_document(source), maxlen=0)  # a source that has ended never lets it pause
+    except Malformed:
+        return False
+    return True
+
+
+def _read_document(source: Source) -> Reading[None]:
+    yield from source.space()
+    if (yield from source.peek()) != "{":
+        raise Malformed
+    yield from read_value(source)
+    yield from source.space()
+    if (yield from source.peek()):
+        raise Malformed
 
 
 def rewrite(text: str) -> str:

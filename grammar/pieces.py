@@ -6,7 +6,7 @@ text were whole. So what it finds cannot depend on where the pieces were cut.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -72,6 +72,12 @@ class Source:
             self.position += 1
         return True
 
+    def follows(self, text: str) -> Reading[bool]:
+        """Whether ``text`` stands behind white space; if so the white space is read, else nothing."""
+        found = yield from self.optional(text)
+        self.position -= len(text) if found else 0
+        return found
+
     def until(self, end: str) -> Reading[str]:
         """Read through the next ``end`` and return what stands before it; raises Malformed without one."""
         start = self.position
@@ -80,6 +86,15 @@ class Source:
                 raise Malformed
             self.position += 1
         return self.text[start : self.position - len(end)]
+
+    def word(self, allowed: Callable[[str], bool], limit: int) -> Reading[str]:
+        """Read up to ``limit`` characters that are ``allowed``."""
+        start = self.position
+        while self.position - start < limit and (character := (yield from self.peek())):
+            if not allowed(character):
+                break
+            self.position += 1
+        return self.text[start : self.position]
 
     def find(self, marker: str) -> Reading[int]:
         """Where ``marker`` begins from the position on, or -1 once the text has ended without it.

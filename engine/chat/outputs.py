@@ -78,7 +78,9 @@ class ToolCallDelta:
 
     ``index`` counts the calls of a reply. The first piece has ``id`` and ``name``; the ``arguments`` of all
     of them make up the call's, as the model wrote them. ``withdrawn``: its text turned out to be no call;
-    throw its pieces away, the text comes as content.
+    throw its pieces away, the text comes as content. So act on a call when the reply has ended, by its
+    ``output.tool_calls``, which are complete; the pieces are for showing it while it is written. Calls that
+    ``tool_choice`` forces keep to a grammar and are withdrawn only if the reply is cut by its length.
     """
 
     index: int

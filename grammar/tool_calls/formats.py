@@ -1,4 +1,4 @@
-"""How models write tool calls: one small class per family, and the register of them.
+"""How tool calls are written: what a format is, and the register of them; ``families.py`` holds those known.
 
 A new format is one class: where a call begins, how to read what follows, how to write it::
 
@@ -48,6 +48,10 @@ class ToolCallFormat(ABC):
         """Whether a chat template writes calls so; unless overridden, if it contains ``start``."""
         return self.start in template
 
+    def of_template(self, template: str) -> ToolCallFormat:  # noqa: ARG002 - for formats with several forms
+        """The format as a chat template writes it, if it has several forms: what ``write`` must keep to."""
+        return self
+
     @abstractmethod
     def read(self, parser: ToolCallParser) -> Reading[None]:
         """Read what follows ``start``, one call or several, by ``parser.source`` and ``parser.call()``.
@@ -96,93 +100,14 @@ def get_format(name: str) -> ToolCallFormat:
     return _FORMATS[name]
 
 
-def detect_format(chat_template: object) -> ToolCallFormat | None:
+def detect_format(chat_template: object, name: str = "auto") -> ToolCallFormat | None:
     """The format a tokenizer's chat template (a text, or several by name) writes calls in, None if unknown.
 
-    Of several that stand in it, the one registered last.
+    Of several that stand in it, the one registered last; or the one called ``name``, in the template's form.
     """
     texts = chat_template.values() if isinstance(chat_template, dict) else [chat_template]
     text = "\n".join(text for text in texts if isinstance(text, str))
+    if name != "auto":
+        return get_format(name).of_template(text)
     found = [tool_format for tool_format in _FORMATS.values() if tool_format.stands_in(text)]
-    return found[-1] if found else None
-
-
-@register_format
-class Llama3(ToolCallFormat):
-    """Llama 3.1 to 3.3: ``<|python_tag|>{"name": ..., "parameters": {...}}``, more of them after ``;``.
-
-    For tools of the caller's own these models leave the tag out.
-    """
-
-    name = "llama3"
-    start = "<|python_tag|>"
-    bare = True
-
-    def stands_in(self, template: str) -> bool:
-        """Templates of the small models never write the tag."""
-        return self.start in template or '{"name": function name, "parameters": ' in template
-
-    def read(self, parser: ToolCallParser) -> Reading[None]:
-        """Objects, ``;`` between them, each with or without the tag."""
-        source = parser.source
-        yield from source.space()
-        yield from parser.call()
-        while (yield from source.optional(";")):
-            yield from source.optional(self.start)
-            yield from source.space()
-            yield from parser.call()
-
-    def write(self, functions: Sequence[Function]) -> dict[str, Any]:
-        """Without the tag, as the models' own template asks them to."""
-        calls = [tag(f'{{"name": "{f.name}", "parameters": ', f.schema, "}") for f in functions]
-        return one_or_more(calls, separator="; ")
-
-
-@register_format
-class Mistral(ToolCallFormat):
-    """Mistral: ``[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]``."""
-
-    name = "mistral"
-    start = "[TOOL_CALLS]"
-
-    def read(self, parser: ToolCallParser) -> Reading[None]:
-        """A list of objects."""
-        source = parser.source
-        yield from source.space()
-        yield from source.expect("[")
-        yield from source.space()
-        yield from parser.call()
-        while (yield from source.optional(",")):
-            yield from source.space()
-            yield from parser.call()
-        yield from source.optional("]")
-
-    def write(self, functions: Sequence[Function]) -> dict[str, Any]:
-        """One list."""
-        calls = [tag(f'{{"name": "{f.name}", "arguments": ', f.schema, "}") for f in functions]
-        beginning, end = ({"type": "const_string", "value": text} for text in (f"{self.start} [", "]"))
-        return {"type": "sequence", "elements": [beginning, one_or_more(calls, separator=", "), end]}
-
-
-@register_format
-class Qwen25(ToolCallFormat):
-    """Qwen 2.5 and 3, Hermes: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, repeated."""
-
-    name = "qwen25"
-    start = "<tool_call>"
-
-    def stands_in(self, template: str) -> bool:
-        """Other models put something else than JSON between the same tags."""
-        return self.start in template and '"arguments"' in template
-
-    def read(self, parser: ToolCallParser) -> Reading[None]:
-        """One object, and the end tag if it is there."""
-        yield from parser.source.space()
-        yield from parser.call()
-        yield from parser.source.optional("</tool_call>")
-
-    def write(self, functions: Sequence[Function]) -> dict[str, Any]:
-        """One pair of tags per call."""
-        beginning = '<tool_call>\n{{"name": "{}", "arguments": '
-        calls = [tag(beginning.format(f.name), f.schema, "}\n</tool_call>") for f in functions]
-        return one_or_more(calls, separator="\n")
+    return found[-1].of_template(text) if found else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..json_text import rewrite
-from .events import ArgumentsDelta, CallStart, TextDelta
+from .events import CallEnd, CallStart, Event, TextDelta
 from .formats import get_format
 from .parser import ToolCallParser, parse
 from .tools import read_tools
@@ -18,7 +18,7 @@ class ToolCallItem:
     Attributes:
         tool_index: position of the tool in the list of tools.
         name: the tool; in a stream empty but for the first piece of a call.
-        parameters: the arguments, a JSON object; in a stream the next piece of it.
+        parameters: the arguments, a JSON object; in a stream empty in the first piece of a call.
         call_index: position of the call in the text.
     """
 
@@ -43,7 +43,8 @@ class FunctionCallParser:
         names = [tool.function.name for tool in read_tools(tools)]
         self._positions = {name: i for i, name in enumerate(names)}
         self._parser = ToolCallParser(self._format, names)
-        self._open: dict[int, int] = {}  # call -> tool
+        self._name = ""  # of the call being read
+        self._num_calls = 0  # handed out by the stream
 
     def parse_non_stream(self, full_text: str) -> tuple[str, list[ToolCallItem]]:
         """The text outside calls, and the calls, of a whole text. What is no call is text."""
@@ -56,9 +57,10 @@ class FunctionCallParser:
     def parse_stream_chunk(self, chunk_text: str) -> tuple[str, list[ToolCallItem]]:
         """The text outside calls, and the pieces of calls, that the next chunk of a text shows.
 
-        A call's first item has its name and no parameters; the parameters of the following ones make up the
-        arguments as they are written. A call that turns out malformed goes on no more: its text follows as
-        text, and its pieces are to be thrown away.
+        A call is handed out when its last character has been read, for before that nothing says that it will
+        be one: then come an item with its name and no parameters, and one with the arguments as they were
+        written. So a stream hands out what :meth:`parse_non_stream` finds, and nothing else.
+        :meth:`rootlet.Engine.chat` streams arguments while they are written.
         """
         return self._items(self._parser.feed(chunk_text))
 
@@ -66,15 +68,19 @@ class FunctionCallParser:
         """The same for what was held back, once the text has ended."""
         return self._items(self._parser.finish())
 
-    def _items(self, events: list) -> tuple[str, list[ToolCallItem]]:
+    def _items(self, events: list[Event]) -> tuple[str, list[ToolCallItem]]:
         text, items = "", []
         for event in events:
             match event:
                 case TextDelta(piece):
                     text += piece
-                case CallStart(index, name):
-                    self._open[index] = self._positions[name]
-                    items.append(ToolCallItem(self._open[index], name, "", index))
-                case ArgumentsDelta(index, piece):
-                    items.append(ToolCallItem(self._open[index], "", piece, index))
+                case CallStart(_, name):
+                    self._name = name
+                case CallEnd(_, arguments):
+                    tool, index = self._positions[self._name], self._num_calls
+                    items += [
+                        ToolCallItem(tool, self._name, "", index),
+                        ToolCallItem(tool, "", arguments, index),
+                    ]
+                    self._num_calls += 1
         return text, items

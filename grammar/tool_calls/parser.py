@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ..json_text import read_object, read_string, read_value
+from ..json_text import is_object, read_object, read_string, read_value
 from ..pieces import SPACE, Malformed, Reading, Source
 from .events import ArgumentsDelta, CallEnd, CallStart, CallWithdrawn, Event, Findings, TextDelta
 
@@ -24,6 +24,8 @@ class _Call:
     """The call being read: where its arguments stand in the source, and how much of them was reported."""
 
     index: int | None = None  # None: its name is not known yet
+    has_arguments: bool = False
+    text: str | None = None  # the arguments, if they do not stand in the source as they are
     start: int | None = None
     end: int | None = None
     sent: int = 0
@@ -33,9 +35,10 @@ class ToolCallParser:
     """Finds calls of the tools ``names`` in text fed piece by piece; the pieces may be cut anywhere.
 
     Nothing is lost and nothing raises: what is not a call of a known tool in the given format, written in
-    valid JSON, comes out as text. White space in front of a call, or between the last call and the end, does
-    not. The arguments of a call are reported while they are written, as soon as its name is known; a call
-    that turns out malformed after that is withdrawn, and all its text follows as text.
+    valid JSON (its arguments may be a string that holds the object), comes out as text. White space in front
+    of a call, or between the last call and the end, does not. The arguments of a call are reported while they
+    are written, as soon as its name is known; a call that turns out malformed after that is withdrawn, and
+    all its text follows as text.
     """
 
     def __init__(self, tool_format: ToolCallFormat, names: Collection[str]) -> None:
@@ -135,17 +138,20 @@ class ToolCallParser:
             yield from read_value(self.source)
 
     def _read_arguments(self, call: _Call) -> Reading[None]:
-        if call.start is not None:
+        if call.has_arguments:
             raise Malformed
-        call.start = call.sent = self.source.position
+        call.has_arguments = True
         first = yield from self.source.peek()
-        if first not in ("{", "n"):  # an object or null
-            raise Malformed
-        if first == "n":
-            call.sent = call.end = call.start
-        yield from read_value(self.source)
         if first == "{":
+            call.start = call.sent = self.source.position
+            yield from read_value(self.source)
             call.end = self.source.position
+        elif first == '"':
+            call.text = _unwrapped((yield from read_string(self.source)))
+        elif first == "n":
+            yield from read_value(self.source)  # null: none
+        else:
+            raise Malformed
 
     def _announce(self, call: _Call, name: str) -> None:
         if name not in self._names:
@@ -158,11 +164,12 @@ class ToolCallParser:
     def _end(self, call: _Call) -> None:
         if call.index is None:
             raise Malformed
-        arguments = "" if call.start is None else self.source.text[call.start : call.end]
-        self._emit_arguments(call)
-        if not arguments:
-            arguments = "{}"
+        if call.start is None:
+            arguments = call.text or "{}"
             self._events.append(ArgumentsDelta(call.index, arguments))
+        else:
+            arguments = self.source.text[call.start : call.end]
+            self._emit_arguments(call)
         self._events.append(CallEnd(call.index, arguments))
         self._call = None
         self._after_call = True
@@ -181,6 +188,19 @@ class ToolCallParser:
         if text:
             self._after_call = False
             self._events.append(TextDelta(text))
+
+
+def _unwrapped(text: str) -> str:
+    """The arguments that a string holds."""
+    if not text.strip(SPACE):
+        return "{}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: nobody could write it down
+        raise Malformed from None
+    if not is_object(text):
+        raise Malformed
+    return text
 
 
 def parse(tool_format: ToolCallFormat, names: Collection[str], text: str) -> Findings:

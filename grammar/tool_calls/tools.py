@@ -74,6 +74,11 @@ class Tool:
         return {"type": self.type, "function": {k: v for k, v in function.items() if v is not None}}
 
 
+def is_name_character(character: str) -> bool:
+    """Whether a tool's name may contain it."""
+    return _NAME.fullmatch(character) is not None
+
+
 def read_tools(tools: object) -> tuple[Tool, ...]:
     """Check ``tools``: a list of :class:`Tool` or of ``{"type": "function", "function": {...}}``.
 

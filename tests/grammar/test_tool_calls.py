@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from xgrammar.testing import _is_grammar_accept_string as accepts
 
 from rootlet.errors import ConfigError, InvalidRequestError
+from rootlet.grammar.constraint import Constraint
+from rootlet.grammar.notation import as_ebnf
 from rootlet.grammar.tool_calls import (
     ArgumentsDelta,
     CallEnd,
@@ -55,6 +57,8 @@ def written(name, calls, key="arguments"):
     objects = [f'{{"name": "{tool}", "{key}": {arguments}}}' for tool, arguments in calls]
     if name == "llama3":
         return "<|python_tag|>" + "; ".join(objects)
+    if name == "mistral" and key == "parameters":  # the newer form, which has no such key
+        return "".join(f"[TOOL_CALLS]{tool}[ARGS]{arguments}" for tool, arguments in calls)
     if name == "mistral":
         return f"[TOOL_CALLS] [{', '.join(objects)}]"
     return "\n".join(f"<tool_call>\n{one}\n</tool_call>" for one in objects)
@@ -107,6 +111,7 @@ CALLS = st.lists(st.tuples(st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_s
 CALL_TEXTS = st.builds(written, st.sampled_from(FORMATS), CALLS, st.sampled_from(["arguments", "parameters"]))
 SCRAPS = st.sampled_from(
     ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "<tool", "[TOOL", "\\", '"', "\x00"]
+    + ["[ARGS]", "[CALL_ID]", "get_time", "[TOOL_CALLS]get_weather", "[TOOL_CALLS]get_time[ARGS]{", '"{}"']
     + ["[", "]", "{", "}", ";", ",", ":", "null", "-1.5e", "0", " ", "\n"]
     + ['"name"', '"get_time"', '"nobody"', '"arguments"', '"parameters"']
     + ['{"name": "get_weather", "arguments": {', '{"parameters": {"a": [1, ', '"name": "get_time"}']
@@ -146,6 +151,30 @@ def test_what_is_written_is_found(name, before, calls, after):
     assert text == before + after * bool(after.strip())
 
 
+def streamed(name, pieces):
+    """What a FunctionCallParser's stream hands out: the text, and (index, tool, name, arguments)."""
+    parser = FunctionCallParser([WEATHER, TIME], name)
+    text, calls = "", {}
+    for normal, items in [*map(parser.parse_stream_chunk, pieces), parser.finish_stream()]:
+        text += normal
+        for item in items:
+            call = calls.setdefault(item.call_index, [item.tool_index, "", ""])
+            call[1] += item.name
+            call[2] += item.parameters
+    return text, [(index, *call) for index, call in calls.items()]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(FORMATS), TEXTS | BROKEN, st.lists(st.integers(0, 400), max_size=12))
+def test_a_stream_hands_out_what_the_whole_text_has(name, text, places):
+    normal, items = FunctionCallParser([WEATHER, TIME], name).parse_non_stream(text)
+    whole = [(item.call_index, item.tool_index, item.name, json.loads(item.parameters)) for item in items]
+    for pieces in ([text], text, cut(text, places)):
+        shown, calls = streamed(name, pieces)
+        assert shown == normal
+        assert [(*call, json.loads(arguments)) for *call, arguments in calls] == whole
+
+
 @settings(deadline=None)
 @given(st.sampled_from(FORMATS), CALLS, st.lists(st.integers(0, 400), max_size=12))
 def test_the_documented_stream(name, calls, places):
@@ -176,7 +205,8 @@ def test_the_documented_stream(name, calls, places):
 # ---- cases ---------------------------------------------------------------------------------------------
 
 CALL = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
-PARIS = ("get_weather", '{"city": "Paris"}')
+CITY = '{"city": "Paris"}'
+PARIS = ("get_weather", CITY)
 
 
 @pytest.mark.parametrize(
@@ -189,11 +219,32 @@ PARIS = ("get_weather", '{"city": "Paris"}')
         ("llama3", f"<|python_tag|>{CALL}<|python_tag|>{CALL}", "", [PARIS, PARIS]),
         ("llama3", '<|python_tag|>search.call("x")', '<|python_tag|>search.call("x")', []),
         ("llama3", '{"city": "Paris"}', '{"city": "Paris"}', []),
+        ("llama3", f"{CALL}\n{CALL}\n\n<|python_tag|>{CALL}{CALL}\nDone.", "\nDone.", [PARIS] * 4),
+        ("llama3", f"{CALL}\n{{\"city\": 1}}", '\n{"city": 1}', [PARIS]),
+        ("llama3", f"{CALL}\n{CALL[:-1]}", f"\n{CALL[:-1]}", [PARIS]),
+        ("llama3", CALL[:-1] + ', "note": 1}', CALL[:-1] + ', "note": 1}', []),
+        ("llama3", f"```json\n{CALL}\n```", f"```json\n{CALL}\n```", []),
+        ("llama3", f"<tool_call>{CALL}</tool_call>", f"<tool_call>{CALL}</tool_call>", []),
+        ("mistral", f"[TOOL_CALLS] [{CALL[:-1]}]", f"[TOOL_CALLS] [{CALL[:-1]}]", []),
+        ("mistral", f"So.[TOOL_CALLS]get_weather[ARGS]{CITY} Then.", "So. Then.", [PARIS]),
+        ("mistral", f"[TOOL_CALLS] get_weather [ARGS] {CITY}", "", [PARIS]),
+        ("mistral", f"[TOOL_CALLS]get_weather{CITY}[TOOL_CALLS]get_weather{CITY}", "", [PARIS] * 2),
+        ("mistral", f"[TOOL_CALLS]get_weather[CALL_ID]aB3dE6gH9[ARGS]{CITY}", "", [PARIS]),
+        ("mistral", f"[TOOL_CALLS]get_weather[ARGS]{CITY}[TOOL_CALLS][{CALL}]", "", [PARIS] * 2),
+        ("mistral", f"[TOOL_CALLS]nobody[ARGS]{CITY}", f"[TOOL_CALLS]nobody[ARGS]{CITY}", []),
+        ("mistral", "[TOOL_CALLS]get_weather[ARGS]", "[TOOL_CALLS]get_weather[ARGS]", []),
+        ("mistral", '[TOOL_CALLS]get_time[ARGS]{"a": 1', '[TOOL_CALLS]get_time[ARGS]{"a": 1', []),
+        ("mistral", f"[TOOL_CALLS]get_weather[ARGS]{json.dumps(CITY)}", "", [PARIS]),
         ("mistral", f"[TOOL_CALLS][{CALL} , {CALL}] Then.", " Then.", [PARIS, PARIS]),
         ("mistral", f"[TOOL_CALLS] {CALL}", f"[TOOL_CALLS] {CALL}", []),
         ("mistral", f"[TOOL_CALLS] [{CALL}, {{}}]", ", {}]", [PARIS]),
         ("mistral", f"[TOOL_CALLS] [{CALL}", "", [PARIS]),
         ("qwen25", f"<tool_call>{CALL}", "", [PARIS]),
+        ("qwen25", f"<tool_call>{CALL[:-1]}</tool_call>", f"<tool_call>{CALL[:-1]}</tool_call>", []),
+        ("qwen25", f"<tool_call>\n{CALL}\n{CALL}\n</tool_call>", "", [PARIS] * 2),
+        ("qwen25", f'<tool_call>{{"name": "get_weather", "arguments": {json.dumps(CITY)}}}', "", [PARIS]),
+        ("qwen25", '<tool_call>{"name": "get_time", "arguments": ""}', "", [("get_time", "{}")]),
+        ("qwen25", '<tool_call>{"n\\u0061me": "get\\u005ftime"}', "", [("get_time", "{}")]),
         ("qwen25", f"<tool_call><tool_call>{CALL}</tool_call>", "<tool_call>", [PARIS]),
         ("qwen25", f"{CALL}", f"{CALL}", []),
         ("qwen25", "a < b\n\n", "a < b\n\n", []),
@@ -218,7 +269,12 @@ def test_cases(name, text, rest, calls):
         '{"name": "get_time", "arguments": {"a": "line\nend"}}',
         '{"name": "get_time", "arguments": {"a": 1,}}',
         '{"name": "get_time", "arguments": [1]}',
-        '{"name": "get_time", "arguments": "{}"}',
+        '{"name": "get_time", "arguments": "x"}',
+        '{"name": "get_time", "arguments": "[1]"}',
+        '{"name": "get_time", "arguments": "{} {}"}',
+        '{"name": "get_time", "arguments": "{\\"a\\": 01}"}',
+        '{"name": "get_time", "arguments": "{\\"a\\": \\"\\ud800\\"}"}',
+        '{"name": "get_time", "arguments": "{}", "parameters": null}',
         '{"name": "get_time", "arguments": {}, "parameters": {}}',
         '{"name": "get_time", "name": "get_weather"}',
         '{"name": "nobody", "arguments": {}}',
@@ -280,11 +336,25 @@ def test_unknown_formats_and_wrong_tools():
     assert [tool.as_dict() for tool in tools] == [WEATHER, TIME]
 
 
+NEWER_MISTRAL = [
+    ("{{- '[TOOL_CALLS]' + tool['function']['name'] + '[ARGS]' + arguments }}", ("[ARGS]",)),
+    ("{{ '[TOOL_CALLS]' + c.function.name }}{{ '[CALL_ID]' + c.id + '[ARGS]' }}", ("[CALL_ID]", "[ARGS]")),
+    ("[TOOL_CALLS]{{ call.name }}{{ call.arguments }}", ()),
+    ('{{ "[TOOL_CALLS]" ~ call["function"]["name"] ~ arguments }}', ()),
+]
+
+
 def test_formats_are_detected_by_the_template():
     assert detect_format("""{{ '<tool_call>\n{"name": ..., "arguments": ' }}""") is get_format("qwen25")
     assert detect_format("{{ '<tool_call><function=' ~ call.name ~ call.arguments }}") is None
     assert detect_format('the format {"name": function name, "parameters": ...}') is get_format("llama3")
     assert detect_format({"default": "{{ x }}", "tool_use": "[TOOL_CALLS]"}) is get_format("mistral")
+    for template in ("'[TOOL_CALLS] [' }}", "{{ '[TOOL_CALLS]' + message['content']|string }}"):
+        assert detect_format(template) is get_format("mistral")
+    for template, markers in NEWER_MISTRAL:
+        assert detect_format(template).after_name == markers
+        assert detect_format(template, "mistral").after_name == markers
+    assert detect_format("<|python_tag|>", "mistral") is get_format("mistral")
     assert detect_format("<|python_tag|>") is get_format("llama3")
     assert detect_format("<|im_start|>") is detect_format(None) is None
 
@@ -313,6 +383,21 @@ def test_forced_calls_are_calls(name):
         assert not accepts(grammar, written(name, calls, key).removeprefix("<|python_tag|>"))
     assert not accepts(grammar, "")
     assert not accepts(forced(name, [TIME]), written(name, one, key).removeprefix("<|python_tag|>"))
+
+
+@pytest.mark.parametrize(("template", "markers"), NEWER_MISTRAL)
+def test_forced_calls_have_the_form_of_the_template(template, markers):
+    functions = [tool.function for tool in read_tools([WEATHER, TIME])]
+    structure = {"type": "structural_tag", "format": detect_format(template).write(functions)}
+    grammar = xgrammar.Grammar.from_ebnf(as_ebnf(Constraint("structural_tag", json.dumps(structure)).rules()))
+    between = "".join(markers).replace("[CALL_ID]", "[CALL_ID]aB3dE6gH9")
+    text = "".join(
+        f"[TOOL_CALLS]{name}{between}{arguments}" for name, arguments in (PARIS, ("get_time", "{}"))
+    )
+    assert accepts(grammar, text)
+    assert found("mistral", text) == ("", [PARIS, ("get_time", "{}")])
+    assert not accepts(grammar, f"[TOOL_CALLS] [{CALL}]")
+    assert not accepts(grammar, text.replace("Paris", '"'))
 
 
 def test_a_new_format_is_one_class():
