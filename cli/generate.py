@@ -99,10 +99,10 @@ def _print_stream(chunks: Any) -> None:
 def _print_result(result: Any, *, as_json: bool) -> None:
     outputs = result if isinstance(result, list) else [result]
     if as_json:
-        from ..engine.jobs.output_file import encode_record
+        from ..engine.jobs.record_json import encode_record
 
         for output in outputs:
-            print(encode_record(output.as_dict()).decode(), end="")
+            print(encode_record(output.as_dict()).decode())
         return
     for number, output in enumerate(outputs):
         if len(outputs) > 1:

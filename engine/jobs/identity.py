@@ -9,11 +9,14 @@ Both are BLAKE2b (RFC 7693) with 16-byte digests. The content digest in hex is t
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .bounds import MAX_ID_CHARS, refusal
 from .input_file import RawLine
 
 DIGEST_BYTES = 16
@@ -54,7 +57,25 @@ def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = collections.Counter(name for name, _ in pairs)
+        name = next(name for name, count in names.items() if count > 1)
+        raise ValueError(f"the name {name[:80]!r} is given twice in one object")
+    return value
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_reject_constant, parse_float=_finite_float, object_pairs_hook=_object
+)
 
 
 def identify(line: RawLine) -> LineIdentity:
@@ -95,14 +116,17 @@ def has_openai_form(body: dict[str, Any]) -> bool:
 def _decode(line: RawLine) -> tuple[dict[str, Any] | None, LineError | None]:
     if line.oversized:
         return None, LineError("line_too_long", f"The line has {line.oversized} bytes; too long to be read.")
+    if why := refusal(line.data):
+        return None, LineError("invalid_json", f"The line is not read: {why}.")
     try:
         value = _DECODER.decode(line.data.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         return None, LineError(
             "invalid_json", f"The line is not UTF-8: {error.reason} at byte {error.start}."
         )
-    except (ValueError, RecursionError) as error:
-        return None, LineError("invalid_json", f"The line is not valid JSON: {error}.")
+    except ValueError as error:
+        hint = " Lines must end with LF or CRLF, not CR." if b"\r" in line.data else ""
+        return None, LineError("invalid_json", f"The line is not valid JSON: {error}.{hint}")
     if not isinstance(value, dict):
         return None, LineError("invalid_json", f"The line is a JSON {type(value).__name__}, not an object.")
     return value, None
@@ -118,5 +142,8 @@ def _line_id(body: dict[str, Any]) -> tuple[str | int | None, LineError | None]:
         return None, None
     if isinstance(value, bool) or not isinstance(value, kinds):
         message = f"{field!r} must be {wanted}, got {type(value).__name__}."
+        return None, LineError("invalid_request", message, field)
+    if len(str(value)) > MAX_ID_CHARS:
+        message = f"{field!r} must have at most {MAX_ID_CHARS} characters, got {len(str(value)):,}."
         return None, LineError("invalid_request", message, field)
     return value, None

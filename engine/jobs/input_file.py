@@ -1,7 +1,8 @@
 """Reading a JSONL input of any size, one line at a time.
 
 Memory is bounded by the longest line: a line above ``MAX_LINE_BYTES`` is hashed and skipped in
-pieces, never held. Gzip is recognised by its first two bytes, whatever the file is called.
+pieces, never held. What a file holds is told by its first bytes, whatever it is called: gzip is unpacked,
+and what holds no lines of text is refused by name.
 """
 
 from __future__ import annotations
@@ -16,11 +17,32 @@ from pathlib import Path
 from typing import IO
 
 from ...errors import JobError
+from .bounds import MAX_LINE_BYTES
 
-MAX_LINE_BYTES = 64 << 20
 _PIECE = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
+_HEAD_BYTES = 4096  # looked at to tell what a file holds
+_UTF16 = "text in UTF-16 or UTF-32", "Write it in UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`."
+_UNPACK = "Unpack it first, or pack it with gzip, which is read as it is."
+_CONVERT = "Write its rows as lines of JSON first."
+
+# first bytes -> what it is, and what to do
+_NO_LINES: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", "Unpack it first (`zstd -d`), or pack it with gzip instead."),
+    (b"BZh", "packed with bzip2", _UNPACK),
+    (b"\xfd7zXZ\0", "packed with xz", _UNPACK),
+    (b"\x04\x22\x4d\x18", "packed with lz4", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"PK\x03\x04", "a zip archive (or a spreadsheet)", _UNPACK),
+    (_GZIP_MAGIC, "packed with gzip twice", "Unpack it once (`gzip -d`)."),
+    (b"PAR1", "a Parquet file", _CONVERT),
+    (b"ARROW1", "an Arrow file", _CONVERT),
+    (b"SQLite format 3", "an SQLite database", _CONVERT),
+    (b"GGUF", "a GGUF model", "The input is the file with the prompts."),
+    (b"\xff\xfe", *_UTF16),
+    (b"\xfe\xff", *_UTF16),
+)
 
 
 @dataclass(frozen=True)
@@ -40,25 +62,10 @@ class RawLine:
         return not self.data.strip()
 
 
-def check_input_path(path: str | Path) -> Path:
-    """Return ``path`` if a job can read it; raises JobError for "-", a missing file or a folder."""
-    if str(path) == "-":
-        raise JobError(
-            "The job input cannot be standard input: a restarted job must be able to read it again. "
-            "Write it to a file first."
-        )
-    path = Path(path)
-    if not path.exists():
-        raise JobError(f"The input file {str(path)!r} does not exist.")
-    if not path.is_file():
-        raise JobError(f"The input {str(path)!r} is not a regular file.")
-    return path
-
-
 def read_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[RawLine]:
     """Yield every line of ``path`` (blank ones too), in order.
 
-    Raises JobError if the file cannot be read or its gzip stream is damaged.
+    Raises JobError if the file cannot be read, holds something else than text, or its gzip stream is damaged.
     """
     try:
         with _open(path) as file:
@@ -82,9 +89,24 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb", buffering=_PIECE) as file:
         if file.peek(2)[:2] == _GZIP_MAGIC:
             with gzip.open(file, "rb") as unpacked:
+                _check_content(path, unpacked.peek(_HEAD_BYTES))
                 yield unpacked
         else:
+            _check_content(path, file.peek(_HEAD_BYTES))
             yield file
+
+
+def _check_content(path: Path, head: bytes) -> None:
+    """Raise JobError if a file that begins with ``head`` holds no lines of text."""
+    for magic, what, advice in _NO_LINES:
+        if head.startswith(magic):
+            raise JobError(f"The input {str(path)!r} is {what}, not JSONL. {advice}")
+    line = head[:_HEAD_BYTES].partition(b"\n")[0]
+    if b"\0" in line[:4]:
+        what, advice = _UTF16 if line[:4].strip(b"\0 ") in (b"{", b'{"', b"[") else ("binary data", _CONVERT)
+        raise JobError(f"The input {str(path)!r} is {what}, not JSONL. {advice}")
+    if b"\0" in line and not line.removeprefix(_BOM).lstrip().startswith(b"{"):
+        raise JobError(f"The input {str(path)!r} is binary data, not JSONL. {_CONVERT}")
 
 
 def _split(file: IO[bytes], limit: int) -> Iterator[RawLine]:

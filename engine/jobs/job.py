@@ -1,9 +1,10 @@
 """``run_jobs``: checks first, then the pipeline.
 
-    lock output -> cut off a torn tail -> read its records -> read the input once (digests only)
-    -> compare: done, missing, changed -> build the engine -> read the input again, answer what is missing
+    lock output -> read its records -> read the input once (digests only) -> compare: done, missing, changed
+    -> build the engine -> mend the output, write the settings -> read the input again, answer what is missing
 
-Everything that can be wrong with the files or the settings is found before the engine is built.
+Everything that can be wrong with the files or the settings is found before the engine is built, and no file
+is changed before that.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import JobError
 from ...sampling.params import SamplingParams
-from ...sampling.seeds import random_seed
-from ...version import __version__
 from ..config import EngineConfig
-from .input_file import check_input_path
 from .lines import parse_line
+from .options import check_flags, check_options, check_stack
 from .output_file import OutputFile
+from .paths import check_input_path
 from .pipeline import Pipeline
+from .plan import make_plan
 from .progress import Progress
-from .read_ahead import WINDOW_LINES, Order, check_order, in_order
+from .read_ahead import WINDOW_LINES, Order, in_order
 from .request import JobDefaults
-from .resume import Comparison, compare, scan_input, scan_records
-from .sidecar import JobSettings, Sidecar, differences
 from .summary import JobSummary
 
 if TYPE_CHECKING:
@@ -66,13 +65,14 @@ def run_jobs(
     the same form (:mod:`rootlet.engine.jobs.simple_lines` and ``openai_lines`` describe both). Records are
     appended as they finish, so their order is not that of the input: use ``id``, ``custom_id`` or ``index``.
     A line that cannot be answered gets a record with ``error`` set, and the job goes on.
+    Every record carries a checksum, ``crc``; one that is damaged later is found and answered anew.
 
     Resuming: a record counts as done if its line is still in the input with the same content. A line is known
     by its id, or by its position if it has none; ids must not repeat. Memory: about 150 bytes per line while
     comparing, 9 bytes per line afterwards (150 MB and 9 MB per million); lines are held a window at a time.
 
     Args:
-        input: JSONL file, plain or gzip.
+        input: JSONL file, plain or gzip. A line may have 64 MiB, 2,000,000 values and 100 levels of nesting.
         output: JSONL file, created or resumed. ``<output>.job.json`` beside it holds the job's settings.
         engine: run on this engine, which stays open; or
         model: build an engine from this model and ``engine_options``, and close it at the end.
@@ -89,27 +89,37 @@ def run_jobs(
         overwrite: drop an existing output and start over.
 
     Raises:
-        JobError: the files or settings do not allow the job to start or to resume.
+        JobError: the files or settings do not allow the job to start, to resume or (a full disk, a moved
+            output) to go on. A job that is refused leaves no file behind and changes none.
         KeyboardInterrupt: after writing what had finished.
     """
-    check_order(order, window)
-    if on_changed not in ("error", "redo"):
-        raise JobError(f"on_changed must be 'error' or 'redo', got {on_changed!r}.")
-    if max_in_flight is not None and (not isinstance(max_in_flight, int) or max_in_flight < 1):
-        raise JobError(f"max_in_flight must be at least 1, got {max_in_flight!r}.")
+    check_options(order, window, on_changed, max_in_flight)
+    check_flags(progress=progress, retry_errors=retry_errors, force=force, overwrite=overwrite)
+    check_stack()
     config = _engine_config(engine, model, engine_options)
     sampling = _given(sampling_params)
     input_path = check_input_path(input)
     with OutputFile(output) as file:
-        _check_apart(input_path, file.path)
-        seed = _settle_settings(file, config, sampling, input_path, force=force, overwrite=overwrite)
-        state = _compare(file, input_path, redo_changed=on_changed == "redo", retry_errors=retry_errors)
-        defaults = JobDefaults({k: v for k, v in sampling.items() if k != "seed"}, seed)
+        plan = make_plan(
+            file,
+            input_path,
+            config,
+            sampling,
+            redo_changed=on_changed == "redo",
+            retry_errors=retry_errors,
+            force=force,
+            overwrite=overwrite,
+        )
+        state = plan.state
+        counts = Progress(state.total, state.total - state.num_missing, state.causes)
+        if not state.num_missing:
+            plan.begin()
+            return _summary(counts, file)
+        defaults = JobDefaults({k: v for k, v in sampling.items() if k != "seed"}, plan.settings.seed)
         lines = (parse_line(line, defaults) for line in state.missing_lines(input_path))
-        resumed = state.total - state.num_missing
-        counts = Progress(state.total, resumed, state.num_errors)
-        if state.num_missing:
-            with _opened(engine, model, engine_options) as running, counts.display(progress):
+        with _opened(engine, model, engine_options) as running:
+            plan.begin()
+            with counts.display(progress):
                 pipeline = Pipeline(running, file, counts, max_in_flight or _default_in_flight(running))
                 _run(pipeline, in_order(lines, order, window), counts, file)
         return _summary(counts, file)
@@ -121,10 +131,16 @@ def _engine_config(
     """All engine options by name: those asked for, or those of the caller's engine."""
     if (engine is None) == (model is None):
         raise JobError("Give either engine (one of yours) or model (to build one), not both or neither.")
+    if engine_options is not None and not isinstance(engine_options, Mapping):
+        raise JobError(f"engine_options must be a dict of options, got {type(engine_options).__name__}.")
     if engine is None:
         config = EngineConfig.from_options(model, dict(engine_options or {}))
     elif engine_options:
         raise JobError("engine_options apply to an engine that the job builds; yours is built already.")
+    elif not isinstance(getattr(engine, "config", None), EngineConfig):
+        raise JobError(
+            f"engine must be a rootlet.Engine, got {type(engine).__name__}; a model's path is model=."
+        )
     else:
         config = engine.config
     if config.step_by_hand:
@@ -143,66 +159,6 @@ def _given(sampling_params: Mapping[str, Any] | SamplingParams | None) -> dict[s
     checked = SamplingParams.from_dict(given)  # refuse nonsense now rather than once per line
     given = {name: value for name, value in given.items() if name != "seed"}
     return given if checked.seed is None else given | {"seed": checked.seed}
-
-
-def _check_apart(input_path: Path, output_path: Path) -> None:
-    if input_path.samefile(output_path):
-        raise JobError(f"Input and output are the same file: {str(output_path)!r}.")
-
-
-def _settle_settings(
-    file: OutputFile,
-    config: Mapping[str, Any],
-    sampling: Mapping[str, Any],
-    input_path: Path,
-    *,
-    force: bool,
-    overwrite: bool,
-) -> int:
-    """Check the job's settings against those the output was begun with, record them, return the seed."""
-    sidecar = Sidecar(file.path)
-    if overwrite:
-        file.clear()
-    old = sidecar.read() if file.nbytes else None
-    if file.nbytes and old is None and not force:
-        raise JobError(
-            f"The output {str(file.path)!r} exists, but not {sidecar.path.name!r}, which says how it was "
-            "made. Choose another output, resume anyway with force, or start over with overwrite."
-        )
-    drawn = old.seed if old else random_seed()
-    settings = JobSettings.of(config, sampling, sampling.get("seed", drawn))
-    changes = differences(old, settings) if old else []
-    if changes and not force:
-        raise JobError(
-            f"The output {str(file.path)!r} was begun with other settings: {'; '.join(changes)}. Use the "
-            "earlier ones, choose another output, resume anyway with force, or start over with overwrite."
-        )
-    if changes:
-        logger.warning("Resuming with other settings: %s", "; ".join(changes))
-    if settings != old:
-        sidecar.write(settings, input_path, __version__)
-    return settings.seed
-
-
-def _compare(file: OutputFile, input_path: Path, *, redo_changed: bool, retry_errors: bool) -> Comparison:
-    """Repair the output, compare it with the input, and drop the records that are to be done again."""
-    torn = file.repair()
-    if torn:
-        logger.warning("Cut off a torn record of %d bytes at the end of %s", torn, file.path)
-    records = scan_records(file.read_records(), file.path)
-    state = compare(
-        scan_input(input_path),
-        records,
-        input_path=input_path,
-        output_path=file.path,
-        redo_changed=redo_changed,
-        retry_errors=retry_errors,
-    )
-    if state.keep is not None:
-        keep = state.keep
-        file.rewrite(lambda number: bool(keep[number]))
-        logger.info("Dropped %d records to be done again", len(keep) - int(keep.sum()))
-    return state
 
 
 @contextlib.contextmanager
@@ -228,6 +184,7 @@ def _run(pipeline: Pipeline, lines: Iterator[Any], counts: Progress, file: Outpu
     start = file.nbytes
     try:
         pipeline.run(lines)
+        file.sync()
     except BaseException as error:
         # Ctrl-C may have come between writing a record and counting it, so the file is asked
         done = counts.resumed + file.count_records(start)
@@ -248,9 +205,10 @@ def _summary(counts: Progress, file: OutputFile) -> JobSummary:
         total=counts.total,
         resumed=counts.resumed,
         completed=counts.completed,
-        errors=counts.errors,
+        errors=counts.causes.total,
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
         cached_tokens=counts.cached_tokens,
         seconds=counts.seconds,
+        causes=counts.causes,
     )

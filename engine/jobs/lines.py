@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import (
     InvalidParameterError,
+    InvalidRequestError,
     RequestTooLongError,
     RootletError,
     UnknownOptionError,
@@ -29,6 +31,11 @@ from .simple_lines import parse_simple, simple_error, simple_record
 if TYPE_CHECKING:
     from ..chat.outputs import ChatOutput
     from ..outputs import RequestOutput
+
+logger = logging.getLogger("rootlet.jobs")
+
+MAX_REQUESTS = 4096  # engine requests one line may turn into
+_MAX_MESSAGE = 2000  # characters
 
 # most specific first
 _CODES: tuple[tuple[type[RootletError], str], ...] = (
@@ -51,15 +58,33 @@ def parse_line(identity: LineIdentity, defaults: JobDefaults) -> JobLine:
         request = parse(body, identity.identity, defaults)
         for prompt in request.prompts:
             _check_unicode(prompt)
+        if request.num_samples > MAX_REQUESTS:
+            raise InvalidRequestError(
+                f"The line asks for {request.num_samples:,} answers (prompts times n), but at most "
+                f"{MAX_REQUESTS:,} are given: spread them over several lines."
+            )
     except RootletError as error:
         return JobLine(identity, is_openai, error=line_error(error))
+    except Exception as error:  # a fault of ours must not stop the other lines
+        logger.exception("Line %d could not be read", identity.index + 1)
+        return JobLine(identity, is_openai, error=internal_error(error))
     return JobLine(identity, is_openai, request=request)
 
 
 def line_error(error: RootletError) -> LineError:
     """The record form of an error that concerns one line."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "invalid_request")
-    return LineError(code, str(error))
+    return LineError(code, _bounded(str(error)))
+
+
+def internal_error(error: Exception) -> LineError:
+    """The record form of what should not have happened."""
+    return LineError("internal_error", _bounded(f"{type(error).__name__}: {error}"))
+
+
+def _bounded(message: str) -> str:
+    """A message that quotes a line does not repeat all of it."""
+    return message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."
 
 
 def answer_record(
@@ -87,11 +112,11 @@ def error_record(line: JobLine, error: LineError) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RecordIdentity:
-    """What an output record says of the line it answers: 16-byte digests, as in LineIdentity."""
+    """What a record says of its line: 16-byte digests, as in LineIdentity, and the error if it is one."""
 
     identity: bytes
     content: bytes
-    is_error: bool
+    error_code: str | None
 
 
 def identify_record(data: bytes) -> RecordIdentity:
@@ -111,7 +136,11 @@ def identify_record(data: bytes) -> RecordIdentity:
     content = bytes.fromhex(str(key))
     if len(content) != DIGEST_BYTES:
         raise ValueError("it has no key")
-    return RecordIdentity(identity_digest(line_id, index), content, record.get("error") is not None)
+    error = record.get("error")
+    if error is not None and not isinstance(error, dict):
+        raise ValueError("its error is not an object")
+    code = None if error is None else str(error.get("code"))
+    return RecordIdentity(identity_digest(line_id, index), content, code)
 
 
 def shared_text(line: JobLine) -> str:

@@ -8,10 +8,10 @@ import queue
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ...errors import EngineClosedError, EngineFailedError, InvalidRequestError, RootletError
+from ...errors import EngineClosedError, EngineFailedError, InvalidRequestError, JobError, RootletError
 from ..chat.conversation import Conversation
 from .identity import LineError
-from .lines import answer_record, error_record, line_error
+from .lines import answer_record, error_record, internal_error, line_error
 from .output_file import OutputFile
 from .progress import Progress
 from .request import JobLine, Prompt
@@ -68,8 +68,8 @@ class Pipeline:
                     self._collect()
             while self._num_in_flight:
                 self._collect()
-        except BaseException as error:
-            self._stop(write=not isinstance(error, OSError))
+        except BaseException:
+            self._stop(write=not self._output.failed)
             raise
 
     def _start(self, line: JobLine) -> None:
@@ -89,7 +89,7 @@ class Pipeline:
             return
         except Exception as error:  # a fault of ours must not stop the other lines
             logger.exception("Line %d could not be submitted", line.identity.index + 1)
-            self._refuse(task, LineError("internal_error", f"{type(error).__name__}: {error}"))
+            self._refuse(task, internal_error(error))
             return
         # callbacks only now: a line one of whose samples was refused must not be reported as finished
         task.num_running = len(task.handles)
@@ -136,27 +136,26 @@ class Pipeline:
         del self._tasks[task]
         try:
             outputs = [handle.result() for handle in task.handles]
-        except (EngineClosedError, EngineFailedError):
+            if error := _abort_error(outputs):
+                self._write_error(task.line, error)
+                return
+            replies = [reader.read_whole(output) for reader, output in zip(task.readers, outputs)]
+            answer = answer_record(task.line, outputs, replies, self._engine.tokenizer)
+        except (EngineClosedError, EngineFailedError, JobError):
             raise
         except RootletError as error:
             self._write_error(task.line, line_error(error))
             return
-        for output in outputs:
-            reason = output.finish_reason or {}
-            if reason.get("type") == "abort":
-                message = str(reason.get("message") or "The request was aborted.")
-                self._write_error(task.line, LineError("aborted", message))
-                return
-        self._write_answer(task, outputs)
-
-    def _write_answer(self, task: _Task, outputs: list[RequestOutput]) -> None:
-        replies = [reader.read_whole(output) for reader, output in zip(task.readers, outputs)]
-        self._output.append(answer_record(task.line, outputs, replies, self._engine.tokenizer))
+        except Exception as error:  # a fault of ours must not stop the other lines
+            logger.exception("The answer of line %d could not be read", task.line.identity.index + 1)
+            self._write_error(task.line, internal_error(error))
+            return
+        self._output.append(answer)
         self._progress.answered(outputs)
 
     def _write_error(self, line: JobLine, error: LineError) -> None:
         self._output.append(error_record(line, error))
-        self._progress.refused()
+        self._progress.refused(line.identity.index + 1, error)
 
     def _refuse(self, task: _Task, error: LineError) -> None:
         del self._tasks[task]
@@ -174,3 +173,11 @@ class Pipeline:
             for handle in task.handles:
                 with contextlib.suppress(RootletError):
                     handle.abort()
+
+
+def _abort_error(outputs: list[RequestOutput]) -> LineError | None:
+    for output in outputs:
+        reason = output.finish_reason or {}
+        if reason.get("type") == "abort":
+            return LineError("aborted", str(reason.get("message") or "The request was aborted."))
+    return None

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..progress_bar import ProgressBar
+from .causes import ErrorCauses
+from .identity import LineError
 
 if TYPE_CHECKING:
     from ..outputs import RequestOutput
@@ -25,14 +27,15 @@ _LOG_SECONDS = 30.0
 class Progress:
     """Counts what a run of a job does, and shows it inside :meth:`display`.
 
-    ``total`` records, ``resumed`` of them (``errors`` of these are error records) done before.
+    ``total`` records, ``resumed`` of them done before; ``causes`` are those of the error records among these.
     """
 
-    def __init__(self, total: int, resumed: int, errors: int) -> None:
+    def __init__(self, total: int, resumed: int, causes: ErrorCauses) -> None:
         self.total = total
         self.resumed = resumed
         self.completed = 0
-        self.errors = errors
+        self.causes = causes
+        self._shown: set[str] = set()  # codes of errors that were logged
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -63,9 +66,12 @@ class Progress:
             self.cached_tokens += out.cached_tokens
         self._advance()
 
-    def refused(self) -> None:
-        """One error record was written."""
-        self.errors += 1
+    def refused(self, line: int, error: LineError) -> None:
+        """One error record was written, for ``line`` (counted from 1); the first of a kind is logged."""
+        self.causes.add(error.code, [line])
+        if self._show and error.code not in self._shown:
+            self._shown.add(error.code)
+            logger.warning("Line %d, the first with %s: %s", line, error.code, error.message[:300])
         self._advance()
 
     def tick(self) -> None:
@@ -90,7 +96,8 @@ class Progress:
     def _figures(self) -> str:
         rate = self.completion_tokens / max(self.seconds, 1e-9)
         hits = self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
-        errors = f", {self.errors} errors" if self.errors else ""
+        codes = ", ".join(f"{code} {cause.count}" for code, cause in self.causes.most_frequent()[:3])
+        errors = f", {self.causes.total} errors ({codes})" if codes else ""
         return f"{rate:,.0f} tokens/s, cache {hits:.0%}{errors}"
 
     def _log(self) -> None:

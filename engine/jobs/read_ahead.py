@@ -20,7 +20,7 @@ WINDOW_LINES = 4096
 WINDOW_BYTES = 64 << 20
 
 
-def check_order(order: str, window: int) -> None:
+def check_order(order: object, window: object) -> None:
     """Raises JobError for an order nobody knows or a window that holds no line."""
     if order not in ORDERS:
         raise JobError(f"order must be {' or '.join(map(repr, ORDERS))}, got {order!r}.")

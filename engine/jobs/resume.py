@@ -1,6 +1,6 @@
 """What is done, what is missing, and what no longer fits: the input and the output compared.
 
-Per line only digests are held while comparing: 24 bytes for each input line and 25 for each record,
+Per line only digests are held while comparing: 25 bytes for each input line and for each record,
 in plain byte arrays. Afterwards 9 bytes per line stay: whether it is done, and 8 bytes of its content
 digest, by which the job notices an input that changes under its hands.
 """
@@ -15,30 +15,34 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import JobError
+from .causes import ErrorCauses
 from .identity import DIGEST_BYTES, LineIdentity, digest, identify
 from .input_file import RawLine, nth_line, read_lines
-from .lines import RecordIdentity, identify_record
+from .lines import identify_record
+from .seal import bears_seal, is_sealed
 
 _CONTENT_BYTES = 8
 _MAX_NAMED = 3  # offenders an error message names
+_DAMAGED = 255  # mark of a record whose checksum is wrong
+_RECORD_HEAD = b'{"id": '  # every record begins so
 
 
 class DigestTable:
-    """Identity (16 bytes) and content (8 bytes) digests of many lines, and a flag each."""
+    """Identity (16 bytes) and content (8 bytes) digests of many lines, and a mark (0 to 255) each."""
 
     def __init__(self) -> None:
         self._identities = bytearray()
         self._contents = bytearray()
-        self._flags = bytearray()
+        self._marks = bytearray()
 
     def __len__(self) -> int:
-        return len(self._flags)
+        return len(self._marks)
 
-    def add(self, identity: bytes, content: bytes, flag: bool) -> None:
+    def add(self, identity: bytes, content: bytes, mark: int) -> None:
         """Append one line."""
         self._identities += identity
         self._contents += content[:_CONTENT_BYTES]
-        self._flags.append(flag)
+        self._marks.append(mark)
 
     @property
     def identities(self) -> np.ndarray:
@@ -51,9 +55,31 @@ class DigestTable:
         return np.frombuffer(self._contents, dtype="<u8")
 
     @property
-    def flags(self) -> np.ndarray:
-        """[len] bool; a view."""
-        return np.frombuffer(self._flags, dtype=np.bool_)
+    def marks(self) -> np.ndarray:
+        """[len] uint8; a view."""
+        return np.frombuffer(self._marks, dtype=np.uint8)
+
+
+class RecordTable(DigestTable):
+    """The records of an output. Mark 0: an answer, 255: damaged, else an error: ``codes[mark - 1]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes: list[str] = []
+
+    def add_record(self, data: bytes) -> None:
+        """Append one record; raises ValueError saying why it is none."""
+        record = identify_record(data)
+        mark = 0
+        if record.error_code is not None:
+            if record.error_code not in self.codes:
+                self.codes.append(record.error_code if len(self.codes) < _DAMAGED - 2 else "other")
+            mark = 1 + min(self.codes.index(record.error_code), _DAMAGED - 2)
+        self.add(record.identity, record.content, mark)
+
+    def add_damaged(self) -> None:
+        """Append what was a record."""
+        self.add(bytes(DIGEST_BYTES), bytes(_CONTENT_BYTES), _DAMAGED)
 
 
 @dataclass(frozen=True)
@@ -65,14 +91,16 @@ class Comparison:
         contents: [input lines] uint64, the content digests' first 8 bytes.
         total: records wanted (input lines that are not blank).
         keep: [output records] bool, or None if every record stays.
-        num_errors: error records among those that stay.
+        causes: the error records among those that stay.
+        damaged: [.] 0-based numbers of the records that were found damaged.
     """
 
     done: np.ndarray
     contents: np.ndarray
     total: int
     keep: np.ndarray | None
-    num_errors: int
+    causes: ErrorCauses
+    damaged: np.ndarray
 
     @property
     def num_missing(self) -> int:
@@ -93,26 +121,34 @@ class Comparison:
             raise _changed_meanwhile(path, num_lines)
 
 
-def scan_records(records: Iterable[bytes], path: Path) -> DigestTable:
-    """Read every record of an output file (flag: it is an error record).
+def scan_records(records: Iterable[bytes], torn: bytes, path: Path, *, sealed: bool) -> RecordTable:
+    """Read every record of an output file; ``torn`` is the beginning of what stands behind the last.
 
-    Raises JobError at the first line that no job has written.
+    With ``sealed`` a line whose checksum is wrong is a damaged record, as long as something shows that the
+    file came from a job. Raises JobError at the first line that no job has written.
     """
-    table = DigestTable()
+    table = RecordTable()
+    is_output, first_damaged = False, None
     for number, data in enumerate(records):
+        if sealed and not is_sealed(data):
+            is_output = is_output or bears_seal(data)
+            first_damaged = number if first_damaged is None else first_damaged
+            table.add_damaged()
+            continue
+        is_output = True
         try:
-            record: RecordIdentity = identify_record(data)
+            table.add_record(data)
         except (ValueError, RecursionError) as error:
-            raise JobError(
-                f"Line {number + 1} of the output {str(path)!r} is no record of a job: {error}. "
-                "Move the file away, cut it off before that line, or start over with overwrite."
-            ) from error
-        table.add(record.identity, record.content, record.is_error)
+            raise _no_record(path, number, str(error)) from error
+    if first_damaged is not None and not is_output:
+        raise _no_record(path, first_damaged, "it has no checksum")
+    if not len(table) and not torn.startswith(_RECORD_HEAD[: len(torn)]):
+        raise _no_record(path, 0, "it does not begin like one")
     return table
 
 
 def scan_input(path: Path, tick: Callable[[int], None] | None = None) -> DigestTable:
-    """Read every line of an input file (flag: it is blank). ``tick(n)`` is told of every n-th line."""
+    """Read every line of an input file (mark 1: it is blank). ``tick(n)`` is told of every n-th line."""
     table = DigestTable()
     for line in read_lines(path):
         identity, content, blank = _fingerprint(line)
@@ -124,7 +160,7 @@ def scan_input(path: Path, tick: Callable[[int], None] | None = None) -> DigestT
 
 def compare(
     inputs: DigestTable,
-    records: DigestTable,
+    records: RecordTable,
     *,
     input_path: Path,
     output_path: Path,
@@ -139,21 +175,20 @@ def compare(
     order = np.argsort(inputs.identities, kind="stable")
     ordered = inputs.identities[order]
     _refuse_repeats(ordered, order, input_path)
-    done = inputs.flags.copy()
+    done = inputs.marks.astype(np.bool_)
     total = len(inputs) - int(done.sum())
-    if not len(records):
-        return Comparison(done, inputs.contents.copy(), total, None, 0)
+    whole = records.marks != _DAMAGED
     if not len(inputs):
         line, found = np.zeros(len(records), dtype=np.intp), np.zeros(len(records), dtype=np.bool_)
         same = found
     else:
         place = np.minimum(np.searchsorted(ordered, records.identities), len(ordered) - 1)
         line = order[place]
-        found = ordered[place] == records.identities
+        found = whole & (ordered[place] == records.identities)
         same = found & (inputs.contents[line] == records.contents)
     if not redo_changed:
-        _refuse_changes(found, same, line, input_path, output_path)
-    keep = same & ~records.flags if retry_errors else same
+        _refuse_changes(whole, found, same, line, input_path, output_path)
+    keep = same & (records.marks == 0) if retry_errors else same
     kept_lines = line[keep]
     if len(np.unique(kept_lines)) < len(kept_lines):
         raise JobError(
@@ -161,8 +196,13 @@ def compare(
             "Move it away or start over with overwrite."
         )
     done[kept_lines] = True
-    num_errors = int((records.flags & keep).sum())
-    return Comparison(done, inputs.contents.copy(), total, None if keep.all() else keep, num_errors)
+    causes = ErrorCauses()
+    for number, code in enumerate(records.codes):
+        lines = line[keep & (records.marks == 1 + number)]
+        if len(lines):
+            causes.add(code, [int(n) + 1 for n in lines])
+    damaged = np.flatnonzero(~whole)
+    return Comparison(done, inputs.contents.copy(), total, None if keep.all() else keep, causes, damaged)
 
 
 def _fingerprint(line: RawLine) -> tuple[LineIdentity, bytes, bool]:
@@ -187,8 +227,20 @@ def _refuse_repeats(ordered: np.ndarray, order: np.ndarray, path: Path) -> None:
     )
 
 
+def _no_record(path: Path, number: int, why: str) -> JobError:
+    return JobError(
+        f"Line {number + 1} of the output {str(path)!r} is no record of a job: {why}. "
+        "Move the file away, cut it off before that line, or start over with overwrite."
+    )
+
+
 def _refuse_changes(
-    found: np.ndarray, same: np.ndarray, line: np.ndarray, input_path: Path, output_path: Path
+    whole: np.ndarray,
+    found: np.ndarray,
+    same: np.ndarray,
+    line: np.ndarray,
+    input_path: Path,
+    output_path: Path,
 ) -> None:
     advice = "Restore the input, choose another output, or have those lines redone with on_changed='redo'."
     changed = np.flatnonzero(found & ~same)
@@ -199,7 +251,7 @@ def _refuse_changes(
             f"The input {str(input_path)!r} says something else than when it was answered in "
             f"{str(output_path)!r}: {len(changed)} answered lines have changed, first {named}. {advice}"
         )
-    gone = np.flatnonzero(~found)
+    gone = np.flatnonzero(whole & ~found)
     if len(gone):
         first = int(gone[0])
         raise JobError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .causes import ErrorCauses
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class JobSummary:
         errors: error records in the output, of this and earlier runs.
         prompt_tokens, completion_tokens, cached_tokens: sums over this run's engine requests.
         seconds: wall time of this run from its first request, model loading excluded.
+        causes: the error records by their ``code``: how many, and the first few of their lines.
     """
 
     output: str
@@ -28,6 +31,7 @@ class JobSummary:
     completion_tokens: int
     cached_tokens: int
     seconds: float
+    causes: ErrorCauses = field(default_factory=ErrorCauses)
 
     @property
     def tokens_per_second(self) -> float:
@@ -43,8 +47,9 @@ class JobSummary:
         """A few lines to print at the end."""
         errors = f", {self.errors} of them errors" if self.errors else ""
         earlier = f" ({self.resumed} from an earlier run)" if self.resumed else ""
+        causes = "".join(f"  {code}: {cause}\n" for code, cause in self.causes.most_frequent())
         return (
-            f"{self.resumed + self.completed} of {self.total} records{earlier}{errors}\n"
+            f"{self.resumed + self.completed} of {self.total} records{earlier}{errors}\n{causes}"
             f"{self.prompt_tokens:,} prompt tokens ({self.cache_hit_rate:.0%} from the prefix cache), "
             f"{self.completion_tokens:,} generated tokens in {self.seconds:.1f} s "
             f"({self.tokens_per_second:,.0f} tokens/s)\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from rootlet import run_jobs
 from rootlet.engine.jobs.output_file import OutputFile
+from rootlet.engine.jobs.scratch import Scratch
+from rootlet.engine.jobs.sidecar import Sidecar
 from rootlet.errors import EngineFailedError, JobError
 
 from .fake_engine import FakeEngine
@@ -297,8 +300,8 @@ def test_the_lock_survives_a_rewrite(job):
 
 def test_a_finished_job_builds_no_engine(job, tmp_path):
     job([{"prompt": "x"}])
-    settings = json.loads(job.sidecar.read_text())
-    settings["settings"]["model"] = {"name": "no/such/model"}
-    job.sidecar.write_text(json.dumps(settings))
+    sidecar = Sidecar(job.output, Scratch(job.output))
+    settings, _ = sidecar.read()
+    sidecar.write(dataclasses.replace(settings, model={"name": "no/such/model"}), job.input, "0")
     summary = run_jobs(job.input, job.output, model="no/such/model", progress=False)
     assert (summary.resumed, summary.completed) == (1, 0)
