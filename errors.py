@@ -13,8 +13,11 @@
     ├── JobError (ValueError)                a JSONL job cannot start or resume
     ├── LogitProcessorError (RuntimeError)   a caller's logit processor raised or returned no logits
     ├── NumericalError (ArithmeticError)     a request's logits leave no token to choose: NaN, or all -inf
+    ├── TokenizerError (RuntimeError)        the model's tokenizer raised; ``__cause__`` is what it raised
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
+    ├── EngineThreadError (RuntimeError)     a call would wait for the thread it runs on
     ├── EngineClosedError (RuntimeError)     the engine was closed
+    │   └── EngineForkedError                it was built before this process was forked off
     └── EngineFailedError (RuntimeError)     a step raised; ``__cause__`` is the original error
 
 Each class also derives from the builtin a caller would naturally catch. Messages say what was
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import threading
 from collections.abc import Iterable
 
 _REPR = reprlib.Repr()
@@ -83,6 +87,10 @@ class NumericalError(RootletError, ArithmeticError):
     """A request's logits leave no token to choose: they are NaN, or all of them -inf."""
 
 
+class TokenizerError(RootletError, RuntimeError):
+    """The model's tokenizer raised (``__cause__``) over a request's text or tokens; only that one ends."""
+
+
 class ProfileError(RootletError, RuntimeError):
     """A profile is started twice, or stopped before it was started."""
 
@@ -95,8 +103,24 @@ class EngineClosedError(RootletError, RuntimeError):
     """The engine was closed before or while the call was running."""
 
 
+class EngineForkedError(EngineClosedError):
+    """The engine, or a handle of it, is used in a process that was forked off after it was built."""
+
+
+class EngineThreadError(RootletError, RuntimeError):
+    """A call from a callback or a logit processor would wait for the very thread that it runs on."""
+
+
 class EngineFailedError(RootletError, RuntimeError):
     """A step of the engine raised; the original exception is ``__cause__``."""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether ``error`` is a Ctrl-C: Python delivers it to the main thread, whatever runs there.
+
+    In any other thread a KeyboardInterrupt is raised by somebody's code, like every other error.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def unknown_option(kind: str, name: str, known: Iterable[str]) -> UnknownOptionError:

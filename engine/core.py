@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import GrammarError, InvalidRequestError
+from .host_code import call_host
 from .outputs import RequestOutput, build_output
 from .request import FinishReason, Request, RequestStatus
 
@@ -171,7 +172,7 @@ class EngineCore:
         self._compiling = {}
         self._in_flight = None
         for item in tracked.values():
-            item.listener.fail(error)
+            call_host("A listener", item.listener.fail, error)  # the others are told all the same
 
     # ---- one step ----------------------------------------------------------------------------------
 
@@ -193,14 +194,8 @@ class EngineCore:
         elif self._in_flight is not None:
             self._in_flight.draw()
         if self._after_step is not None and batch is not None:
-            self._after_step(self)
+            call_host("What watches steps", self._after_step, self)
         return self.has_work
-
-    def drain(self) -> None:
-        """Commit a step still in flight, without starting another."""
-        if self._in_flight is not None:
-            launched, self._in_flight = self._in_flight, None
-            self._commit(launched)
 
     def _commit(self, launched: Launched) -> None:
         result = launched.wait()

@@ -9,15 +9,15 @@ from typing import Any
 
 from ..errors import EngineClosedError, InvalidRequestError
 from ..version import __version__
-from . import progress_bar, streams
 from .build_thread import build_on_thread
+from .calls import Calls
 from .chat.options import ChatOptions
 from .chat.plan import ChatPlan
 from .config import EngineConfig
 from .core import EngineCore
 from .embedding import EmbeddingOutput
 from .handle import RequestHandle
-from .inputs import GenerateArgs, RequestFactory, Submission
+from .inputs import GenerateArgs, RequestFactory
 from .loop import EngineLoop
 from .profiling import Profile
 from .scoring import ScoreOutput, ScorePlan
@@ -47,6 +47,11 @@ class Engine:
     reference to the engine goes. The engine starts no processes, installs no signal handlers and changes no
     global state. Ctrl-C in a waiting call aborts that call's requests only.
 
+    Done callbacks and logit processors run on that thread. There ``submit``, ``abort`` and ``close`` work,
+    and whatever would wait (``generate``, ``result()``, ``stats``, ...) raises EngineThreadError at once.
+    What they raise, SystemExit included, is logged (a processor's: raised to those who wait for its
+    requests). In a process forked off later every call raises EngineForkedError.
+
     Raises ConfigError, ModelError or WeightsError when it cannot be built.
     """
 
@@ -72,7 +77,7 @@ class Engine:
         )
         self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
         self._profile = Profile(parts.resolved.device)
-        self._pump = self._loop.step if self.config.step_by_hand else None
+        self._calls = Calls(self._factory, self._loop)
         # The loop refers to the core and never to this object, so this runs when the last reference goes. It
         # runs at interpreter exit as well: a thread stopped in the middle of a step would abort the process.
         self._finalizer = weakref.finalize(self, self._loop.close)
@@ -132,7 +137,7 @@ class Engine:
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
             session_params, input_embeds,
         )  # fmt: skip
-        return self._run(args, progress)
+        return self._calls.run(args, progress)
 
     async def async_generate(
         self,
@@ -162,7 +167,7 @@ class Engine:
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
             session_params, input_embeds,
         )  # fmt: skip
-        return await self._run_async(args, progress)
+        return await self._calls.run_async(args, progress)
 
     def chat(
         self,
@@ -256,10 +261,7 @@ class Engine:
             return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
             session_params, input_embeds,
         )  # fmt: skip
-        submissions, is_batch = self._factory.build(args)
-        if is_batch:
-            raise InvalidRequestError("submit() takes one prompt with n=1; use generate() for batches.")
-        return self._start(submissions)[0]
+        return self._calls.submit_one(args)
 
     def score(self, prompts: Any, continuations: Any) -> list[ScoreOutput] | list[list[ScoreOutput]]:
         """Log-likelihoods of continuations after prompts; a prompt is computed once for all of its own.
@@ -298,7 +300,7 @@ class Engine:
 
         Raises InvalidRequestError if the engine generates text, else as :meth:`generate`.
         """
-        return self._run(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
+        return self._calls.run(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
 
     async def async_encode(
         self,
@@ -309,7 +311,7 @@ class Engine:
         progress: bool = False,
     ) -> EmbeddingOutput | list[EmbeddingOutput]:
         """:meth:`encode` for a running event loop."""
-        return await self._run_async(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
+        return await self._calls.run_async(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
 
     def classify(
         self,
@@ -346,73 +348,17 @@ class Engine:
                 " use encode() for embeddings, generate() or score() for a language model."
             )
 
-    def _run(self, args: GenerateArgs, progress: bool) -> Any:
-        _check_progress(progress, args.stream)
-        handles, is_batch = self._submit(args)
-        if args.stream:
-            return streams.iterate(handles, self._pump)
-        try:
-            if progress:
-                progress_bar.watch(handles, self._pump)
-            results = [handle.result() for handle in handles]
-        finally:  # Ctrl-C, or one of several failed: nobody waits for the others any more
-            for handle in handles:
-                handle.abort()
-        return results if is_batch else results[0]
-
-    async def _run_async(self, args: GenerateArgs, progress: bool) -> Any:
-        _check_progress(progress, args.stream)
-        handles, is_batch = self._submit(args)
-        if args.stream:
-            return streams.iterate_async(handles)
-        try:
-            if progress:
-                await progress_bar.watch_async(handles)
-            results = [await handle for handle in handles]
-        finally:
-            for handle in handles:
-                handle.abort()
-        return results if is_batch else results[0]
-
-    def _submit(self, args: GenerateArgs) -> tuple[list[RequestHandle], bool]:
-        submissions, is_batch = self._factory.build(args)
-        return self._start(submissions), is_batch
-
-    def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
-        loop = self._loop
-
-        def abort(rid: str) -> None:
-            if not loop.is_closed:
-                loop.post(lambda core: core.abort(rid), lambda error: None)  # noqa: ARG005
-
-        handles = [RequestHandle(s.request.rid, abort, self._pump) for s in submissions]
-
-        def add(core: EngineCore) -> None:
-            for submission, handle in zip(submissions, handles):
-                core.add(submission, handle)
-
-        def refuse(error: BaseException) -> None:
-            for handle in handles:
-                handle.fail(error)
-
-        if handles:
-            loop.post(add, refuse)  # one command: a batch is scheduled as a whole
-        for grammar in {s.grammar for s in submissions} - {None}:
-            grammar.add_done_callback(lambda _: loop.wake())
-        for submission, handle in zip(submissions, handles):
-            if submission.turn is not None:
-                submission.turn.record(handle)
-        return handles
-
     def open_session(self, session_id: str | None = None) -> str:
         """Open a session, a conversation that later requests continue by ``session_params``; return its id.
 
         Raises InvalidRequestError if that id is open already.
         """
+        self._loop.check_open()
         return self._sessions.open(session_id)
 
     def close_session(self, session_id: str) -> None:
         """Forget a session and abort what still runs of it. Raises InvalidRequestError if it is not open."""
+        self._loop.check_open()
         self._sessions.close(session_id)
 
     # ---- control -----------------------------------------------------------------------------------
@@ -459,7 +405,10 @@ class Engine:
     # ---- lifetime ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop after the current step and free everything. Idempotent; waiters get EngineClosedError."""
+        """Stop after the current step and free everything. Idempotent; waiters get EngineClosedError.
+
+        In a done callback or a logit processor it returns at once, and the engine ends after the step.
+        """
         self._finalizer.detach()
         self._loop.close()
 
@@ -478,14 +427,6 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._loop.is_closed else str(self._resolved.device)
         return f"<rootlet.Engine {self.config.model_path!r} ({state})>"
-
-
-def _check_progress(progress: bool, stream: bool) -> None:
-    if progress and stream:
-        raise InvalidRequestError(
-            "progress=True counts finished requests while you wait, stream=True returns at once: "
-            "leave one of them out."
-        )
 
 
 def _flush(core: EngineCore) -> bool:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import inspect
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from ..errors import RootletError
+from ..errors import InvalidRequestError, RootletError
 from . import streams
+from .host_code import call_host
 
 if TYPE_CHECKING:
     from .outputs import RequestOutput
 
-logger = logging.getLogger("rootlet.engine")
+
+class Owner(Protocol):
+    """Who runs the request (the :class:`~rootlet.engine.loop.EngineLoop`)."""
+
+    @property
+    def is_forked(self) -> bool:
+        """True in a forked child, where nobody runs it and locks may be held for ever."""
+
+    @property
+    def pump(self) -> Callable[[], object] | None:
+        """Advances an engine that has no thread of its own."""
+
+    def check_wait(self) -> None:
+        """Raise where waiting would never end: on the engine's own thread, and in a forked child."""
+
+    def abort(self, rid: str) -> None:
+        """Have the request ended; raises EngineForkedError in a forked child."""
 
 
 class RequestHandle:
@@ -23,15 +40,16 @@ class RequestHandle:
     ``result()`` waits for the end; iterating yields cumulative :class:`RequestOutput` snapshots, the last
     one final. ``await handle`` and ``async for`` do the same from a running event loop. A reader slower than
     the engine skips snapshots, never text; one that leaves early aborts the request.
+
+    Until the request has ended, whatever waits raises EngineThreadError in callbacks and logit processors,
+    which run on the engine's own thread; and every method raises EngineForkedError in a forked child.
     """
 
-    def __init__(
-        self, rid: str, abort: Callable[[str], None], pump: Callable[[], object] | None = None
-    ) -> None:
+    def __init__(self, rid: str, owner: Owner) -> None:
         self.rid = rid
-        self._abort = abort
-        self._pump = pump  # advances an engine that has no thread of its own
-        self._lock = threading.Lock()
+        self._owner = owner
+        # Reentrant: a garbage collection inside may drop a stream, which stops watching.
+        self._lock = threading.RLock()
         self._ended = threading.Event()
         self._latest: RequestOutput | None = None
         self._error: BaseException | None = None
@@ -50,11 +68,21 @@ class RequestHandle:
         Raises TimeoutError after ``timeout`` seconds (the request goes on), EngineClosedError when the
         engine was closed first, EngineFailedError when a step raised.
         """
-        while self._pump is not None and not self.done():
-            self._pump()
+        self.check_wait()
+        pump = self._owner.pump
+        if pump is not None:
+            until = None if timeout is None else time.monotonic() + timeout
+            while not self.done() and (until is None or time.monotonic() < until):
+                pump()
+            timeout = 0
         if not self._ended.wait(timeout):
             raise TimeoutError(f"Request {self.rid} did not finish within {timeout} s; it is still running.")
         return self.latest()
+
+    def check_wait(self) -> None:
+        """Raise EngineThreadError or EngineForkedError if waiting for the end would never end."""
+        if not self.done():
+            self._owner.check_wait()
 
     def latest(self) -> RequestOutput | None:
         """The newest snapshot, None before the first. Raises the error that ended the request."""
@@ -68,32 +96,44 @@ class RequestHandle:
     def abort(self) -> None:
         """Ask the engine to end the request now; ``result`` then returns what there was, reason ``abort``."""
         if not self.done():
-            self._abort(self.rid)
+            self._owner.abort(self.rid)
 
     def add_done_callback(self, callback: Callable[[RequestHandle], None]) -> None:
-        """Call ``callback(handle)`` when done: on the engine's thread (be quick), or now if done already."""
-        with self._lock:
-            if not self.done():
-                self._done_callbacks.append(callback)
-                return
+        """Call ``callback(handle)`` when done: on the engine's thread (be quick), or now if done already.
+
+        On the engine's thread the callback may submit, abort and close, and whatever it raises is logged.
+        Raises InvalidRequestError for what cannot be called, and for coroutine functions, which nobody would
+        await: pass a function that calls ``loop.call_soon_threadsafe``.
+        """
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise InvalidRequestError(
+                f"A done callback must be a plain function of the handle, got {callback!r}. In an event loop"
+                " `await handle`, or pass a function that calls loop.call_soon_threadsafe(...)."
+            )
+        if not self.done():
+            if self._owner.is_forked:
+                self.check_wait()
+            with self._lock:
+                if not self.done():
+                    self._done_callbacks.append(callback)
+                    return
         callback(self)
 
-    @contextlib.contextmanager
-    def watched(self, watcher: Callable[[RequestHandle], None]) -> Iterator[None]:
-        """Within the block, call ``watcher(handle)`` on the engine's thread whenever something is new."""
+    def watch(self, watcher: Callable[[RequestHandle], None]) -> None:
+        """Call ``watcher(handle)`` on the engine's thread whenever something is new."""
         with self._lock:
             self._watchers.append(watcher)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._watchers.remove(watcher)
+
+    def unwatch(self, watcher: Callable[[RequestHandle], None]) -> None:
+        """Undo :meth:`watch`."""
+        with self._lock:
+            self._watchers.remove(watcher)
 
     def __iter__(self) -> Iterator[RequestOutput]:
-        return streams.iterate([self], self._pump)
+        return streams.Stream([self], self._owner)
 
     def __aiter__(self) -> AsyncIterator[RequestOutput]:
-        return streams.iterate_async([self])
+        return streams.AsyncStream([self], self._owner)
 
     def __await__(self) -> Generator[object, None, RequestOutput]:
         return streams.wait_async(self).__await__()
@@ -119,7 +159,4 @@ class RequestHandle:
                 callbacks, self._done_callbacks = self._done_callbacks, []
             watchers = list(self._watchers)
         for callback in watchers + callbacks:
-            try:
-                callback(self)
-            except Exception:  # a caller's mistake must not end everybody's engine
-                logger.exception("A callback of request %s raised", self.rid)
+            call_host(f"A callback of request {self.rid}", callback, self)

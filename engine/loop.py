@@ -2,24 +2,28 @@
 
 Callers post commands and wait elsewhere. The thread holds the core, never the :class:`Engine`, so that an
 engine nobody refers to any more can be collected and its resources freed.
+
+Code of the host runs on the owner thread too: done callbacks, logit processors. There, what only posts works,
+and what would have to wait for the thread raises EngineThreadError at once.
 """
 
 from __future__ import annotations
 
-import logging
+import atexit
+import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import EngineClosedError, EngineFailedError
+from ..errors import EngineClosedError, EngineFailedError, EngineForkedError, EngineThreadError
+from .host_code import call_host, log_exception
 
 if TYPE_CHECKING:
     from .core import EngineCore
 
-logger = logging.getLogger("rootlet.engine")
 T = TypeVar("T")
 
 
@@ -27,7 +31,8 @@ class EngineLoop:
     """Runs an :class:`EngineCore` on one daemon thread, started by the first command.
 
     ``release`` frees what the core uses; it runs exactly once, on the owner thread (or in ``close`` when
-    the thread never started), after the last step.
+    the thread never started), after the last step. ``by_hand``: there is no thread; whoever calls
+    :meth:`step` or :meth:`call` is the owner meanwhile.
     """
 
     def __init__(self, core: EngineCore, release: Callable[[], None], *, by_hand: bool = False) -> None:
@@ -37,6 +42,7 @@ class EngineLoop:
         self._commands: deque[tuple[Callable[[EngineCore], None], Callable[[BaseException], None]]] = deque()
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._owner: int | None = None  # the thread that is inside the core, or may be
         self._closing = False
         self._failure: BaseException | None = None
         self._pid = os.getpid()
@@ -46,23 +52,55 @@ class EngineLoop:
         """True after close, or after a step failed."""
         return self._closing
 
+    @property
+    def is_forked(self) -> bool:
+        """True in a forked child: the thread is not there, and locks may be held by it for ever."""
+        return os.getpid() != self._pid
+
+    @property
+    def pump(self) -> Callable[[], object] | None:
+        """What a waiting caller calls again and again to get on; None if a thread of ours does the work."""
+        return self.step if self.by_hand else None
+
+    def check_open(self) -> None:
+        """Raise EngineClosedError or EngineFailedError after the end, EngineForkedError in a forked child."""
+        if self.is_forked:
+            raise EngineForkedError(
+                "The engine was built before this process was forked and cannot be used in the child:"
+                " build an engine in the process that uses it."
+            )
+        if self._closing:
+            raise self._ended()
+
+    def check_wait(self) -> None:
+        """Raise EngineThreadError or EngineForkedError where waiting for a request would never end."""
+        if self.is_forked:
+            self.check_open()
+        if threading.get_ident() == self._owner:
+            raise EngineThreadError(
+                "A done callback or logit processor cannot wait on the engine's own thread, which would do"
+                " the work. Use submit() with add_done_callback(), or hand the work to a thread of yours."
+            )
+
     def post(self, command: Callable[[EngineCore], None], refuse: Callable[[BaseException], None]) -> None:
         """Have ``command(core)`` run between two steps; commands run in the order they were posted.
 
-        ``refuse(error)`` is called instead when the engine ends first. Raises EngineClosedError or
-        EngineFailedError when it has ended already, RuntimeError in a forked child, whose copy of the thread
-        does not exist.
+        ``refuse(error)`` is called instead when the engine ends first. Raises as :meth:`check_open`.
         """
+        self.check_open()
         with self._condition:
-            self._check_open()
+            self.check_open()
             self._commands.append((command, refuse))
             if self._thread is None and not self.by_hand:
+                # A daemon that is stopped in the middle of a step aborts the process: so exit waits for it.
+                atexit.register(self.close)
                 self._thread = threading.Thread(target=self._run, name="rootlet-engine", daemon=True)
                 self._thread.start()
             self._condition.notify()
 
     def call(self, command: Callable[[EngineCore], T]) -> T:
         """Run ``command(core)`` between two steps and return what it returns (or raise what it raises)."""
+        self.check_wait()
         outcome: Future[T] = Future()
 
         def run(core: EngineCore) -> None:
@@ -73,8 +111,16 @@ class EngineLoop:
 
         self.post(run, outcome.set_exception)
         if self.by_hand:
-            self._run_commands()
+            with self._driving():
+                self._run_commands()
         return outcome.result()
+
+    def abort(self, rid: str) -> None:
+        """Have a request ended with what it has, if it has not ended. EngineForkedError in a forked child."""
+        if self.is_forked:
+            self.check_open()
+        with contextlib.suppress(EngineClosedError, EngineFailedError):  # it ended with the engine
+            self.post(lambda core: core.abort(rid), lambda error: None)  # noqa: ARG005
 
     def step(self) -> bool:
         """Run pending commands and one step in the calling thread. Returns whether there is more to do.
@@ -82,20 +128,17 @@ class EngineLoop:
         Only for engines built to be driven by hand: raises RuntimeError for one with a thread of its own. A
         step that raises (Ctrl-C included: it may strike anywhere) ends the engine.
         """
-        with self._condition:
-            self._check_open()
+        self.check_wait()
+        self.check_open()
         if not self.by_hand:
             raise RuntimeError(
                 "This engine steps on its own thread. Build it with step_by_hand=True to call step()."
             )
-        self._run_commands()
-        self._core.wait_for_grammars()
-        try:
-            return self._core.step() if self._core.has_work else False
-        except BaseException as failure:
-            self._failure = failure
-            self._shut_down(self._ended())
-            raise
+        with self._driving():
+            self._run_commands()
+            self._core.wait_for_grammars()
+            more = self._core.step() if self._core.has_work else False
+        return more and not self._closing
 
     def wake(self) -> None:
         """Have the thread look again whether there is work: a grammar was compiled."""
@@ -103,19 +146,28 @@ class EngineLoop:
             self._condition.notify()
 
     def close(self) -> None:
-        """End the thread after the current step, wake every waiter with an error, free everything."""
+        """End the thread after the current step, wake every waiter with an error, free everything.
+
+        On the owner thread it returns at once, and the rest follows after the step. In a forked child there
+        is nothing to end.
+        """
+        if self.is_forked:
+            return
         with self._condition:
             self._closing = True
             self._condition.notify()
             thread = self._thread
+        if threading.get_ident() == self._owner:
+            return
         if thread is None:
             self._shut_down(EngineClosedError("The engine was closed."))
-        elif thread is not threading.current_thread() and os.getpid() == self._pid:
+        else:
             thread.join()
 
     # ---- the owner thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._owner = threading.get_ident()
         error: BaseException = EngineClosedError("The engine was closed.")
         try:
             while self._wait_for_work():
@@ -123,16 +175,35 @@ class EngineLoop:
                 if self._core.has_work:
                     self._core.step()
         except BaseException as failure:  # whatever it was, nobody may be left waiting
-            logger.exception("A step of the engine failed; the engine is closed")
+            log_exception("A step of the engine failed; the engine is closed")
             self._failure = failure
             error = self._ended()
-        self._shut_down(error)
+        try:
+            self._shut_down(error)
+        finally:
+            self._owner = None
+            atexit.unregister(self.close)
 
     def _wait_for_work(self) -> bool:
         with self._condition:
             while not (self._closing or self._commands or self._core.has_work):
                 self._condition.wait()
             return not self._closing
+
+    @contextlib.contextmanager
+    def _driving(self) -> Iterator[None]:
+        """Within the block the calling thread is the owner; what ends it early ends the engine."""
+        self._owner = threading.get_ident()
+        try:
+            yield
+        except BaseException as failure:
+            self._failure = failure
+            self._shut_down(self._ended())
+            raise
+        finally:
+            self._owner = None
+            if self._closing:  # by a callback
+                self._shut_down(EngineClosedError("The engine was closed."))
 
     def _run_commands(self) -> None:
         while True:
@@ -149,12 +220,14 @@ class EngineLoop:
             core, self._core = self._core, None
         if core is None:
             return
-        core.fail_all(error)
-        for _, refuse in commands:
-            refuse(error)
-        del core
         release, self._release = self._release, None
-        release()
+        try:
+            core.fail_all(error)
+            for _, refuse in commands:
+                call_host("A waiting call", refuse, error)
+        finally:
+            del core
+            release()
 
     def _ended(self) -> EngineClosedError | EngineFailedError:
         if self._failure is None:
@@ -162,12 +235,3 @@ class EngineLoop:
         error = EngineFailedError(f"A step of the engine failed: {self._failure!r}. Build a new engine.")
         error.__cause__ = self._failure
         return error
-
-    def _check_open(self) -> None:
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                "The engine was built before this process was forked and cannot be used in the child:"
-                " build an engine in the process that uses it."
-            )
-        if self._closing:
-            raise self._ended()

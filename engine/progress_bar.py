@@ -12,7 +12,7 @@ from tqdm import tqdm
 from . import streams
 
 if TYPE_CHECKING:
-    from .handle import RequestHandle
+    from .handle import Owner, RequestHandle
     from .outputs import RequestOutput
 
 
@@ -22,22 +22,21 @@ class ProgressBar(tqdm):
     monitor_interval = 0
 
 
-def watch(handles: Sequence[RequestHandle], pump: Callable[[], object] | None = None) -> None:
+def watch(handles: Sequence[RequestHandle], owner: Owner) -> None:
     """Show a bar until all ``handles`` have ended; being interrupted aborts them, as without a bar.
 
     The waiting thread draws, never the engine's. The handles' requests must not stream: each of their outputs
-    counts as a finished request. ``pump`` advances an engine that has no thread of its own. Raises the error
-    of the first request that failed.
+    counts as a finished request. Raises the error of the first request that failed.
     """
     with _request_bar(len(handles)) as count:
-        for output in streams.iterate(handles, pump):
+        for output in streams.Stream(handles, owner):
             count(output)
 
 
-async def watch_async(handles: Sequence[RequestHandle]) -> None:
+async def watch_async(handles: Sequence[RequestHandle], owner: Owner) -> None:
     """:func:`watch` for a running event loop, which is never blocked."""
     with _request_bar(len(handles)) as count:
-        async for output in streams.iterate_async(handles):
+        async for output in streams.AsyncStream(handles, owner):
             count(output)
 
 

@@ -1,5 +1,6 @@
 """Reading one or many handles as they advance, from threads or from an event loop.
 
+A stream owns its requests from the beginning: whatever becomes of it, none runs on for nobody.
 The engine's thread only marks a handle as new and wakes the reader; a reader that is busy finds one mark per
 handle, however many tokens have passed, so a slow consumer costs the engine neither time nor memory.
 """
@@ -9,105 +10,171 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .handle import RequestHandle
+    from .handle import Owner, RequestHandle
     from .outputs import RequestOutput
 
 
 class _News:
-    """Handles with something new, in order of their first unread change."""
+    """What is new of some handles, in order of their first unread change. Any thread may read."""
 
-    def __init__(self, handles: Sequence[RequestHandle], wake: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, handles: Sequence[RequestHandle], owner: Owner, wake: Callable[[], None]) -> None:
+        self._condition = threading.Condition()
         self._changed: dict[RequestHandle, None] = dict.fromkeys(handles)  # what is there already counts
         self._wake = wake
+        self._owner = owner
+        self._handles = list(handles)
         self._open = set(handles)
+        for handle in handles:
+            handle.watch(self.mark)
 
     @property
     def all_ended(self) -> bool:
-        """True once every handle's final output was read."""
+        """True once every handle's final output was read, or nobody reads any more."""
         return not self._open
 
     def mark(self, handle: RequestHandle) -> None:
         """Called on the engine's thread."""
-        with self._lock:
+        with self._condition:
             self._changed[handle] = None
+            self._condition.notify_all()
         self._wake()
 
-    def outputs(self) -> Iterator[RequestOutput]:
-        """Yield what is new; a handle's final output comes once."""
-        with self._lock:
-            changed, self._changed = self._changed, {}
-        for handle in changed:
-            if handle not in self._open:  # marked once more for the end that was already seen
-                continue
-            ended = handle.done()  # before reading: a later snapshot can only be newer
-            output = handle.latest()
-            if ended:
-                self._open.remove(handle)
-            if output is not None and (ended or output.finish_reason is None):
-                yield output  # a final one that came between the two reads has its own mark
+    def take(self) -> RequestOutput | None:
+        """What is new of one handle, None if nothing is; its final output comes once."""
+        with self._condition:
+            while self._changed:
+                handle = next(iter(self._changed))
+                del self._changed[handle]
+                if handle not in self._open:  # marked once more for the end that was already seen
+                    continue
+                ended = handle.done()  # before reading: a later snapshot can only be newer
+                output = handle.latest()
+                if ended:
+                    self._open.remove(handle)
+                if output is not None and (ended or output.finish_reason is None):
+                    return output  # a final one that came between the two reads has its own mark
+            return None
 
+    def wait(self) -> None:
+        """Block until there may be something to take."""
+        with self._condition:
+            while not self._changed and self._open:
+                self._condition.wait()
 
-@contextlib.contextmanager
-def _watching(handles: Sequence[RequestHandle], wake: Callable[[], None]) -> Iterator[_News]:
-    news = _News(handles, wake)
-    with contextlib.ExitStack() as stack:
+    def end(self) -> None:
+        """Nobody reads any more: abort what is unfinished. In a forked child it is the parent's."""
+        if self._owner.is_forked:
+            return
+        with self._condition:
+            handles, self._handles = self._handles, []
+            self._open.clear()
+            self._condition.notify_all()
+        self._wake()
         for handle in handles:
-            stack.enter_context(handle.watched(news.mark))
-        yield news
+            handle.unwatch(self.mark)
+            handle.abort()
 
 
-def iterate(
-    handles: Sequence[RequestHandle], pump: Callable[[], object] | None = None
-) -> Iterator[RequestOutput]:
-    """Yield snapshots of all handles until every one has ended; leaving early aborts the rest.
+class Stream(Iterator["RequestOutput"]):
+    """Snapshots of one or more requests, until every one has ended.
 
-    ``pump`` advances an engine that has no thread of its own.
+    It owns them: closed, dropped or left by an exception, begun or not, it aborts those that are unfinished.
     """
-    event = threading.Event()
-    try:
-        with _watching(handles, event.set) as news:
+
+    def __init__(self, handles: Sequence[RequestHandle], owner: Owner) -> None:
+        self._owner = owner
+        self._news = _News(handles, owner, lambda: None)
+        weakref.finalize(self, self._news.end).atexit = False
+
+    def __next__(self) -> RequestOutput:
+        news = self._news
+        try:
             while True:
-                event.clear()
-                yield from news.outputs()
+                output = news.take()
+                if output is not None:
+                    return output
                 if news.all_ended:
-                    return
-                if pump is not None:
-                    pump()
-                else:
-                    event.wait()
-    finally:
-        for handle in handles:
-            handle.abort()
+                    break
+                self._owner.check_wait()
+                (self._owner.pump or news.wait)()
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Abort what is unfinished; a reader that waits gets the end."""
+        self._news.end()
 
 
-async def iterate_async(handles: Sequence[RequestHandle]) -> AsyncIterator[RequestOutput]:
-    """:func:`iterate` for a running event loop, which is never blocked."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        with _watching(handles, _waker(loop, event)) as news:
+class AsyncStream(AsyncIterator["RequestOutput"]):
+    """:class:`Stream` for a running event loop, which is never blocked."""
+
+    def __init__(self, handles: Sequence[RequestHandle], owner: Owner) -> None:
+        self._owner = owner
+        self._bell = _Bell()
+        self._news = _News(handles, owner, self._bell.ring)
+        weakref.finalize(self, self._news.end).atexit = False
+
+    async def __anext__(self) -> RequestOutput:
+        news = self._news
+        try:
             while True:
-                event.clear()
-                for output in news.outputs():
-                    yield output
+                event = self._bell.event()
+                output = news.take()
+                if output is not None:
+                    return output
                 if news.all_ended:
-                    return
+                    break
+                self._owner.check_wait()
                 await event.wait()
-    finally:
-        for handle in handles:
-            handle.abort()
+        except BaseException:
+            self._news.end()
+            raise
+        self._news.end()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished."""
+        self._news.end()
+
+
+class _Bell:
+    """Wakes the tasks of one event loop from any thread."""
+
+    def __init__(self) -> None:
+        self._place: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def event(self) -> asyncio.Event:
+        """An event of the running loop that the next ring sets."""
+        loop = asyncio.get_running_loop()
+        if self._place is None or self._place[0] is not loop:
+            self._place = loop, asyncio.Event()
+        event = self._place[1]
+        event.clear()
+        return event
+
+    def ring(self) -> None:
+        """Set the event."""
+        if self._place is not None:
+            loop, event = self._place
+            with contextlib.suppress(RuntimeError):  # the loop was closed and its tasks with it
+                loop.call_soon_threadsafe(event.set)
 
 
 async def wait_async(handle: RequestHandle) -> RequestOutput:
     """Wait for the final output of one handle; being cancelled aborts the request."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-    wake = _waker(loop, event)
-    handle.add_done_callback(lambda _: wake())
+    handle.check_wait()
+    bell = _Bell()
+    event = bell.event()
+    handle.add_done_callback(lambda _: bell.ring())
     try:
         await event.wait()
     finally:
@@ -135,11 +202,3 @@ async def async_stream_and_merge(
         if len(output.text) > shown:
             yield output.text[shown:]
             shown = len(output.text)
-
-
-def _waker(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed and its reader with it
-            loop.call_soon_threadsafe(event.set)
-
-    return wake

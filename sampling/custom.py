@@ -38,8 +38,8 @@ class CustomLogitProcessor(abc.ABC):
     def __call__(self, logits: torch.Tensor, custom_param_list: list[dict[str, Any]]) -> torch.Tensor:
         """Return the logits to choose from.
 
-        Called once per step, on the engine's thread (so it must not call the engine), with the rows of all
-        requests that use this same object (or equal strings).
+        Called once per step, on the engine's thread, with the rows of all requests that use this same object
+        (or equal strings). Calls of the engine that would wait raise EngineThreadError there.
 
         Args:
             logits: [n, V] fp32 on the engine's device, a copy of its own: after penalties and biases, before
@@ -48,7 +48,8 @@ class CustomLogitProcessor(abc.ABC):
                 request's own shallow copy and the same dict at every step, so it may also hold notes.
 
         Returns: logits [n, V] fp32 on that device. -inf bans a token, +inf forces one. An exception, NaN or
-        anything else ends the n requests (with NaN: those of its rows) with LogitProcessorError.
+        anything else ends the n requests (with NaN: those of its rows) with LogitProcessorError; so does
+        SystemExit, which ends nothing else.
         """
 
     def to_str(self) -> str:

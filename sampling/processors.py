@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..errors import LogitProcessorError, NumericalError, RootletError
+from ..errors import LogitProcessorError, NumericalError, RootletError, is_interrupt
 from .custom import LogitProcessor, processor_name
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ def run_processors(logits: torch.Tensor, groups: Sequence[ProcessorGroup]) -> Ed
         try:
             edited = _edit(group, given)
             spoiled = _has_nan(edited) & ~had_nan
-        except Exception as error:  # the caller's code may raise anything; it concerns these rows only
+        except BaseException as error:  # the caller's code may raise anything; it concerns these rows only
+            if is_interrupt(error):
+                raise
             errors.update(dict.fromkeys(group.rows, _failure(group.processor, error)))
             continue
         logits.index_copy_(0, group.index, edited)
@@ -126,7 +128,7 @@ def _has_nan(logits: torch.Tensor) -> torch.Tensor:
     return logits.amax(1).isnan()
 
 
-def _failure(processor: LogitProcessor, error: Exception) -> LogitProcessorError:
+def _failure(processor: LogitProcessor, error: BaseException) -> LogitProcessorError:
     """Our error for what a processor raised or returned."""
     name = f"custom_logit_processor {processor_name(processor)}"
     if isinstance(error, _WrongResult):

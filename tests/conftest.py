@@ -92,3 +92,11 @@ def tiny_model(tmp_path_factory) -> str:
     from tiny_llama import write_tiny_llama
 
     return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_text_model(tmp_path_factory) -> str:
+    """Like ``tiny_model``, with a tokenizer and a chat template."""
+    from tiny_text import write_tiny_text_model
+
+    return write_tiny_text_model(tmp_path_factory.mktemp("tiny_text"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from .conversation import Conversation
 
 if TYPE_CHECKING:
     from ..outputs import RequestOutput
+    from ..streams import AsyncStream, Stream
     from .options import ChatOptions
     from .outputs import ChatDelta, ChatOutput
     from .render import ChatRenderer
@@ -60,21 +60,17 @@ class ChatPlan:
             return [self._reply(output) for output in outputs]
         return self._reply(outputs)
 
-    def iterate(self, outputs: Iterator[RequestOutput]) -> Iterator[ChatDelta]:
-        """Yield what is new as it comes; leaving early aborts the rest."""
-        readers: dict[int, ReplyReader] = {}
-        with contextlib.closing(outputs):
-            for output in outputs:
-                if delta := self._reader(readers, output).read(output):
-                    yield delta
+    def iterate(self, outputs: Stream) -> ChatStream:
+        """What is new as it comes."""
+        return ChatStream(self, outputs)
 
-    async def iterate_async(self, outputs: AsyncIterator[RequestOutput]) -> AsyncIterator[ChatDelta]:
+    def iterate_async(self, outputs: AsyncStream) -> AsyncChatStream:
         """:meth:`iterate` for a running event loop."""
-        readers: dict[int, ReplyReader] = {}
-        async with contextlib.aclosing(outputs):
-            async for output in outputs:
-                if delta := self._reader(readers, output).read(output):
-                    yield delta
+        return AsyncChatStream(self, outputs)
+
+    def read(self, readers: dict[int, ReplyReader], output: RequestOutput) -> ChatDelta | None:
+        """What ``output`` has that is new to the reader of its reply, which is made when it is needed."""
+        return self._reader(readers, output).read(output)
 
     def _reply(self, output: RequestOutput) -> ChatOutput:
         return self._reader({}, output).read_whole(output)
@@ -84,3 +80,49 @@ class ChatPlan:
         if index not in readers:
             readers[index] = self._options.reader(self._renderer, self._prompts[index // self._n])
         return readers[index]
+
+
+class ChatStream(Iterator["ChatDelta"]):
+    """Pieces of replies as they come; closed, dropped or left early, begun or not, it aborts the rest."""
+
+    def __init__(self, plan: ChatPlan, outputs: Stream) -> None:
+        self._plan = plan
+        self._outputs = outputs
+        self._readers: dict[int, ReplyReader] = {}
+
+    def __next__(self) -> ChatDelta:
+        try:
+            for output in self._outputs:
+                if delta := self._plan.read(self._readers, output):
+                    return delta
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    def close(self) -> None:
+        """Abort what is unfinished."""
+        self._outputs.close()
+
+
+class AsyncChatStream(AsyncIterator["ChatDelta"]):
+    """:class:`ChatStream` for a running event loop."""
+
+    def __init__(self, plan: ChatPlan, outputs: AsyncStream) -> None:
+        self._plan = plan
+        self._outputs = outputs
+        self._readers: dict[int, ReplyReader] = {}
+
+    async def __anext__(self) -> ChatDelta:
+        try:
+            async for output in self._outputs:
+                if delta := self._plan.read(self._readers, output):
+                    return delta
+        except BaseException:
+            await self.aclose()
+            raise
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished."""
+        await self._outputs.aclose()

@@ -377,3 +377,66 @@ def test_a_forked_child_gets_a_clear_error(tiny_model):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, timeout=120)
     assert done.stdout == b"7\n", done.stderr.decode()
+
+
+def test_what_was_made_before_a_fork_raises_in_the_child(tiny_model, tmp_path):
+    """Also while another thread holds every lock there is, which the child then inherits locked."""
+    script = f"""
+    import asyncio, os, sys, threading, warnings
+    warnings.simplefilter("ignore")
+    import rootlet
+    from rootlet.errors import EngineForkedError
+    engine = rootlet.Engine(
+        {tiny_model!r}, load_format="dummy", skip_tokenizer_init=True, max_total_tokens=2048
+    )
+    args = dict(input_ids=[1, 2, 3], sampling_params={{"max_new_tokens": 480, "ignore_eos": True}})
+    ended = engine.submit(input_ids=[1, 2], sampling_params={{"max_new_tokens": 2}})
+    ended.result()
+    session = engine.open_session()
+    engine.submit(**args, session_params={{"id": session}})
+    handle, stream = engine.submit(**args), engine.generate(**args, stream=True)
+    held, forked = threading.Event(), threading.Event()
+
+    def hold():
+        locks = (engine._loop._condition, handle._lock, stream._news._condition, engine._sessions._lock)
+        with locks[0], locks[1], locks[2], locks[3]:
+            held.set()
+            forked.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        async def awaited():
+            await handle
+        calls = dict(
+            result=handle.result, iteration=lambda: list(handle), awaiting=lambda: asyncio.run(awaited()),
+            abort=handle.abort, callback=lambda: handle.add_done_callback(print), stream=lambda: next(stream),
+            generate=lambda: engine.generate(**args), submit=lambda: engine.submit(**args),
+            asynchronous=lambda: asyncio.run(engine.async_generate(**args)), stats=engine.stats,
+            flush=engine.flush_cache, open=engine.open_session, shut=lambda: engine.close_session(session),
+            job=lambda: rootlet.run_jobs(sys.argv[1], sys.argv[2], engine=engine, progress=False),
+            enter=engine.__enter__,
+        )
+        for name, call in calls.items():
+            try:
+                call()
+            except EngineForkedError:
+                continue
+            print(name, "did not raise", flush=True)
+        assert ended.result().completion_tokens == 2
+        stream.close()
+        engine.close()
+        del stream, handle, engine
+        sys.exit(7)
+    forked.set()
+    holder.join()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), handle.done(), engine.stats().num_running)
+    """
+    lines = tmp_path / "in.jsonl"
+    lines.write_text('{"prompt": "a", "sampling_params": {"max_new_tokens": 1}}\n')
+    command = [sys.executable, "-c", textwrap.dedent(script), str(lines), str(tmp_path / "out.jsonl")]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    assert done.stdout == b"7 False 3\n", done.stdout.decode() + done.stderr.decode()
+    assert not (tmp_path / "out.jsonl").read_bytes()

@@ -7,12 +7,13 @@ import re
 import threading
 
 import pytest
+from fake_owner import FakeOwner
 
 import rootlet
 import rootlet.engine.progress_bar as progress_bar
 from rootlet.engine.handle import RequestHandle
 from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.streams import iterate
+from rootlet.engine.streams import Stream
 from rootlet.errors import InvalidRequestError
 
 PARAMS = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
@@ -105,10 +106,16 @@ def test_a_final_output_is_read_once_however_late_its_mark():
     final = RequestOutput("r", "", (1,), {"type": "stop"}, 1, 1, 0)
 
     class EndsBetweenTheReads(RequestHandle):
+        is_read = False  # set when the next to ask is the reader
+
         def done(self):
             ended = super().done()
-            if not ended and self._watchers and not self._lock.locked():  # asked by the reader
+            if not ended and self.is_read:
+                self.is_read = False
                 self.deliver(final)
             return ended
 
-    assert list(iterate([EndsBetweenTheReads("r", lambda rid: None)])) == [final]
+    handle = EndsBetweenTheReads("r", FakeOwner())
+    stream = Stream([handle], FakeOwner())
+    handle.is_read = True
+    assert list(stream) == [final]

@@ -6,6 +6,8 @@ import hashlib
 import random
 import threading
 
+from fake_owner import FakeOwner
+
 from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.config import EngineConfig
 from rootlet.engine.handle import RequestHandle
@@ -122,7 +124,7 @@ class FakeEngine:
 
 class FakeHandle(RequestHandle):
     def __init__(self, engine, number, output):
-        super().__init__(str(number), lambda rid: engine.aborted.append(engine.prompts[number]))
+        super().__init__(str(number), FakeOwner(lambda rid: engine.aborted.append(engine.prompts[number])))
         self._engine = engine
         self._output = output
 

@@ -1,0 +1,96 @@
+"""A call of ``generate`` or a sibling: build the requests, hand them to the loop, wait for them or stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidRequestError
+from . import progress_bar, streams
+from .handle import RequestHandle
+
+if TYPE_CHECKING:
+    from .core import EngineCore
+    from .inputs import GenerateArgs, RequestFactory, Submission
+    from .loop import EngineLoop
+
+
+class Calls:
+    """The callers' side of an engine; any thread may call."""
+
+    def __init__(self, factory: RequestFactory, loop: EngineLoop) -> None:
+        self._factory = factory
+        self._loop = loop
+
+    def run(self, args: GenerateArgs, progress: bool) -> Any:
+        """Wait for the outputs of a call, one or a list; or give a stream of them."""
+        _check_progress(progress, args.stream)
+        if args.stream:
+            return streams.Stream(self._submit(args)[0], self._loop)
+        self._loop.check_wait()
+        handles, is_batch = self._submit(args)
+        try:
+            if progress:
+                progress_bar.watch(handles, self._loop)
+            results = [handle.result() for handle in handles]
+        finally:  # Ctrl-C, or one of several failed: nobody waits for the others any more
+            for handle in handles:
+                handle.abort()
+        return results if is_batch else results[0]
+
+    async def run_async(self, args: GenerateArgs, progress: bool) -> Any:
+        """:meth:`run` for a running event loop."""
+        _check_progress(progress, args.stream)
+        if args.stream:
+            return streams.AsyncStream(self._submit(args)[0], self._loop)
+        self._loop.check_wait()
+        handles, is_batch = self._submit(args)
+        try:
+            if progress:
+                await progress_bar.watch_async(handles, self._loop)
+            results = [await handle for handle in handles]
+        finally:
+            for handle in handles:
+                handle.abort()
+        return results if is_batch else results[0]
+
+    def submit_one(self, args: GenerateArgs) -> RequestHandle:
+        """Start a single request."""
+        self._loop.check_open()
+        submissions, is_batch = self._factory.build(args)
+        if is_batch:
+            raise InvalidRequestError("submit() takes one prompt with n=1; use generate() for batches.")
+        return self._start(submissions)[0]
+
+    def _submit(self, args: GenerateArgs) -> tuple[list[RequestHandle], bool]:
+        self._loop.check_open()  # before any work, and before locks that a forked child may find held
+        submissions, is_batch = self._factory.build(args)
+        return self._start(submissions), is_batch
+
+    def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
+        loop = self._loop
+        handles = [RequestHandle(s.request.rid, loop) for s in submissions]
+
+        def add(core: EngineCore) -> None:
+            for submission, handle in zip(submissions, handles):
+                core.add(submission, handle)
+
+        def refuse(error: BaseException) -> None:
+            for handle in handles:
+                handle.fail(error)
+
+        if handles:
+            loop.post(add, refuse)  # one command: a batch is scheduled as a whole
+        for grammar in {s.grammar for s in submissions} - {None}:
+            grammar.add_done_callback(lambda _: loop.wake())
+        for submission, handle in zip(submissions, handles):
+            if submission.turn is not None:
+                submission.turn.record(handle)
+        return handles
+
+
+def _check_progress(progress: bool, stream: bool) -> None:
+    if progress and stream:
+        raise InvalidRequestError(
+            "progress=True counts finished requests while you wait, stream=True returns at once: "
+            "leave one of them out."
+        )
