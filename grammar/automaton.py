@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 from ..errors import GrammarError
+from .budget import Budget
 from .tree import (
     Chars,
     Choice,
@@ -34,7 +35,7 @@ from .tree import (
 
 T = TypeVar("T")
 
-_MAX_STATES = 4000
+_STATE_BYTES = 300  # about what a state takes until its automaton is written
 
 
 class Automaton(NamedTuple):
@@ -48,9 +49,9 @@ class Automaton(NamedTuple):
         return Counter(target for edges in self.edges for _, target in edges)
 
 
-def determine(node: Node) -> Automaton:
-    """The automaton of a tree. Raises GrammarError if it has too many states, or no text at all."""
-    machine = _Machine()
+def determine(node: Node, budget: Budget | None = None, what: str = "a pattern") -> Automaton:
+    """The automaton of a tree. Raises GrammarError if it has no text at all, or ``what`` is out of budget."""
+    machine = _Machine(budget or Budget(), what)
     end = machine.add(node, 0)
     return _subsets(machine, end)
 
@@ -58,15 +59,16 @@ def determine(node: Node) -> Automaton:
 class _Machine:
     """A nondeterministic automaton under construction; state 0 begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget, what: str) -> None:
+        self.budget = budget
+        self.what = what
         self.steps: list[list[tuple[Ranges, int]]] = [[]]
         self.free: list[list[int]] = [[]]
 
     def _new(self) -> int:
+        self.budget.spend(1, self.what, _STATE_BYTES)
         self.steps.append([])
         self.free.append([])
-        if len(self.steps) > 40 * _MAX_STATES:
-            raise _too_large()
         return len(self.steps) - 1
 
     def add(self, node: Node, begin: int) -> int:
@@ -93,7 +95,7 @@ class _Machine:
         if isinstance(node, Until):
             return self._until(node, begin)
         if isinstance(node, Every):
-            return self._every([determine(item) for item in node.items], begin)
+            return self._every([determine(item, self.budget, self.what) for item in node.items], begin)
         return self._repeat(node, begin)
 
     def _repeat(self, node: Repeat, begin: int) -> int:
@@ -142,6 +144,7 @@ class _Machine:
         edges: dict[tuple[int, ...], list[tuple[Ranges, tuple[int, ...]]]] = {first: []}
         for states in (todo := [first]):
             for each in itertools.product(*(one.edges[at] for one, at in zip(automata, states))):
+                self.budget.spend(10 * len(each), self.what)
                 ranges = functools.reduce(common, (ranges for ranges, _ in each))
                 target = tuple(to for _, to in each)
                 if ranges:
@@ -149,8 +152,7 @@ class _Machine:
                     if target not in edges:
                         edges[target] = []
                         todo.append(target)
-            if len(todo) > _MAX_STATES:
-                raise _too_large()
+            self.budget.spend(1, self.what, _STATE_BYTES)
         ends = {s for s in edges if all(at in one.ends for one, at in zip(automata, s))}
         before = _before(edges)
         alive, todo = set(ends), list(ends)
@@ -178,17 +180,13 @@ def _before(edges: Mapping[T, list[tuple[Ranges, T]]]) -> dict[T, set[T]]:
     return before
 
 
-def _too_large() -> GrammarError:
-    return GrammarError(
-        f"A pattern has more than {_MAX_STATES} states: repeat less, or within smaller bounds."
-    )
-
-
 def _closure(machine: _Machine, states: set[int]) -> frozenset[int]:
     found, todo = set(states), list(states)
+    machine.budget.spend(len(todo), machine.what)
     while todo:
         for state in machine.free[todo.pop()]:
             if state not in found:
+                machine.budget.spend(1, machine.what)
                 found.add(state)
                 todo.append(state)
     # states that only pass on are no difference
@@ -204,6 +202,7 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
     for states in todo:
         moves = [(low, high, to) for s in states for ranges, to in machine.steps[s] for low, high in ranges]
         cuts = sorted({low for low, _, _ in moves} | {high + 1 for _, high, _ in moves})
+        machine.budget.spend(5 + len(cuts) * len(moves), machine.what, _STATE_BYTES)
         by_target: dict[frozenset[int], list[tuple[int, int]]] = {}
         for low, after in itertools.pairwise(cuts):
             to = {target for begin, high, target in moves if begin <= low <= high}
@@ -214,12 +213,10 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
             if target not in numbers:
                 numbers[target] = len(numbers)
                 todo.append(target)
-                if len(todo) > _MAX_STATES:
-                    raise _too_large()
             found.append((joined(ranges), numbers[target]))
         edges.append(found)
     ends = frozenset(number for states, number in numbers.items() if end in states)
-    return _minimal(Automaton(edges, ends))
+    return _minimal(Automaton(edges, ends), machine.budget, machine.what)
 
 
 def lengths(automaton: Automaton) -> tuple[int, float]:
@@ -246,7 +243,7 @@ def _longest(automaton: Automaton) -> list[float]:
     return longest
 
 
-def _minimal(automaton: Automaton) -> Automaton:
+def _minimal(automaton: Automaton, budget: Budget, what: str) -> Automaton:
     """The same language with states merged that no text tells apart (Moore's refinement).
 
     It begins with how much text may follow at most, which parts the states of a bounded length at once.
@@ -263,6 +260,7 @@ def _minimal(automaton: Automaton) -> Automaton:
         refined = []
         for state, group in enumerate(groups):
             by_group: dict[int, list[tuple[int, int]]] = {}
+            budget.spend(2 + 3 * len(edges[state]), what)
             for ranges, target in edges[state]:
                 by_group.setdefault(groups[target], []).extend(ranges)
             look = group, frozenset((to, joined(ranges)) for to, ranges in by_group.items())

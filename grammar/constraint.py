@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+from .budget import Budget
 from .ebnf import parse_ebnf
 from .json_schema import compile_schema
 from .regex import parse
@@ -21,14 +22,16 @@ class Constraint(NamedTuple):
     kind: str
     text: str
 
-    def rules(self) -> Rules:
+    def rules(self, budget: Budget | None = None) -> Rules:
         """The language as rules, all that is not supported refused. Raises GrammarError."""
+        budget = budget or Budget()
+        budget.spend(len(self.text) // 64, f"the text of {self.kind}", len(self.text))
         if self.kind == "json_schema":
-            return compile_schema("true" if self.text == ANY_JSON else self.text)
+            return compile_schema("true" if self.text == ANY_JSON else self.text, budget)
         if self.kind == "ebnf":
-            return parse_ebnf(self.text)
+            return parse_ebnf(self.text, budget)
         if self.kind == "structural_tag":
-            return compile_structural_tag(self.text)
+            return compile_structural_tag(self.text, budget)
         if self.kind == "regex":
-            return {"root": Lexeme(parse(self.text))}
+            return {"root": Lexeme(parse(self.text, budget))}
         return {"root": Lexeme(choice(*map(literal, json.loads(self.text))))}

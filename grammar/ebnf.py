@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 
 from ..errors import GrammarError
+from .budget import Budget, shortened
 from .tree import (
     Chars,
     Node,
@@ -42,14 +43,15 @@ _MAX_COUNT = 10_000
 _MAX_DEPTH = 100
 
 
-def parse_ebnf(text: str) -> Rules:
+def parse_ebnf(text: str, budget: Budget | None = None) -> Rules:
     """Read a grammar. Raises GrammarError that says where it is wrong."""
-    rules = _Parser(text).parse()
-    if is_unguarded(rules):
+    budget = budget or Budget()
+    rules = _Parser(text, budget).parse()
+    if is_unguarded(rules, budget):
         raise GrammarError(
             "ebnf: a rule begins with itself (left recursion). Let it end with itself instead."
         )
-    finite = productive(rules)
+    finite = productive(rules, budget)
     if "root" not in finite:
         raise GrammarError("ebnf: root describes no finite text: every way through it goes on for ever.")
     return finite
@@ -58,11 +60,13 @@ def parse_ebnf(text: str) -> Rules:
 class _Parser:
     """Recursive descent over tokens (kind, value, position)."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, budget: Budget) -> None:
         self._text = text
+        self._budget = budget
         self._tokens: list[tuple[str, str, int]] = []
         at = 0
         while at < len(text):
+            budget.spend(1, "ebnf")
             found = _TOKEN.match(text, at)
             if found is None:
                 raise self._wrong("cannot be read from here", at)
@@ -100,6 +104,7 @@ class _Parser:
         return rules
 
     def _check_names(self, node: Node, name: str, rules: Rules) -> None:
+        self._budget.spend(1, f"ebnf: rule {name!r}")
         if isinstance(node, Rule) and node.name not in rules:
             raise GrammarError(f"ebnf: rule {name!r} uses {node.name!r}, which is not defined.")
         for part in parts(node):
@@ -158,6 +163,7 @@ class _Parser:
 
     def _characters(self, value: str) -> list[tuple[str, bool]]:
         """Characters of a literal or set, and whether each was escaped."""
+        self._budget.spend(2 * len(value), f"ebnf: the text or set {shortened(value)}")
         found = []
         for match in _ESCAPE.finditer(value):
             code = match[1] or match[2] or match[3]

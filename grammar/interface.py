@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from .budget import Budget
     from .constraint import Constraint
 
 
@@ -51,7 +52,13 @@ class Matcher(Protocol):
 
 
 class Grammar(Protocol):
-    """A compiled constraint; immutable, shared by requests and threads."""
+    """A compiled constraint; immutable, shared by requests and threads.
+
+    Attributes:
+        size: about the bytes that it takes.
+    """
+
+    size: int
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning."""
@@ -60,5 +67,5 @@ class Grammar(Protocol):
 class Backend(Protocol):
     """Compiles constraints for one vocabulary; any thread may call."""
 
-    def compile(self, constraint: Constraint) -> Grammar:
-        """Raises GrammarError for what is invalid or not supported."""
+    def compile(self, constraint: Constraint, budget: Budget) -> Grammar:
+        """Raises GrammarError for what is invalid, not supported or out of budget."""

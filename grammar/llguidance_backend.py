@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GrammarError, MissingDependencyError
+from .budget import Budget
 from .constraint import Constraint
 from .interface import Vocabulary
 from .notation import as_lark
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Parser items that one mask may take, about 50 ms: a few for each token of the vocabulary where text is free.
 _MAX_ITEMS = 500_000
+_BYTES_PER_CHAR, _BYTES_EACH = 40, 100_000  # of a grammar, measured
 
 
 class LlguidanceBackend:
@@ -37,10 +39,11 @@ class LlguidanceBackend:
         self._tokenizer: Any = None
         self._stops: frozenset[int] = frozenset()
 
-    def compile(self, constraint: Constraint) -> LlguidanceGrammar:
-        """Raises GrammarError for what is invalid or not supported."""
+    def compile(self, constraint: Constraint, budget: Budget | None = None) -> LlguidanceGrammar:
+        """Raises GrammarError for what is invalid, not supported or out of budget."""
+        budget = budget or Budget()
         # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
-        text = as_lark(constraint.rules(), open_words=constraint.kind == "json_schema")
+        text = as_lark(constraint.rules(budget), budget, open_words=constraint.kind == "json_schema")
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = self._load()
@@ -52,7 +55,7 @@ class LlguidanceBackend:
         )
         if matcher.is_error():
             raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")
-        return LlguidanceGrammar(matcher, self._stops)
+        return LlguidanceGrammar(matcher, self._stops, _BYTES_PER_CHAR * len(text) + _BYTES_EACH)
 
     def _load(self) -> Any:
         vocabulary = self._make_vocabulary()
@@ -79,7 +82,8 @@ class _Tokenizer:
 class LlguidanceGrammar:
     """A grammar, as a matcher at its beginning that is only ever copied."""
 
-    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int], size: int) -> None:
+        self.size = size
         self._matcher = matcher
         self._stop_token_ids = stop_token_ids
 

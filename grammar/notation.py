@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from .automaton import Automaton, determine
+from .budget import Budget
 from .tree import (
     EMPTY,
     Chars,
@@ -42,25 +43,37 @@ def as_regex(node: Node) -> str:
     raise TypeError(f"a regular expression cannot say {node!r}")
 
 
-def as_ebnf(rules: Rules) -> str:
+def as_ebnf(rules: Rules, budget: Budget | None = None) -> str:
     """Rules as xgrammar reads them, one a line; each lexeme as the states of its automaton."""
+    budget = budget or Budget()
     lexemes: dict[Node, str] = {}
-    rules = with_counters(with_root_apart(rules))
-    lines = [f"{name} ::= {_ebnf(node, lexemes)}\n" for name, node in rules.items()]
+    rules = with_counters(with_root_apart(rules), budget)
+    lines = []
+    for name, node in rules.items():
+        lines.append(f"{name} ::= {_ebnf(node, lexemes)}\n")
+        budget.spend(len(lines[-1]) // 8, "what it describes", len(lines[-1]))
     for lexeme, name in lexemes.items():
-        lines += _states(determine(lexeme), name)
+        what = budget.place(lexeme) or "a text"
+        lines += _states(determine(lexeme, budget, what), name)
+        budget.spend(1, what, sum(map(len, lines[-1:])))
     return "".join(lines)
 
 
-def as_lark(rules: Rules, *, open_words: bool) -> str:
+def as_lark(rules: Rules, budget: Budget | None = None, *, open_words: bool) -> str:
     """Rules as llguidance reads them; each lexeme is a terminal, and so is each character outside.
 
     The lexer takes all that a terminal can get, and then it is settled where that ends. So where anything may
     stand behind a number, ``open_words`` must be False: their characters are terminals then.
     """
+    budget = budget or Budget()
     writer = _Lark(rules, open_words)
-    lines = [f"{writer.names[name]}: {writer.write(node)}\n" for name, node in rules.items()]
-    lines += [f"{name}: {_terminal(node)}\n" for node, name in writer.terminals.items()]
+    lines = []
+    for name, node in rules.items():
+        lines.append(f"{writer.names[name]}: {writer.write(node)}\n")
+        budget.spend(len(lines[-1]) // 8, "what it describes", len(lines[-1]))
+    for node, name in writer.terminals.items():
+        lines.append(f"{name}: {_terminal(node)}\n")
+        budget.spend(len(lines[-1]) // 8, budget.place(node) or "a text", len(lines[-1]))
     return "".join(lines)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 
 from ..errors import GrammarError
+from .budget import Budget, shortened
 from .tree import LAST_CODE, Chars, Choice, Node, Ranges, Repeat, Sequence, codes, complement, joined
 
 _MAX_COUNT = 10_000  # of a repetition: backends write it out, state by state
 _MAX_DEPTH = 100  # groups within groups
+_GROUP = re.compile(r":|P?<[^\W\d]\w*>")
 _COUNTS = re.compile(r"\{(?=,?\d)(\d*)(,?)(\d*)\}")
 
 _DIGITS = joined([(48, 57)])
@@ -65,21 +67,23 @@ _ESCAPES = {
 }
 
 
-def parse(pattern: str) -> Node:
+def parse(pattern: str, budget: Budget | None = None) -> Node:
     """Read a regular expression that is to match whole texts.
 
     Raises GrammarError that names what is not supported, or what is wrong.
     """
-    return _Parser(pattern).parse()
+    return _Parser(pattern, budget or Budget()).parse()
 
 
 class _Parser:
     """Recursive descent over the pattern; ``_at`` is the next character."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, budget: Budget) -> None:
         self._pattern = pattern
+        self._budget = budget
         self._at = 0
         self._depth = 0
+        self._name = f"the regex {shortened(pattern)}"
 
     def parse(self) -> Node:
         node = self._choice()
@@ -118,6 +122,7 @@ class _Parser:
         options = [self._sequence()]
         while self._peek() == "|":
             self._at += 1
+            self._budget.spend(1, self._name)
             options.append(self._sequence())
         self._depth -= 1
         return options[0] if len(options) == 1 else Choice(tuple(options))
@@ -132,7 +137,7 @@ class _Parser:
 
     def _anchor(self, *, first: bool) -> bool:
         """Skip an anchor where it says nothing that a match of the whole text does not say."""
-        rest = self._pattern[self._at :]
+        rest = self._pattern[self._at : self._at + 3]
         for sign in ("^", r"\A", "$", r"\Z", r"\z"):
             if rest.startswith(sign):
                 opens = sign in ("^", r"\A")
@@ -146,6 +151,7 @@ class _Parser:
         return False
 
     def _quantified(self, node: Node) -> Node:
+        self._budget.spend(1, self._name)
         begin = self._at
         char = self._peek()
         bounds = None
@@ -189,14 +195,14 @@ class _Parser:
         begin = self._at - 1
         if self._peek() == "?":
             self._at += 1
-            rest = self._pattern[self._at :]
+            rest = self._pattern[self._at : self._at + 3]
             for sign, name in _EXTENSIONS.items():
                 if rest.startswith(sign):
                     raise self._unsupported(name, begin)
-            named = re.match(r":|P?<[^\W\d]\w*>", rest)
+            named = _GROUP.match(self._pattern, self._at)
             if not named:
                 raise self._unsupported(f"the inline flags or extension (?{rest[:3]}", begin)
-            self._at += named.end()
+            self._at = named.end()
         node = self._choice()
         if self._peek() != ")":
             raise self._wrong("an unclosed (")
@@ -250,6 +256,7 @@ class _Parser:
             first = False
             if self._pattern[self._at : self._at + 2] in ("[:", "&&", "--", "||", "~~"):
                 raise self._unsupported(f"the set operation {self._pattern[self._at : self._at + 2]}")
+            self._budget.spend(1, self._name)
             members, low = self._member(negated)
             if self._peek() == "-" and self._pattern[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1

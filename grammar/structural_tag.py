@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import GrammarError
+from .budget import Budget
 from .ebnf import parse_ebnf
 from .json_schema import compile_schema
 from .regex import parse
@@ -52,7 +53,7 @@ _FIELDS = {
 }
 
 
-def compile_structural_tag(text: str) -> Rules:
+def compile_structural_tag(text: str, budget: Budget | None = None) -> Rules:
     """The rules of a structural tag, written as JSON. Raises GrammarError."""
     try:
         tag = json.loads(text)
@@ -65,10 +66,11 @@ def compile_structural_tag(text: str) -> Rules:
         raise GrammarError(
             'structural_tag must have either "format", or "structures" and "triggers", and no more.'
         )
-    compiler = _Compiler()
+    budget = budget or Budget()
+    compiler = _Compiler(budget)
     root = compiler.format(tag["format"] if "format" in tag else _converted(tag), "format")
-    rules = productive({"root": root} | compiler.rules)
-    if "root" not in rules or is_unguarded(rules):
+    rules = productive({"root": root} | compiler.rules, budget)
+    if "root" not in rules or is_unguarded(rules, budget):
         raise GrammarError("structural_tag describes no finite text.")
     return rules
 
@@ -104,7 +106,8 @@ def _text(value: Any, path: str, *, may_be_empty: bool = False) -> str:
 
 
 class _Compiler:
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self.rules: Rules = {}
         self._count = 0
 
@@ -114,6 +117,7 @@ class _Compiler:
 
     def format(self, given: Any, path: str, *, until: str | None = None) -> Node:
         """One format. ``until``: what ends it, for text of any kind; its end is then included."""
+        self._budget.spend(1, f"structural_tag at {path}")
         kind = given.get("type") if isinstance(given, dict) else None
         if kind not in _FIELDS:
             raise GrammarError(
@@ -134,13 +138,13 @@ class _Compiler:
         return literal(_text(given.get("value"), f"{path}.value", may_be_empty=True))
 
     def _json_schema(self, given: dict, path: str) -> Node:  # noqa: ARG002
-        return self._imported(compile_schema(json.dumps(given.get("json_schema"))))
+        return self._imported(compile_schema(json.dumps(given.get("json_schema")), self._budget))
 
     def _regex(self, given: dict, path: str) -> Node:
-        return parse(_text(given.get("pattern"), f"{path}.pattern", may_be_empty=True))
+        return parse(_text(given.get("pattern"), f"{path}.pattern", may_be_empty=True), self._budget)
 
     def _grammar(self, given: dict, path: str) -> Node:
-        return self._imported(parse_ebnf(_text(given.get("grammar"), f"{path}.grammar")))
+        return self._imported(parse_ebnf(_text(given.get("grammar"), f"{path}.grammar"), self._budget))
 
     def _sequence(self, given: dict, path: str) -> Node:
         elements = _list(given.get("elements"), f"{path}.elements")

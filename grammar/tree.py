@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from .budget import Budget
+
 Ranges = tuple[tuple[int, int], ...]
 """Code points as ascending, separate, inclusive ranges."""
 
@@ -165,20 +167,55 @@ def parts(node: Node) -> Iterator[Node]:
         yield node.item
 
 
-def productive(rules: Rules) -> Rules:
+def productive(rules: Rules, budget: Budget) -> Rules:
     """The rules without what no finite text can be made of; no ``root`` is left if that is everything."""
+    waiting: dict[str, list[str]] = {}  # rules to look at again when this one turns out to be finite
+    for name, node in rules.items():
+        for other in references(node, budget):
+            waiting.setdefault(other, []).append(name)
     known: set[str] = set()
-    while True:
-        found = {name for name, node in rules.items() if _pruned(node, known) is not None}
-        if found == known:
-            break
-        known = found
-    kept = {name: _pruned(rules[name], known) for name in rules if name in known}
+    todo = list(rules)
+    while todo:
+        name = todo.pop()
+        if name not in known and _is_finite(rules[name], known, budget):
+            known.add(name)
+            todo += waiting.get(name, ())
+    kept = {name: _pruned(rules[name], known, budget) for name in rules if name in known}
     return {name: node for name, node in kept.items() if node is not None}
 
 
-def _pruned(node: Node, known: set[str]) -> Node | None:
+def references(node: Node, budget: Budget) -> set[str]:
+    """The rules that a node uses."""
+    found, todo = set(), [node]
+    while todo:
+        one = todo.pop()
+        budget.spend(1, "the number of rules")
+        if isinstance(one, Rule):
+            found.add(one.name)
+        elif not isinstance(one, Lexeme):
+            todo += parts(one)
+    return found
+
+
+def _is_finite(node: Node, known: set[str], budget: Budget) -> bool:
+    """Whether some finite text is of ``node``, given that those of the rules in ``known`` are."""
+    budget.spend(1, "the number of rules")
+    if isinstance(node, Rule):
+        return node.name in known
+    if isinstance(node, Chars):
+        return bool(node.ranges)
+    if isinstance(node, Lexeme):
+        return True
+    if isinstance(node, Repeat):
+        return not node.least or (node.most != 0 and _is_finite(node.item, known, budget))
+    if isinstance(node, Choice):
+        return any(_is_finite(option, known, budget) for option in node.options)
+    return all(_is_finite(item, known, budget) for item in node.items)
+
+
+def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:
     """``node`` less the options that need rules which are not in ``known``; None if nothing is left."""
+    budget.spend(1, "the number of rules")
     if isinstance(node, Rule):
         return node if node.name in known else None
     if isinstance(node, Chars):
@@ -186,45 +223,67 @@ def _pruned(node: Node, known: set[str]) -> Node | None:
     if isinstance(node, Lexeme):
         return node
     if isinstance(node, Repeat):
-        item = _pruned(node.item, known) if node.most != 0 else None
+        item = _pruned(node.item, known, budget) if node.most != 0 else None
         if item is None:
             return None if node.least else EMPTY
         return Repeat(item, node.least, node.most)
     if isinstance(node, Choice):
-        options = [option for option in (_pruned(one, known) for one in node.options) if option is not None]
+        pruned = [_pruned(one, known, budget) for one in node.options]
+        options = [option for option in pruned if option is not None]
         return choice(*options) if options else None
-    items = [_pruned(item, known) for item in node.items]
+    items = [_pruned(item, known, budget) for item in node.items]
     return None if None in items else Sequence(tuple(items))
 
 
-def is_unguarded(rules: Rules) -> bool:
+def is_unguarded(rules: Rules, budget: Budget) -> bool:
     """Whether a rule may begin with itself, which left-to-right parsers cannot follow."""
-    empty: set[str] = set()  # rules that the empty text is in
-    while found := {name for name in rules if name not in empty and _may_be_empty(rules[name], empty)}:
-        empty |= found
-    first = {name: set(_beginnings(node, empty)) for name, node in rules.items()}
-    for name in rules:
-        seen, todo = set(), [name]
-        while todo:
-            for other in first[todo.pop()] - seen:
-                seen.add(other)
-                todo.append(other)
-        if name in seen:
-            return True
-    return False
+    empty = _empty_rules(rules, budget)
+    first = {name: set(_beginnings(node, empty, budget)) for name, node in rules.items()}
+    # a rule that begins with no rule left is in no circle
+    left = {name: len(others & rules.keys()) for name, others in first.items()}
+    users: dict[str, list[str]] = {}
+    for name, others in first.items():
+        for other in others:
+            users.setdefault(other, []).append(name)
+    todo = [name for name, count in left.items() if not count]
+    for name in todo:
+        for user in users.get(name, ()):
+            budget.spend(1, "the number of rules")
+            left[user] -= 1
+            if not left[user]:
+                todo.append(user)
+    return len(todo) < len(rules)
 
 
-def _beginnings(node: Node, empty: set[str]) -> Iterator[str]:
+def _empty_rules(rules: Rules, budget: Budget) -> set[str]:
+    """The rules that the empty text is in."""
+    waiting: dict[str, list[str]] = {}
+    for name, node in rules.items():
+        for other in references(node, budget):
+            waiting.setdefault(other, []).append(name)
+    empty: set[str] = set()
+    todo = list(rules)
+    while todo:
+        name = todo.pop()
+        if name not in empty and _may_be_empty(rules[name], empty, budget):
+            empty.add(name)
+            todo += waiting.get(name, ())
+    return empty
+
+
+def _beginnings(node: Node, empty: set[str], budget: Budget) -> Iterator[str]:
     """The rules that a text of ``node`` may begin with."""
+    budget.spend(1, "the number of rules")
     if isinstance(node, Rule):
         yield node.name
     for part in parts(node):
-        yield from _beginnings(part, empty)
-        if isinstance(node, Sequence) and not _may_be_empty(part, empty):
+        yield from _beginnings(part, empty, budget)
+        if isinstance(node, Sequence) and not _may_be_empty(part, empty, budget):
             return
 
 
-def _may_be_empty(node: Node, empty: set[str]) -> bool:
+def _may_be_empty(node: Node, empty: set[str], budget: Budget) -> bool:
+    budget.spend(1, "the number of rules")
     if isinstance(node, Rule):
         return node.name in empty
     if isinstance(node, Until):
@@ -232,5 +291,5 @@ def _may_be_empty(node: Node, empty: set[str]) -> bool:
     if isinstance(node, Repeat) and node.least == 0:
         return True
     if isinstance(node, Choice):
-        return any(_may_be_empty(option, empty) for option in node.options)
-    return not isinstance(node, Chars) and all(_may_be_empty(part, empty) for part in parts(node))
+        return any(_may_be_empty(option, empty, budget) for option in node.options)
+    return not isinstance(node, Chars) and all(_may_be_empty(part, empty, budget) for part in parts(node))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GrammarError
+from .budget import Budget
 from .constraint import Constraint
 from .interface import Vocabulary
 from .notation import as_ebnf
@@ -25,11 +26,12 @@ class XGrammarBackend:
         self._compiler: Any = None
         self._stops: frozenset[int] = frozenset()
 
-    def compile(self, constraint: Constraint) -> XGrammar:
-        """Raises GrammarError for what is invalid or not supported."""
+    def compile(self, constraint: Constraint, budget: Budget | None = None) -> XGrammar:
+        """Raises GrammarError for what is invalid, not supported or out of budget."""
         import xgrammar
 
-        text = as_ebnf(constraint.rules())
+        budget = budget or Budget()
+        text = as_ebnf(constraint.rules(budget), budget)
         with self._lock:
             if self._compiler is None:
                 self._compiler = self._load()
@@ -37,7 +39,9 @@ class XGrammarBackend:
             compiled = self._compiler.compile_grammar(text)
         except RuntimeError as error:  # a size it cannot take: the rules themselves are in order
             raise GrammarError(f"{constraint.kind}: xgrammar refuses it: {str(error).strip()}") from None
-        return XGrammar(xgrammar.GrammarMatcher(compiled), self._stops)
+        return XGrammar(
+            xgrammar.GrammarMatcher(compiled), self._stops, compiled.memory_size_bytes + len(text)
+        )
 
     def _load(self) -> Any:
         import xgrammar
@@ -57,7 +61,8 @@ class XGrammarBackend:
 class XGrammar:
     """A compiled grammar, as a matcher at its beginning that is only ever copied."""
 
-    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int], size: int) -> None:
+        self.size = size
         self._matcher = matcher
         self._stop_token_ids = stop_token_ids
 

@@ -15,6 +15,7 @@ repetitions are of blocks, at whose ends masks are slow (tens of milliseconds, f
 
 from __future__ import annotations
 
+from .budget import Budget
 from .tree import (
     EMPTY,
     Chars,
@@ -49,16 +50,19 @@ def _uses_root(node: Node) -> bool:
     return node == Rule("root") or any(map(_uses_root, parts(node)))
 
 
-def with_counters(rules: Rules, *, longest: int = 1024, block: int = 512) -> Rules:
+def with_counters(
+    rules: Rules, budget: Budget | None = None, *, longest: int = 1024, block: int = 512
+) -> Rules:
     """The same language with rules in place of long repetitions of a character.
 
     Above ``longest`` (characters) they are counted in blocks.
     """
-    return _Counting(rules, longest, block).rules
+    return _Counting(rules, budget or Budget(), longest, block).rules
 
 
 class _Counting:
-    def __init__(self, rules: Rules, longest: int, block: int) -> None:
+    def __init__(self, rules: Rules, budget: Budget, longest: int, block: int) -> None:
+        self._budget = budget
         self.rules = dict(rules)
         self._longest = longest
         self._block = block
@@ -70,6 +74,7 @@ class _Counting:
             self.rules[name] = self._rewrite(node)
 
     def _rewrite(self, node: Node) -> Node:
+        self._budget.spend(1, "what it describes")
         if _is_long(node):
             return self._counted(node, EMPTY)
         if isinstance(node, Repeat):
@@ -102,6 +107,7 @@ class _Counting:
             self.rules[f"{prefix}_rest"] = rest
             rest = Rule(f"{prefix}_rest")
         for count in range(last + 1):
+            self._budget.spend(3, "a repetition", 500)
             options = [rest] if count >= node.least else []
             if count < last or node.most is None:
                 options.append(sequence(node.item, Rule(f"{prefix}_{min(count + 1, last)}")))

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import GrammarError
+from ..budget import Budget
 from ..tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
 from .arrays import distinct_items, items
 from .keywords import APPLIERS, OF_TYPE, check_keywords, constraining, is_number, type_names
@@ -36,14 +37,14 @@ _MAX_DEPTH = 64
 _FEW = {"boolean": (True, False), "null": (None,)}
 
 
-def compile_schema(text: str) -> Rules:
+def compile_schema(text: str, budget: Budget | None = None) -> Rules:
     """The rules of a JSON schema, written as JSON. Raises GrammarError for what cannot be enforced."""
     try:
         schema = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise GrammarError(f"json_schema is not valid JSON: {error}.") from None
     try:
-        return _Compiler(schema).rules()
+        return _Compiler(schema, budget or Budget()).rules()
     except RecursionError:
         raise GrammarError("json_schema is nested too deeply.") from None
 
@@ -51,9 +52,10 @@ def compile_schema(text: str) -> Rules:
 class _Compiler:
     """Walks a schema; ``path`` says where, as a JSON pointer, for messages."""
 
-    def __init__(self, schema: Any) -> None:
+    def __init__(self, schema: Any, budget: Budget) -> None:
         self._schema = schema
-        self._conjunctions = Conjunctions(self._resolve)
+        self._budget = budget
+        self._conjunctions = Conjunctions(self._resolve, budget)
         self._rules: Rules = {}
         self._targets: dict[str, str] = {}  # rule of each $ref, and of each conjunction as JSON
         self._shared: dict[Node, str] = {}
@@ -61,12 +63,12 @@ class _Compiler:
 
     def rules(self) -> Rules:
         root = self._node(self._schema, "#")
-        rules = productive({"root": root} | self._rules)
+        rules = productive({"root": root} | self._rules, self._budget)
         if "root" not in rules:
             raise GrammarError(
                 "json_schema describes nothing finite: it requires itself, or what no value can be."
             )
-        if is_unguarded(rules):
+        if is_unguarded(rules, self._budget):
             raise GrammarError("json_schema has a $ref that leads back to itself with nothing around it.")
         return rules
 
@@ -83,6 +85,7 @@ class _Compiler:
     # ---- any schema --------------------------------------------------------------------------------
 
     def _node(self, schema: Any, path: str) -> Node:
+        self._budget.spend(5, path)
         if schema is True:
             return self._anything()
         if schema is False:

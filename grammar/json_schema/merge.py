@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import GrammarError
+from ..budget import Budget
 from .keywords import APPLIERS, check_keywords, constraining, is_number, type_names
 from .kinds import check_apart, key
 
@@ -31,8 +32,9 @@ _NAMED = ("properties", "patternProperties", "additionalProperties", "propertyNa
 class Conjunctions:
     """Works out conjunctions; ``resolve`` follows a ``$ref``."""
 
-    def __init__(self, resolve: Callable[[str], Any]) -> None:
+    def __init__(self, resolve: Callable[[str], Any], budget: Budget) -> None:
         self._resolve = resolve
+        self._budget = budget
 
     def options(self, schema: Any, *, inside: bool, references: int = 0) -> list[dict]:
         """Schemas without any of ``APPLIERS`` but ``enum``, of which a value must meet one; possibly none.
@@ -45,6 +47,7 @@ class Conjunctions:
             raise GrammarError(f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}")
         if references > _MAX_REFERENCES:
             raise GrammarError("a $ref that leads back to itself with nothing around it")
+        self._budget.spend(5, "a conjunction of schemas")
         check_keywords(schema, inside=inside)
         found = [{name: schema[name] for name in constraining(schema) if name not in APPLIERS}]
         if "$ref" in schema:
@@ -78,6 +81,7 @@ class Conjunctions:
     def _both(self, first: list[dict], second: list[dict]) -> list[dict]:
         if len(first) * len(second) > _MAX_OPTIONS:
             raise GrammarError(f"more than {_MAX_OPTIONS} combinations of anyOf and oneOf are not supported")
+        self._budget.spend(10 * len(first) * len(second), "a conjunction of schemas")
         merged = [_merge(one, other) for one in first for other in second]
         return [option for option in merged if option is not None]
 
