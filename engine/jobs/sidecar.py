@@ -189,8 +189,8 @@ class Sidecar:
     def _unusable(self, why: str) -> JobError:
         return JobError(
             f"The job file {str(self.path)!r} cannot be used: {why}. If it is yours, move it away or choose "
-            "another output. If it is the job's, the records are safe in the output: restore the file, or remove "
-            "it and resume with force (and the seed of the job), or start over with overwrite."
+            "another output. If it is the job's, the records are safe in the output: restore the file, or "
+            "remove it and resume with force (and the seed of the job), or start over with overwrite."
         )
 
 
