@@ -397,7 +397,7 @@ class Engine:
         """All options, what was decided for those left open, and the sizes that follow from them."""
         return {
             **self.config.as_dict(),
-            "status": "ready",
+            "status": "closed" if self._loop.is_closed else "ready",
             "version": __version__,
             **self._resolved.as_dict(),
         }

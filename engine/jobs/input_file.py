@@ -101,12 +101,12 @@ def _check_content(path: Path, head: bytes) -> None:
     for magic, what, advice in _NO_LINES:
         if head.startswith(magic):
             raise JobError(f"The input {str(path)!r} is {what}, not JSONL. {advice}")
-    line = head[:_HEAD_BYTES].partition(b"\n")[0]
-    if b"\0" in line[:4]:
-        what, advice = _UTF16 if line[:4].strip(b"\0 ") in (b"{", b'{"', b"[") else ("binary data", _CONVERT)
+    head = head[:_HEAD_BYTES].removeprefix(_BOM).lstrip()
+    is_object = head.startswith(b"{") and b"\0" not in head[:4]
+    if b"\0" in head and not is_object:
+        is_wide = head[:4].replace(b"\0", b"") in (b"{", b'{"', b"{ ")
+        what, advice = _UTF16 if is_wide else ("binary data", _CONVERT)
         raise JobError(f"The input {str(path)!r} is {what}, not JSONL. {advice}")
-    if b"\0" in line and not line.removeprefix(_BOM).lstrip().startswith(b"{"):
-        raise JobError(f"The input {str(path)!r} is binary data, not JSONL. {_CONVERT}")
 
 
 def _split(file: IO[bytes], limit: int) -> Iterator[RawLine]:

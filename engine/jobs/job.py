@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import JobError
+from ...errors import EngineClosedError, JobError
 from ...sampling.params import SamplingParams
 from ..config import EngineConfig
 from .lines import parse_line
@@ -141,6 +141,8 @@ def _engine_config(
         raise JobError(
             f"engine must be a rootlet.Engine, got {type(engine).__name__}; a model's path is model=."
         )
+    elif engine.get_server_info().get("status") == "closed":
+        raise EngineClosedError("The engine was closed; build a new one.")
     else:
         config = engine.config
     if config.step_by_hand:

@@ -49,7 +49,6 @@ class OutputFile:
         with self._disk("opened"):
             self._fd, self._is_new = self._open_locked()
             try:
-                self.scratch.clear()  # of what a kill in rewrite() has left
                 with self._reader() as file:
                     self._end = _end_of_last_line(file, self.nbytes)  # of the last whole record
             except BaseException:

@@ -37,6 +37,7 @@ class Plan:
     def begin(self) -> None:
         """Drop what is to be done again and write down the settings; raises JobError if the disk fails."""
         file, keep = self.file, self.state.keep
+        file.scratch.clear()
         if self.overwrite:
             file.clear()
         elif torn := file.repair():
@@ -71,6 +72,7 @@ def make_plan(
     helpers = [sidecar.path, *file.scratch.places]
     check_apart(file.path, helpers, {"Input": [input_path], "Model": model_files(model)})
     sidecar.check_place()
+    file.scratch.check()
     resumed = bool(file.nbytes) and not overwrite
     known = _known_settings(file, sidecar, resumed=resumed, force=force)
     old, sealed = known or (None, True)

@@ -30,15 +30,27 @@ class Scratch:
         """Every path that may be written here."""
         return [self.path / name for name in _NAMES]
 
-    def clear(self) -> None:
-        """Remove what a kill has left; raises JobError if what is there is not ours."""
-        if not os.path.lexists(self.path):
-            return
-        if not stat.S_ISDIR(os.lstat(self.path).st_mode):
+    def check(self) -> bool:
+        """Whether a kill has left something here; raises JobError if what is here is not ours."""
+        try:
+            kind = os.lstat(self.path).st_mode
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise JobError(
+                f"A job needs the name {str(self.path)!r} for a while: {error.strerror}."
+            ) from error
+        if not stat.S_ISDIR(kind):
             raise self._foreign("it is not a folder")
         strange = [entry.name for entry in os.scandir(self.path) if not _is_ours(entry)]
         if strange:
             raise self._foreign(f"it holds {sorted(strange)[0]!r}")
+        return True
+
+    def clear(self) -> None:
+        """Remove what a kill has left; raises JobError if what is here is not ours."""
+        if not self.check():
+            return
         for place in self.places:
             place.unlink(missing_ok=True)
         self.path.rmdir()

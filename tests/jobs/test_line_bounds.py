@@ -146,8 +146,7 @@ ODD = {
     b'{"%s": 1}' % (b"n" * 1_000_000): ("unknown_field", "Unknown field"),
     b'{"prompt": "x", "sampling_params": {"%s": 1}}' % (b"n" * 1_000_000): ("unknown_field", "Unknown"),
     b'{"messages": [{"role": "%s", "content": "x"}]}' % (b"r" * 1_000_000): ("invalid_request", "role"),
-    b'{"url": "/v1/completions", "body": {"prompt": [%s"x"], "n": 1024}}'
-    % (b'"x",' * 99): (
+    b'{"url": "/v1/completions", "body": {"prompt": [%s"x"], "n": 1024}}' % (b'"x",' * 99): (
         "invalid_request",
         "102,400 answers",
     ),
