@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from ..errors import JobError
 from .options import (
     add_engine_options,
     add_log_level,
@@ -20,17 +21,21 @@ DESCRIPTION = """\
 Answer every line of a JSONL file. A line is {"id"?, "prompt" | "messages", "sampling_params"?} or an
 OpenAI batch line (chat or completions); its record in the output has the same form. Records are appended
 as they finish. Stopped or killed at any moment, the same command finishes exactly what is missing.
+Every record has a checksum: one that was damaged since is found, and answered anew.
 """
 
 EPILOG = """\
 exit code:
   0 all lines answered; 1 the job is finished, but some records are errors; 2 the job cannot start or
-  resume; 3 the engine failed; 130 stopped by Ctrl-C. After 3 and 130 run the same command to go on.
+  resume, or the disk failed; 3 the engine failed; 130 stopped by Ctrl-C. After a failure of the disk, 3 and
+  130 run the same command to go on.
+  With --verify: 0 all records are as they were written; 1 some are not; 2 the file cannot be read.
 
 examples:
   rootlet batch --model SmolLM2-135M-Instruct.Q4_1.gguf --input prompts.jsonl --output answers.jsonl
   rootlet batch --model M --input in.jsonl.gz --output out.jsonl --temperature 0 --max-new-tokens 256
   rootlet batch --model M --input in.jsonl --output out.jsonl --retry-errors
+  rootlet batch --verify out.jsonl
 """
 
 
@@ -74,12 +79,38 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--force", action="store_true", help="resume although the model, its options or the parameters differ"
     )
     job.add_argument("--overwrite", action="store_true", help="drop an existing output and start over")
+    job.add_argument(
+        "--verify",
+        action=_Verify,
+        metavar="FILE",
+        help="check the records of an output and do nothing else; needs no model",
+    )
     job.add_argument("--no-progress", action="store_true", help="show no progress")
     job.add_argument("--show", type=int, default=0, metavar="N", help="print the first N records at the end")
     add_engine_options(parser)
     add_sampling_options(parser, "Defaults for every line; a line's own values win.")
     add_log_level(parser, "info")
     parser.set_defaults(run=run)
+
+
+class _Verify(argparse.Action):
+    """Checks an output while the command line is read, like --help: nothing else of it is needed."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, value: object, _flag: str | None = None
+    ) -> None:
+        from ..engine.jobs import damaged_lines
+
+        try:
+            damaged = damaged_lines(str(value))
+        except JobError as error:
+            parser.error(str(error))
+        if not damaged:
+            print(f"{value}: all records are as they were written")
+            parser.exit(0)
+        named = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+        print(f"{value}: {len(damaged)} damaged lines: {named}. The same job, run again, answers them anew.")
+        parser.exit(1)
 
 
 def run(args: argparse.Namespace) -> int:

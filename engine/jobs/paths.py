@@ -15,19 +15,19 @@ _BINARY = (".parquet", ".arrow", ".feather", ".avro", ".npy", ".npz", ".pkl", ".
 _MODELS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 
-def check_input_path(path: object) -> Path:
+def check_input_path(path: object, what: str = "input") -> Path:
     """Return ``path`` if a job can read it; raises JobError for "-", a missing file or a folder."""
-    path = _as_path("input", path)
+    path = _as_path(what, path)
     if str(path) == "-":
         raise JobError(
-            "The job input cannot be standard input: a restarted job must be able to read it again. "
+            f"The job {what} cannot be standard input: a restarted job must be able to read it again. "
             "Write it to a file first."
         )
-    status = _status("input", path)
+    status = _status(what, path)
     if status is None:
-        raise JobError(f"The input file {str(path)!r} does not exist.")
+        raise JobError(f"The {what} file {str(path)!r} does not exist.")
     if not stat.S_ISREG(status.st_mode):
-        raise JobError(f"The input {str(path)!r} is not a regular file.")
+        raise JobError(f"The {what} {str(path)!r} is not a regular file.")
     return path
 
 

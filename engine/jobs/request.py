@@ -16,7 +16,7 @@ from .identity import LineError, LineIdentity
 
 Prompt = str | tuple[int, ...] | Conversation
 Form = Literal["simple", "chat", "completion"]
-MAX_SAMPLES = 1024  # the largest n
+MAX_SAMPLES = 1024  # requests one line may turn into
 
 
 @dataclass(frozen=True)

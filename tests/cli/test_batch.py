@@ -14,6 +14,7 @@ import pytest
 from rootlet import run_jobs
 from rootlet.__main__ import main
 
+from ..jobs.fake_engine import FakeEngine
 from ..jobs.real_engine import OPTIONS, shared_engine
 
 TOPICS = ("rain", "bread", "the moon", "a blue car", "music", "old books", "rivers", "a small dog")
@@ -88,6 +89,25 @@ def test_killed_interrupted_and_resumed_equals_uninterrupted(command, tmp_path, 
     assert out.count("\n---") == 2
 
 
+def test_verify_needs_nothing_but_the_output(tmp_path, capsys):
+    def verify():
+        with pytest.raises(SystemExit) as exit:
+            main(["batch", "--verify", str(tmp_path / "out")])
+        return exit.value.code, "".join(capsys.readouterr())
+
+    code, message = verify()
+    assert code == 2
+    assert "does not exist" in message
+    (tmp_path / "in").write_text('{"prompt": "x"}\nnot json\n')
+    run_jobs(tmp_path / "in", tmp_path / "out", engine=FakeEngine(), progress=False)
+    assert verify() == (0, f"{tmp_path / 'out'}: all records are as they were written\n")
+    data = (tmp_path / "out").read_bytes()
+    (tmp_path / "out").write_bytes(data.replace(b'"index": 1', b'"index": 3') + b'{"id"')
+    code, message = verify()
+    assert code == 1
+    assert "2 damaged lines: 1, 3." in message
+
+
 def test_error_records_make_the_exit_code_1(lent_engine, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\nnot json\n')
     command = [
@@ -101,7 +121,7 @@ def test_error_records_make_the_exit_code_1(lent_engine, tmp_path, capsys):
     ]
     assert main([*command, "--max-new-tokens", "2", "--show", "9", "--no-progress"]) == 1
     out, err = capsys.readouterr()
-    assert "2 of 2 records, 1 of them errors" in out
+    assert "2 of 2 records, 1 of them errors\n  invalid_json: 1 (line 2)\n" in out
     assert "error: The line is not valid JSON" in out
     assert "--retry-errors" in err
     assert lent_engine.built_with == [("M", {})]

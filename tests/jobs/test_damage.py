@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rootlet import run_jobs
+from rootlet.engine.jobs import damaged_lines
 from rootlet.engine.jobs.seal import bears_seal, is_sealed, mended, seal
 from rootlet.errors import JobError
 
@@ -83,7 +84,9 @@ def test_damaged_records_are_named_and_only_they_are_done_again(job, caplog):
     for number in (2, 7):
         records[number] = flip(records[number], 8 * 60)
     job.output.write_bytes(b"".join(records))
+    assert damaged_lines(job.output) == [3, 8]
     summary, _, engine = job(lines, sampling_params={"seed": 1})
+    assert damaged_lines(job.output) == []
     assert engine.prompts == ["p2", "p7"]
     assert (summary.resumed, summary.completed) == (7, 2)
     assert "2 damaged records" in caplog.text

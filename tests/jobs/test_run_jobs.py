@@ -119,6 +119,37 @@ def test_errors_name_what_is_wrong(job):
     assert "messages[1].content[0]" in third
 
 
+def test_errors_are_broken_down_by_cause(job, caplog):
+    bad = {"invalid_json": "{", "unknown_field": '{"temperature": 1}', "request_too_long": '{"prompt": "%s"}'}
+    lines = [{"custom_id": "no index in its record", "url": "/v1/completions", "body": {"prompt": ""}}]
+    lines += [bad["invalid_json"]] * 7 + [bad["unknown_field"]] * 2 + [{"prompt": "fine"}]
+    lines.append({"prompt": "x" * 2000})
+    for options in ({}, {"overwrite": True, "order": "input"}, {}):  # the last finds them in the output
+        summary, _, _ = job(lines, **options)
+        assert summary.errors == sum(cause.count for cause in summary.causes.values()) == 11
+        assert {code: (cause.count, cause.lines) for code, cause in summary.causes.items()} == {
+            "invalid_request": (1, (1,)),
+            "invalid_json": (7, (2, 3, 4, 5, 6)),
+            "unknown_field": (2, (9, 10)),
+            "request_too_long": (1, (12,)),
+        }
+        assert str(summary).splitlines()[1:5] == [
+            "  invalid_json: 7 (lines 2, 3, 4, 5, 6, ...)",
+            "  unknown_field: 2 (lines 9, 10)",
+            "  invalid_request: 1 (line 1)",
+            "  request_too_long: 1 (line 12)",
+        ]
+    assert job([{"prompt": "x"}], on_changed="redo")[0].causes == {}
+    caplog.clear()
+    write(job.input, lines)
+    run_jobs(job.input, job.output, engine=FakeEngine(), overwrite=True)
+    shown = [message for message in caplog.messages if "the first with" in message]
+    assert len(shown) == 4  # as they come, and one of a kind
+    assert any(
+        message.startswith("Line 2, the first with invalid_json: The line is not") for message in shown
+    )
+
+
 def test_only_failed_lines_are_retried(job):
     lines = [{"id": "good", "prompt": "x"}, {"id": "bad", "prompt": ""}]
     job(lines)
@@ -308,7 +339,7 @@ def test_progress_without_a_terminal_is_in_the_log(job, caplog, monkeypatch):
     write(job.input, [{"prompt": "a"}, {"prompt": ""}])
     run_jobs(job.input, job.output, engine=FakeEngine(), progress=True)
     assert "2 of 2 records" in caplog.messages[-1]
-    assert "1 errors" in caplog.messages[-1]
+    assert "1 errors (invalid_request 1)" in caplog.messages[-1]
 
 
 def test_a_terminal_gets_a_bar(job, capsys, monkeypatch):
