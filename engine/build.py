@@ -139,12 +139,12 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config, template)
     backend = make_backend(backend_name, config, loaded, device)
     resolved = _resolve(config, device, backend, loaded, tokenizer)
-    loaded.model.set_context_length(resolved.context_length)
+    # no sequence outgrows the pool, however long a context the model's files promise
+    reach = min(resolved.context_length, resolved.pool_tokens + resolved.page_size)
+    loaded.model.set_context_length(reach)
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
-    # one row more than runs (row 0 is padding); a row holds a whole context
-    tables = SlotTables(
-        resolved.max_running_requests + 1, resolved.context_length, resolved.page_size, device
-    )
+    # one row more than runs (row 0 is padding); a row holds the longest sequence
+    tables = SlotTables(resolved.max_running_requests + 1, reach, resolved.page_size, device)
     runner = _runner(config, resolved, backend, loaded, kv, tables)
     constraints = Constraints(
         config.grammar_backend,

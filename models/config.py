@@ -15,6 +15,7 @@ import torch
 
 from ..errors import ModelError
 from .fields import REQUIRED, matches, read_field, shorten
+from .registry import default_architecture
 from .rope_fields import DEFAULT_CONTEXT_LENGTH, MAX_POSITIONS, derive_context_length
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -22,6 +23,7 @@ _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16"
 # Spellings of the same universal field, as different families save it.
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_MAX_LAYERS = 10_000  # layers are built before their weights are looked for; real models have hundreds
 _NUM_HEADS = ("num_attention_heads", "n_head", "n_heads")
 
 
@@ -48,20 +50,15 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Read a parsed ``config.json`` (overrides already merged); ModelError names a bad field."""
-        if raw.get("quantization_config") is not None:
-            quantization = raw["quantization_config"]
-            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-            raise ModelError(
-                f"config.json: quantization_config with quant_method {method!r} is not supported."
-            )
+        refuse_quantized(raw)
         hidden_size = read_field(raw, _HIDDEN_SIZE, int, minimum=1)
         num_heads = read_field(raw, _NUM_HEADS, int, minimum=1)
         return cls(
-            architectures=tuple(read_field(raw, "architectures", list[str])),
+            architectures=read_architectures(raw),
             model_type=read_field(raw, "model_type", str, ""),
             vocab_size=read_field(raw, "vocab_size", int, minimum=1),
             hidden_size=hidden_size,
-            num_layers=read_field(raw, _NUM_LAYERS, int, minimum=1),
+            num_layers=read_field(raw, _NUM_LAYERS, int, minimum=1, maximum=_MAX_LAYERS),
             num_heads=num_heads,
             num_kv_heads=_read_num_kv_heads(raw, num_heads),
             head_dim=_read_head_dim(raw, hidden_size, num_heads),
@@ -77,6 +74,36 @@ class ModelConfig:
     def read(self, names: str | tuple[str, ...], kind: Any, default: Any = REQUIRED, **checks: Any) -> Any:
         """Read one more field of the file; arguments and errors as in :func:`read_field`."""
         return read_field(self.raw, names, kind, default, **checks)
+
+
+def read_architectures(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the model's architecture, most specific first.
+
+    A file without them is of its ``model_type``, as in transformers. Raises ModelError if there is neither.
+    """
+    names = read_field(raw, "architectures", list[str], None, null=True)
+    if names:
+        return tuple(names)
+    model_type = read_field(raw, "model_type", str, None, null=True)
+    if model_type is None:
+        read_field(raw, "architectures", list[str], REQUIRED)
+        raise ModelError("config.json: field 'architectures' is empty, and there is no model_type.")
+    return (default_architecture(model_type),)
+
+
+def refuse_quantized(raw: Mapping[str, Any]) -> None:
+    """Raise ModelError naming the quantization of the weights, if ``config.json`` has one."""
+    quantization = raw.get("quantization_config") or raw.get("quantization")
+    if not quantization:
+        return
+    method = quantization
+    if isinstance(quantization, dict):
+        # MLX names no method: {"group_size": 64, "bits": 4}
+        method = quantization.get("quant_method", "mlx" if "bits" in quantization else None)
+    raise ModelError(
+        f"config.json: quantization_config with quant_method {shorten(method)} is not supported. Use the"
+        " unquantised weights, or a GGUF file of the model (Q4_0, Q4_K, Q8_0 and the like are read)."
+    )
 
 
 def _read_num_kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:
@@ -107,7 +134,7 @@ def _read_head_dim(raw: Mapping[str, Any], hidden_size: int, num_heads: int) -> 
 def _read_dtype(raw: Mapping[str, Any]) -> torch.dtype | None:
     """The checkpoint's dtype: ``dtype`` (transformers 5) or ``torch_dtype`` (transformers 4)."""
     name = read_field(raw, ("dtype", "torch_dtype"), str, None, null=True)
-    if name is None:
+    if name in (None, "auto"):
         return None
     name = name.removeprefix("torch.")
     if name not in _DTYPES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, get_args, get_origin
 
 from ..errors import ModelError
@@ -13,6 +13,7 @@ REQUIRED: Final = object()
 
 _LIMITS: Final = {int: 2**63 - 1, float: sys.float_info.max}
 _SHOWN: Final = 200  # characters of a wrong value that a message repeats
+_NAMES_SHOWN: Final = 10
 
 
 def read_field(
@@ -23,6 +24,7 @@ def read_field(
     *,
     null: bool = False,
     minimum: float | None = None,
+    maximum: float | None = None,
     choices: Collection[Any] | None = None,
     section: str = "config.json",
 ) -> Any:
@@ -30,8 +32,8 @@ def read_field(
 
     ``names`` is the field, or its spellings, of which the first present counts. ``kind`` is ``int``,
     ``float`` (an int will do), ``bool``, ``str`` or ``list[...]`` of one of these. An absent field
-    gives ``default``; a null gives None where ``null`` allows it. ``minimum`` and ``choices`` bound
-    the value. Raises ModelError naming the field, what it must be and what was found.
+    gives ``default``; a null gives None where ``null`` allows it. ``minimum``, ``maximum`` and ``choices``
+    bound the value. Raises ModelError naming the field, what it must be and what was found.
     """
     names = (names,) if isinstance(names, str) else names
     name = next((n for n in names if n in raw), None)
@@ -53,6 +55,8 @@ def read_field(
         raise ModelError(f"{section}: field {name!r} must be a finite number of 64 bits, got {shown}.")
     if minimum is not None and value < minimum:
         raise ModelError(f"{section}: field {name!r} must be at least {minimum}, got {value!r}.")
+    if maximum is not None and value > maximum:
+        raise ModelError(f"{section}: field {name!r} must be at most {maximum}, got {value!r}.")
     if choices is not None and value not in choices:
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ModelError(f"{section}: {name} = {value!r} is not supported. Supported: {allowed}.")
@@ -82,3 +86,10 @@ def shorten(value: Any) -> str:
     """A value of a file for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def list_names(names: Sequence[str]) -> str:
+    """``names`` for a message, the first few of many."""
+    shown = ", ".join(name if len(name) <= _SHOWN else name[:_SHOWN] + "..." for name in names[:_NAMES_SHOWN])
+    rest = len(names) - _NAMES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown

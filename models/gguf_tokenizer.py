@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ModelError
+from .fields import shorten
 from .loader.gguf_file import GGUFFile, read_gguf
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ logger = logging.getLogger("rootlet.models")
 
 # token types of the specification; anything else is an ordinary piece
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+
+_MAX_TOKEN_LENGTH: Final = 4096  # every cut of a token in two is looked at
 
 _SPACE: Final = "\u2581"
 """How SentencePiece spells a space inside a piece."""
@@ -128,7 +131,22 @@ def _read_vocabulary(file: GGUFFile) -> _Vocabulary:
     for name, values in (("token_type", types), ("scores", scores or tokens)):
         if len(values) != len(tokens):
             raise ModelError(f"{file.path}: {len(tokens)} tokens but {len(values)} entries in {name}.")
-    return _Vocabulary(file.path, tokens, types, scores, array("merges"))
+    merges = array("merges")
+    kinds = {
+        "tokens": (tokens, str, "texts"),
+        "token_type": (types, int, "integers"),
+        "scores": (scores, (int, float), "numbers"),
+        "merges": (merges, str, "texts"),
+    }
+    for name, (values, kind, words) in kinds.items():
+        if not all(isinstance(value, kind) for value in values):
+            raise ModelError(f"{file.path}: tokenizer.ggml.{name} must be an array of {words}.")
+    longest = max(map(len, tokens))
+    if longest > _MAX_TOKEN_LENGTH:
+        raise ModelError(
+            f"{file.path}: a token of {longest} characters; at most {_MAX_TOKEN_LENGTH} will do."
+        )
+    return _Vocabulary(file.path, tokens, types, scores, merges)
 
 
 def _split_rule(file: GGUFFile) -> _SplitRule:
@@ -228,7 +246,7 @@ def _named_special_ids(file: GGUFFile, num_tokens: int) -> dict[str, int]:
     for role, index in found.items():
         if not isinstance(index, int) or not 0 <= index < num_tokens:
             raise ModelError(
-                f"{file.path}: {role} has the id {index!r}, outside a vocabulary of {num_tokens}."
+                f"{file.path}: {role} has the id {shorten(index)}, outside a vocabulary of {num_tokens}."
             )
     return found
 
@@ -305,11 +323,13 @@ def _set_template(
 def _chat_template(file: GGUFFile) -> str | dict[str, str] | None:
     """The chat template, or all of them by name if the file has several."""
     template = file.metadata.get("tokenizer.chat_template")
+    if not isinstance(template, (str, type(None))):
+        raise ModelError(f"{file.path}: tokenizer.chat_template must be a text, got {shorten(template)}.")
     names = file.metadata.get("tokenizer.chat_templates")
     if not isinstance(names, list):
         return template
     several = {name: file.metadata.get(f"tokenizer.chat_template.{name}") for name in names}
-    several = {name: text for name, text in several.items() if text is not None}
+    several = {name: text for name, text in several.items() if isinstance(text, str)}
     if template is not None:
         several["default"] = template
     return several or None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Sequence
 from typing import Final
 
 from ..errors import ConfigError, ModelError
+from .fields import shorten
 
 # Architecture name -> module of this package that defines the class of that name. A family is
 # imported when a model of it is loaded; a new family adds its line here and its own file.
@@ -58,6 +60,22 @@ def supported_architectures() -> list[str]:
     return sorted(_BUILT_IN.keys() | _registered.keys())
 
 
+def default_architecture(model_type: str) -> str:
+    """The causal language model of a ``model_type`` of transformers.
+
+    Raises ModelError listing the supported names if there is none.
+    """
+    for name, module in _BUILT_IN.items():
+        if module == model_type and name.endswith("ForCausalLM"):
+            return name
+    known = sorted(set(_BUILT_IN.values()))
+    raise ModelError(
+        f"config.json names no architectures, and its model_type {shorten(model_type)} is not supported."
+        f"{_suggest(model_type, known)} Supported: {', '.join(known)}; or add your own with"
+        " rootlet.register_model(name, cls) and name it in architectures."
+    )
+
+
 def resolve(architectures: Sequence[str]) -> type:
     """Return the class of the first supported name in ``architectures``.
 
@@ -69,8 +87,14 @@ def resolve(architectures: Sequence[str]) -> type:
         if name in _BUILT_IN:
             module = importlib.import_module(f".{_BUILT_IN[name]}", __package__)
             return getattr(module, name)
+    known = supported_architectures()
     raise ModelError(
-        f"Model architectures {list(architectures)} are not supported. "
-        f"Supported: {', '.join(supported_architectures())}. "
+        f"Model architectures {shorten(list(architectures))} are not supported."
+        f"{_suggest(architectures[0] if architectures else '', known)} Supported: {', '.join(known)}. "
         "Add your own with rootlet.register_model(name, cls)."
     )
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.8)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ConfigError, ModelError
 from .gguf_tokenizer import load_gguf_tokenizer
+from .loader.folder_kinds import refuse_special_files
 from .loader.resolve import download_gguf, download_small_files, find_gguf, find_local
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _load_folder(folder: Path, mode: str, trust_remote_code: bool) -> PreTrained
             f"{folder}: no tokenizer files ({', '.join(_TOKENIZER_FILES)}). Complete the folder, or give "
             "another one as tokenizer_path."
         )
+    refuse_special_files(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ...errors import WeightsError
+from ..fields import list_names
 from .storage import NamedSlots, PackedStorage, Storage, WeightSlot
+from .weight_names import describe_foreign, match_names
 
 _logger = logging.getLogger("rootlet.models")
 
@@ -37,15 +39,22 @@ class _LoadRecord:
 
     def raise_problems(self, wanted: Iterable[str]) -> None:
         """Raise one WeightsError about everything wrong, if anything is."""
-        missing = [name for name in wanted if name not in self.filled | self.refused]
+        accounted = self.filled | self.refused
+        missing = [name for name in wanted if name not in accounted]
         problems = {
             "missing": missing,
             "leftover": self.leftover,
             "duplicate": self.duplicate,
             "misshapen": self.misshapen,
         }
-        parts = [f"{kind} ({len(names)}): {', '.join(names)}" for kind, names in problems.items() if names]
+        parts = [f"{kind} ({len(names)}): {list_names(names)}" for kind, names in problems.items() if names]
         if parts:
+            owner = describe_foreign(self.leftover)
+            if owner is not None:
+                raise WeightsError(
+                    f"The weights do not fit the model: their names are those of {owner}, which is not"
+                    f" supported. {'; '.join(parts)}."
+                )
             raise WeightsError(
                 f"The weights do not fit the model; {'; '.join(parts)}. "
                 "Check that config.json belongs to this checkpoint and that the checkpoint is complete."
@@ -88,9 +97,19 @@ class WeightTable:
     def load(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Load a complete checkpoint, in any order, one tensor at a time.
 
-        Raises WeightsError naming every missing, leftover, duplicate or misshapen tensor at once;
-        the model is then not usable until a load succeeds.
+        Raises WeightsError about every missing, leftover, duplicate or misshapen tensor at once, naming the
+        first of many; the model is then not usable until a load succeeds. Where ``named`` has ``shapes``, as
+        :func:`~rootlet.models.loader.checkpoint.named_tensors` gives it, that is before the first tensor is
+        read, and the names of wrapped or bare models are translated.
         """
+        shapes = getattr(named, "shapes", None)
+        if shapes is not None:
+            rename = match_names(shapes, self._slots)
+            if rename is not None:
+                _logger.info("The names of the weights are translated: %s.", _example(shapes, rename))
+                named = ((rename(name), tensor) for name, tensor in named)
+                shapes = {rename(name): shape for name, shape in shapes.items()}
+            self._check(shapes)
         record = _LoadRecord()
         # Weights must be ordinary tensors whatever mode the caller is in: an inference tensor could
         # not be updated outside of it, and a parameter would bring its autograd history along.
@@ -104,8 +123,19 @@ class WeightTable:
                     storage.finish()
         record.raise_problems(self._slots)
 
-    def _load_one(self, name: str, tensor: Tensor, record: _LoadRecord) -> None:
-        """Load one tensor, or note why not."""
+    def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise WeightsError if tensors of these names and shapes are not what the model needs."""
+        record = _LoadRecord()
+        for name, shape in shapes.items():
+            source = self._find(name, shape, None, record)
+            if source is not None:
+                record.filled.add(source)
+        record.raise_problems(self._slots)
+
+    def _find(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None, record: _LoadRecord
+    ) -> str | None:
+        """The name of the slot for a tensor; None after noting why there is none. A None ``dtype`` fits."""
         source = self._tied.get(name, name)
         slot = self._slots.get(source)
         if slot is None:
@@ -113,11 +143,21 @@ class WeightTable:
                 record.leftover.append(name)
         elif name in record.seen:
             record.duplicate.append(name)
-        elif tuple(tensor.shape) != slot.shape or not tensor.is_floating_point():
-            got = f"{tensor.dtype} {list(tensor.shape)}"
+        elif tuple(shape) != slot.shape or not (dtype is None or dtype.is_floating_point):
+            got = f"{dtype or ''} {list(shape)}".strip()
             record.misshapen.append(f"{name} is {got}, expected floating point {list(slot.shape)}")
             record.refused.add(source)
-        elif source in record.filled:
+        else:
+            return source
+        return None
+
+    def _load_one(self, name: str, tensor: Tensor, record: _LoadRecord) -> None:
+        """Load one tensor, or note why not."""
+        source = self._find(name, tuple(tensor.shape), tensor.dtype, record)
+        if source is None:
+            return
+        slot = self._slots[source]
+        if source in record.filled:
             _load_second(name, tensor, slot, wins=name == source)
         else:
             slot.load(tensor)
@@ -126,6 +166,11 @@ class WeightTable:
     def _storages(self) -> list[Storage]:
         """Every storage once."""
         return list({id(slot.storage): slot.storage for slot in self._slots.values()}.values())
+
+
+def _example(shapes: Mapping[str, tuple[int, ...]], rename: Callable[[str], str]) -> str:
+    name = next(name for name in shapes if rename(name) != name)
+    return f"{name} to {rename(name)}"
 
 
 def _load_second(name: str, tensor: Tensor, slot: WeightSlot, *, wins: bool) -> None:

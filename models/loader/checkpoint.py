@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,22 +26,39 @@ class Checkpoint:
 
     ``tensors`` can be walked once and reads each tensor when it is asked for; it keeps no earlier one.
     ``total_bytes`` is the sum of ``num_bytes`` over all of them. ``dtype`` is the type of its first floating
-    tensor, for models whose configuration names none; None if the format does not tell.
+    tensor, for models whose configuration names none; None if the format does not tell. ``shapes`` are those
+    of all tensors by name, known before any is read; None if the format does not tell.
     """
 
     tensors: Iterator[StoredTensor]
     total_bytes: int
     dtype: torch.dtype | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
-def named_tensors(
-    checkpoint: Checkpoint, progress: Progress | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(checkpoint: Checkpoint, progress: Progress | None = None) -> NamedTensors:
     """The stream of (name, tensor) that ``Model.load_weights`` takes, reporting to ``progress`` on the way.
 
     Progress starts at 0 and ends at ``total_bytes``; a tensor counts as done once the consumer asks for
     the next one.
     """
+    return NamedTensors(_report(checkpoint, progress), checkpoint.shapes)
+
+
+class NamedTensors(Iterator[tuple[str, torch.Tensor]]):
+    """An iterator over (name, tensor) that knows the ``shapes`` beforehand, if anybody does."""
+
+    def __init__(
+        self, stream: Iterator[tuple[str, torch.Tensor]], shapes: Mapping[str, tuple[int, ...]] | None
+    ) -> None:
+        self._stream = stream
+        self.shapes = shapes
+
+    def __next__(self) -> tuple[str, torch.Tensor]:
+        return next(self._stream)
+
+
+def _report(checkpoint: Checkpoint, progress: Progress | None) -> Iterator[tuple[str, torch.Tensor]]:
     done = 0
     if progress is not None:
         progress(0, checkpoint.total_bytes)

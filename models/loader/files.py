@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ...errors import ModelError
 
-MAX_JSON_BYTES: Final = 256 * 2**20
+MAX_TEXT_BYTES: Final = 256 * 2**20
 """More than any tokenizer or index has: the largest known ones take a tenth of this."""
-
-_NAMES_SHOWN: Final = 10
 
 
 def check_regular(file: Path, error: type[ModelError] = ModelError) -> int:
@@ -30,15 +27,21 @@ def check_regular(file: Path, error: type[ModelError] = ModelError) -> int:
     return status.st_size
 
 
+def check_size(file: Path, error: type[ModelError] = ModelError) -> None:
+    """Raise ``error`` if ``file`` is larger than :data:`MAX_TEXT_BYTES`; a folder is not."""
+    size = file.stat().st_size
+    if size > MAX_TEXT_BYTES:
+        raise error(f"{file}: {size} bytes; at most {MAX_TEXT_BYTES} are read of a file of text.")
+
+
 def read_json(file: Path, error: type[ModelError] = ModelError) -> dict[str, Any]:
     """The JSON object in ``file``, with or without a byte order mark.
 
-    Raises ``error`` if the file is not regular, above :data:`MAX_JSON_BYTES`, no JSON, nested too deeply for
+    Raises ``error`` if the file is not regular, above :data:`MAX_TEXT_BYTES`, no JSON, nested too deeply for
     Python's reader, or something other than an object.
     """
-    size = check_regular(file, error)
-    if size > MAX_JSON_BYTES:
-        raise error(f"{file}: {size} bytes of JSON; at most {MAX_JSON_BYTES} are read.")
+    check_regular(file, error)
+    check_size(file, error)
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except RecursionError as reason:
@@ -48,13 +51,6 @@ def read_json(file: Path, error: type[ModelError] = ModelError) -> dict[str, Any
     if not isinstance(content, dict):
         raise error(f"{file}: cannot be read: expected a JSON object, got {type(content).__name__}.")
     return content
-
-
-def list_names(names: Sequence[str]) -> str:
-    """``names`` for a message, the first few of many."""
-    shown = ", ".join(name if len(name) <= 200 else name[:200] + "..." for name in names[:_NAMES_SHOWN])
-    rest = len(names) - _NAMES_SHOWN
-    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _kind(mode: int) -> str:

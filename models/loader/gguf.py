@@ -73,7 +73,8 @@ def open_gguf(
                 raw = _undo_row_order(file, file.tensors[name], raw, heads[part])
             yield StoredTensor(mapped_name, _decode(package, file.tensors[name], raw, dtype), sizes[name])
 
-    return Checkpoint(stream(), total_bytes=sum(sizes[name] for name in names))
+    shapes = {mapped_name: file.tensors[name].shape for name, mapped_name in names.items()}
+    return Checkpoint(stream(), total_bytes=sum(sizes[name] for name in names), shapes=shapes)
 
 
 def read_rope_factors(file: GGUFFile) -> list[float] | None:

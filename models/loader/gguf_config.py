@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from ...errors import ModelError
+from ..fields import shorten
 from .gguf_file import GGUFFile
 
 # GGUF architecture -> Hugging Face architecture. Mistral files carry the architecture "llama".
@@ -38,16 +39,19 @@ def config_from_gguf(file: GGUFFile, rope_factors: Sequence[float] | None = None
     the file has it. Raises ModelError for an architecture or a setting that is not supported, or a
     required key that is missing.
     """
+    _refuse_part(file)
     if file.architecture not in _ARCHITECTURES:
         raise ModelError(
-            f"{file.path}: GGUF architecture {file.architecture!r} is not supported; "
+            f"{file.path}: GGUF architecture {shorten(file.architecture)} is not supported; "
             f"supported: {', '.join(sorted(_ARCHITECTURES))}."
         )
     _refuse_unsupported(file)
     architecture, model_type = _ARCHITECTURES[file.architecture]
     num_heads = _required(file, "attention.head_count")
     hidden_size = _required(file, "embedding_length")
-    head_dim = _optional(file, "attention.key_length", hidden_size // num_heads)
+    head_dim = _number(file, "attention.key_length", hidden_size // num_heads)
+    if not head_dim >= 1:
+        raise ModelError(f"{file.path}: heads of {head_dim} dimensions are not possible.")
     config = {
         "architectures": [architecture],
         "model_type": model_type,
@@ -85,6 +89,16 @@ def _optional(file: GGUFFile, key: str, default: object) -> object:
     return file.metadata.get(f"{file.architecture}.{key}", default)
 
 
+def _number(file: GGUFFile, key: str, default: float | None) -> int | float | None:
+    """A metadata value that must be a finite number where it is present."""
+    value = _optional(file, key, default)
+    if value is not default and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
+    ):
+        raise ModelError(f"{file.path}: {file.architecture}.{key} must be a number, got {shorten(value)}.")
+    return value
+
+
 def _required(file: GGUFFile, key: str) -> int | float:
     value = _optional(file, key, None)
     if isinstance(value, list):
@@ -92,8 +106,11 @@ def _required(file: GGUFFile, key: str) -> int | float:
             f"{file.path}: {file.architecture}.{key} differs from layer to layer; "
             "only one value for all layers is supported."
         )
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise ModelError(f"{file.path}: {file.architecture}.{key} must be a positive number, got {value!r}.")
+    # NaN compares as false
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ModelError(
+            f"{file.path}: {file.architecture}.{key} must be a positive number, got {shorten(value)}."
+        )
     return value
 
 
@@ -101,7 +118,10 @@ def _refuse_unsupported(file: GGUFFile) -> None:
     for key, off in _MUST_BE_OFF.items():
         value = _optional(file, key, off)
         if value != off:
-            raise ModelError(f"{file.path}: {file.architecture}.{key} = {value!r} is not supported.")
+            raise ModelError(f"{file.path}: {file.architecture}.{key} = {shorten(value)} is not supported.")
+
+
+def _refuse_part(file: GGUFFile) -> None:
     parts = file.metadata.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
         raise ModelError(
@@ -119,9 +139,9 @@ def _vocab_size(file: GGUFFile) -> int:
 
 
 def _rope(file: GGUFFile, head_dim: int, rope_factors: Sequence[float] | None) -> dict:
-    theta = float(_optional(file, "rope.freq_base", 10000.0))
+    theta = float(_number(file, "rope.freq_base", 10000.0))
     config: dict = {"rope_theta": theta, "rope_scaling": _rope_scaling(file)}
-    rotary_dim = _optional(file, "rope.dimension_count", head_dim)
+    rotary_dim = _number(file, "rope.dimension_count", head_dim)
     if rotary_dim != head_dim:
         config["partial_rotary_factor"] = rotary_dim / head_dim
     if rope_factors is not None and any(value != 1.0 for value in rope_factors):
@@ -133,17 +153,19 @@ def _rope(file: GGUFFile, head_dim: int, rope_factors: Sequence[float] | None) -
 
 def _rope_scaling(file: GGUFFile) -> dict | None:
     """The ``rope_scaling`` entry for the keys ``rope.scaling.*`` (and the older ``rope.scale_linear``)."""
-    linear = _optional(file, "rope.scale_linear", None)
+    linear = _number(file, "rope.scale_linear", None)
     kind = _optional(file, "rope.scaling.type", "none" if linear is None else "linear")
-    factor = _optional(file, "rope.scaling.factor", linear)
+    factor = _number(file, "rope.scaling.factor", linear)
+    original = _number(file, "rope.scaling.original_context_length", None)
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return None
     if kind == "linear":
-        return {"rope_type": "linear", "factor": float(factor)}
+        stated = {} if not original else {"original_max_position_embeddings": int(original)}
+        return {"rope_type": "linear", "factor": float(factor), **stated}
     if kind == "yarn":
         return _yarn(file)
     raise ModelError(
-        f"{file.path}: rope.scaling.type {kind!r} is not supported; supported: none, linear, yarn."
+        f"{file.path}: rope.scaling.type {shorten(kind)} is not supported; supported: none, linear, yarn."
     )
 
 
@@ -155,11 +177,11 @@ def _yarn(file: GGUFFile) -> dict:
         "original_max_position_embeddings": int(_required(file, "rope.scaling.original_context_length")),
     }
     for key in ("beta_fast", "beta_slow"):
-        value = _optional(file, f"rope.scaling.yarn_{key}", None)
+        value = _number(file, f"rope.scaling.yarn_{key}", None)
         if value is not None:
             scaling[key] = float(value)
     # llama.cpp multiplies its own mscale, 0.1 ln(factor) + 1, by this; Hugging Face stores the product
-    attention = _optional(file, "rope.scaling.attn_factor", None)
+    attention = _number(file, "rope.scaling.attn_factor", None)
     if attention is not None:
         scaling["attention_factor"] = float(attention) * (0.1 * math.log(factor) + 1.0)
     return scaling

@@ -21,10 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import WeightsError
+from ..fields import shorten
+from .files import check_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
+_MAX_HEADER = 2**27  # bytes; the largest known vocabularies take a tenth of it
+_MAX_ARRAY = 2**24  # elements, ten times the largest known
 
 _STRING, _ARRAY = 8, 9
 # value type -> struct format of one value (GGUF specification, gguf_metadata_value_type)
@@ -79,14 +83,16 @@ def read_gguf(path: Path) -> GGUFFile:
     Raises WeightsError, naming the file, if it is not GGUF, has an unknown version, ends inside the
     header or contradicts itself.
     """
-    size = path.stat().st_size
+    size = check_regular(path, WeightsError)
     if size < 24:
         raise WeightsError(f"{path}: {size} bytes are too few for a GGUF header; the file is truncated.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _parse(path, data, size)
-        except (struct.error, IndexError, RecursionError) as error:
-            raise WeightsError(f"{path}: the GGUF header is cut off or damaged.") from error
+        except (struct.error, IndexError) as error:
+            raise WeightsError(
+                f"{path}: the GGUF header is cut off, damaged or longer than {_MAX_HEADER} bytes."
+            ) from error
         except UnicodeDecodeError as error:
             raise WeightsError(
                 f"{path}: a name or text in the GGUF header is not UTF-8; it is damaged."
@@ -95,14 +101,19 @@ def read_gguf(path: Path) -> GGUFFile:
 
 def _parse(path: Path, data: mmap.mmap, size: int) -> GGUFFile:
     num_tensors, num_entries = _check_preamble(path, data)
-    cursor = _Cursor(path, data, size, position=24)
+    cursor = _Cursor(path, data, min(size, _MAX_HEADER), position=24)
     metadata: dict[str, object] = {}
     for _ in range(num_entries):
         key = cursor.string()
         if key in metadata:
-            raise WeightsError(f"{path}: the metadata key {key!r} appears twice; the file is damaged.")
+            raise WeightsError(f"{path}: the metadata key {shorten(key)} appears twice; the file is damaged.")
         metadata[key] = cursor.value()
-    table = [cursor.tensor() for _ in range(num_tensors)]
+    table: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for _ in range(num_tensors):
+        name, *entry = cursor.tensor()
+        if name in table:
+            raise WeightsError(f"{path}: the tensor {shorten(name)} is listed twice; the file is damaged.")
+        table[name] = tuple(entry)
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
         raise WeightsError(
@@ -110,9 +121,7 @@ def _parse(path: Path, data: mmap.mmap, size: int) -> GGUFFile:
         )
     data_start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, GGUFTensor] = {}
-    for name, shape, ggml_type, offset in table:
-        if name in tensors:
-            raise WeightsError(f"{path}: the tensor {name!r} is listed twice; the file is damaged.")
+    for name, (shape, ggml_type, offset) in table.items():
         if offset % alignment:
             raise WeightsError(f"{path}: the tensor {name!r} is not aligned to {alignment} bytes.")
         tensors[name] = GGUFTensor(name, shape, ggml_type, data_start + offset)
@@ -140,6 +149,8 @@ class _Cursor:
         self.position = position
 
     def scalar(self, code: str) -> int | float | bool:
+        if self.position > self.size:
+            raise IndexError(self.position)
         (value,) = struct.unpack_from("<" + code, self.data, self.position)
         self.position += struct.calcsize("<" + code)
         return value
@@ -180,13 +191,15 @@ class _Cursor:
     def _array(self) -> list:
         kind, count = struct.unpack_from("<IQ", self.data, self.position)
         self.position += 12
+        if count > _MAX_ARRAY:
+            raise WeightsError(f"{self.path}: a metadata array of {count} elements; the file is damaged.")
         if kind == _STRING:
             # a damaged count must not make us build a huge list: each string takes at least its length field
             if count * 8 > self.size - self.position:
                 raise IndexError(count)
             return [self.string() for _ in range(count)]
         if kind not in _SCALARS:
-            return [self._value_of_type(kind) for _ in range(count)]
+            raise WeightsError(f"{self.path}: a metadata array of type {kind}; the file is damaged.")
         width = struct.calcsize("<" + _SCALARS[kind])
         if count * width > self.size - self.position:
             raise IndexError(count)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...cache.memory import free_memory
 from ...errors import ConfigError, ModelError
 from ..config import ModelConfig
 from ..registry import resolve
@@ -19,6 +20,7 @@ from .checkpoint import Checkpoint, Progress, named_tensors
 from .dtype import choose_dtype
 from .dummy import make_dummy
 from .files import read_json
+from .folder_kinds import CONFIG, check_folder
 from .gguf import open_gguf, read_rope_factors
 from .gguf_config import config_from_gguf, generation_config_from_gguf
 from .gguf_file import GGUFFile, read_gguf
@@ -73,7 +75,9 @@ def load_model(
     file without the ``gguf`` package.
     """
     overrides = parse_overrides(json_model_override_args)
-    source = resolve_model(model_path, load_format, revision, download_dir)
+    source = resolve_model(
+        model_path, load_format, revision, download_dir, lambda folder: check_folder(folder, overrides)
+    )
     gguf_file = read_gguf(source.path) if source.is_gguf else None
     config = ModelConfig.from_dict(merge_overrides(_read_config(source, gguf_file), overrides))
     model_class = resolve(config.architectures)
@@ -139,16 +143,20 @@ def _open_dummy(model: Any, dtype: torch.dtype, device: str | torch.device) -> C
         raise ModelError(
             f"load_format='dummy' needs {type(model).__name__}.weight_shapes, a dict of names and shapes."
         )
+    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    free = free_memory(torch.device(device))
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"load_format='dummy': weights of these sizes take {needed / 2**30:.1f} GiB, and"
+            f" {free / 2**30:.1f} GiB are free. Make the model smaller with json_model_override_args."
+        )
     return make_dummy(shapes, dtype, device=device)
 
 
 def _read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:
     if gguf_file is not None:
         return config_from_gguf(gguf_file, read_rope_factors(gguf_file))
-    file = source.path / "config.json"
-    if not file.is_file():
-        raise ModelError(f"{source.path}: there is no config.json; a model folder needs one.")
-    return read_json(file)
+    return read_json(source.path / CONFIG)
 
 
 def _read_generation_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Final
 
 from ...errors import ConfigError, WeightsError
+from ..fields import list_names
+from .folder_kinds import describe_adapter
 from .gguf_file import is_gguf
-from .shards import Shards, find_shards
+from .shards import Shards, find_shards, is_weight_file
 
 LOAD_FORMATS: Final = ("auto", "safetensors", "pt", "gguf", "dummy")
 
 # load format -> (name of the single file without suffix, suffix), in order of preference
 _WEIGHT_FILES: Final = {"safetensors": ("model", ".safetensors"), "pt": ("pytorch_model", ".bin")}
+
+_SUFFIXES: Final = tuple(suffix for _, suffix in _WEIGHT_FILES.values())
+_PART: Final = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 _SMALL_FILES: Final = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py"]
 _NOT_WANTED: Final = ["*/*", "consolidated*", "training_args*", "optimizer*", "scheduler*", "adapter_model*"]
@@ -49,20 +54,24 @@ def resolve_model(
     load_format: str = "auto",
     revision: str | None = None,
     download_dir: str | Path | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> ModelSource:
     """Find the files of ``model_path``, downloading them if it is a name on the Hub.
 
     ``model_path`` is a folder, a GGUF file, ``owner/name`` or ``owner/name/file.gguf``; what exists
     on disk wins. ``download_dir`` replaces the Hub's own cache folder. Files in the cache are used when
-    the Hub cannot be reached. Raises ConfigError if there is no such model or format, WeightsError if
-    it has no weights.
+    the Hub cannot be reached. ``check`` is called with the folder before its weights are looked for or
+    downloaded; what it raises comes first. Raises ConfigError if there is no such model or format,
+    WeightsError if it has no weights.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {load_format!r}.")
+    check = check or _accept
+    check = check or _accept
     path = find_local(model_path)
     if path is not None:
-        return _local(str(model_path), path, load_format)
-    return _from_hub(str(model_path), load_format, revision, download_dir)
+        return _local(str(model_path), path, load_format, check)
+    return _from_hub(str(model_path), load_format, revision, download_dir, check)
 
 
 def find_local(model_path: str | Path) -> Path | None:
@@ -90,8 +99,10 @@ def find_gguf(path: Path) -> Path | None:
     if is_gguf(path):
         return path
     found = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(found) > 1 and all(_PART.search(file.name) for file in found):
+        return found[0]  # which says that it is one of several parts
     if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+        names = list_names([file.name for file in found])
         raise WeightsError(f"{path}: the folder has several GGUF files; give the path of one: {names}.")
     return found[0] if found else None
 
@@ -115,13 +126,19 @@ def download_gguf(name: str, revision: str | None, download_dir: str | Path | No
     return Path(_explain_hub_errors(name, revision, fetch))
 
 
-def _local(model_path: str, path: Path, load_format: str) -> ModelSource:
-    if path.is_file():
+def _local(model_path: str, path: Path, load_format: str, check: Callable[[Path], None]) -> ModelSource:
+    if not path.is_dir():
+        if not path.is_file():
+            raise ConfigError(f"model_path {model_path!r} is neither a folder nor a file.")
         if not is_gguf(path):
+            folder = path.absolute().parent
             raise ConfigError(
-                f"model_path {model_path!r} is a file but not GGUF; give the folder of the model."
+                f"model_path {model_path!r} is a file but not GGUF; give the folder of the model"
+                + (f", {str(folder)!r}." if (folder / "config.json").is_file() else ".")
             )
         return _gguf_source(model_path, path, load_format)
+    if load_format != "gguf" and not _only_gguf(path):
+        check(path)
     if load_format == "dummy":
         return ModelSource(model_path, path, "dummy")
     shards = _find_weights(path, load_format)
@@ -131,7 +148,21 @@ def _local(model_path: str, path: Path, load_format: str) -> ModelSource:
         file = find_gguf(path)
         if file is not None:
             return ModelSource(model_path, file, "gguf")
-    raise _no_weights(model_path, load_format)
+    raise _no_weights(model_path, load_format, path)
+
+
+def _accept(folder: Path) -> None:
+    """Any folder will do."""
+
+
+def _accept(folder: Path) -> None:
+    """Any folder will do."""
+
+
+def _only_gguf(folder: Path) -> bool:
+    """Whether a folder's weights are in GGUF files alone, so that it needs no config.json."""
+    others = any(is_weight_file(file.name) for suffix in _SUFFIXES for file in folder.glob(f"*{suffix}"))
+    return not others and any(folder.glob("*.gguf"))
 
 
 def _gguf_source(model_path: str, file: Path, load_format: str, revision: str | None = None) -> ModelSource:
@@ -152,12 +183,17 @@ def _find_weights(folder: Path, load_format: str) -> tuple[str, Shards] | None:
 
 
 def _from_hub(
-    name: str, load_format: str, revision: str | None, download_dir: str | Path | None
+    name: str,
+    load_format: str,
+    revision: str | None,
+    download_dir: str | Path | None,
+    check: Callable[[Path], None],
 ) -> ModelSource:
     file = download_gguf(name, revision, download_dir)
     if file is not None:
         return _gguf_source(name, file, load_format, revision)
     folder = download_small_files(name, revision, download_dir)
+    check(folder)
     commit = folder.name  # the cache names a snapshot after its commit: later files come from the same one
     if load_format == "dummy":
         return ModelSource(name, folder, "dummy", revision=commit)
@@ -167,10 +203,13 @@ def _from_hub(
             found = _find_weights(folder, kind)
             if found is not None:
                 return ModelSource(name, folder, kind, found[1], commit)
-    raise _no_weights(name, load_format)
+    raise _no_weights(name, load_format, folder)
 
 
-def _no_weights(model_path: str, load_format: str) -> WeightsError:
+def _no_weights(model_path: str, load_format: str, folder: Path) -> WeightsError:
+    adapter = describe_adapter(folder)
+    if adapter is not None:
+        return WeightsError(f"model_path {model_path!r} has no weights: {adapter}.")
     wanted = {
         "safetensors": "*.safetensors files",
         "pt": "pytorch_model*.bin files",

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import WeightsError
 from .checkpoint import Checkpoint, StoredTensor
+from .files import check_regular
 from .shards import Shards
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -38,6 +39,7 @@ def open_safetensors(shards: Shards) -> Checkpoint:
         tensors=_stream(headers),
         total_bytes=sum(_num_bytes(entry) for entry in entries),
         dtype=dtypes[0] if dtypes else None,
+        shapes={name: tuple(entry["shape"]) for header in headers.values() for name, entry in header.items()},
     )
 
 
@@ -50,7 +52,8 @@ def _stream(headers: dict[Path, dict[str, dict]]) -> Iterator[StoredTensor]:
 
 def _read_header(file: Path) -> dict[str, dict]:
     """Tensor name -> its header entry, in file order; the file's own checks run as well."""
-    with _open(file):  # checks that header, byte ranges and file size agree
+    check_regular(file, WeightsError)
+    with _open(file):  # checks that header, byte ranges and file size agree, and the size of the header
         pass
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from ...errors import WeightsError
-from ..fields import shorten
-from .files import list_names, read_json
+from ..fields import list_names, shorten
+from .files import read_json
 
 logger = logging.getLogger("rootlet.models")
 
 # Mistral's second copy of the same weights under other names, what trainers leave, and adapters
 _NOT_WEIGHTS: Final = ("consolidated", "training_args", "optimizer", "scheduler", "adapter_model")
+_MAX_FILES: Final = 10_000
 _VARIANT: Final = re.compile(r"(?:model|pytorch_model)\.[^.]+?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 
@@ -88,20 +90,23 @@ def _warn_of_stale_index(single: Path, index: Path) -> None:
 
 
 def _read_index(folder: Path, index: Path) -> Shards:
-    expected: dict[Path, set[str]] = {}
+    expected: dict[str, set[str]] = {}
     for tensor, file in _read_weight_map(index).items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or os.path.basename(file) != file or not file:
             raise WeightsError(
-                f"{index}: {tensor} is placed in {file!r}; a file of the same folder is required."
+                f"{index}: {shorten(tensor)} is placed in {shorten(file)}; a file of the same folder is needed."
             )
-        expected.setdefault(folder / file, set()).add(tensor)
-    absent = sorted(path.name for path in expected if not path.is_file())
+        expected.setdefault(file, set()).add(tensor)
+    if len(expected) > _MAX_FILES:
+        raise WeightsError(f"{index}: names {len(expected)} files; at most {_MAX_FILES} will do.")
+    absent = sorted(file for file in expected if not (folder / file).is_file())
     if absent:
         raise WeightsError(
             f"{folder}: {index.name} names {len(absent)} file(s) that are missing: {list_names(absent)}. "
             "The download is incomplete; fetch the folder again."
         )
-    return Shards(tuple(sorted(expected)), {file: frozenset(names) for file, names in expected.items()})
+    files = {folder / file: frozenset(names) for file, names in expected.items()}
+    return Shards(tuple(sorted(files)), files)
 
 
 def _read_weight_map(index: Path) -> dict[str, object]:

@@ -1,0 +1,65 @@
+"""Checkpoint names that say the same in other words, and what names tell of weights we do not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+_TABLE: Final = "embed_tokens.weight"
+_HEADS: Final = ("lm_head.", "score.")
+
+# what torch.compile, DistributedDataParallel, FSDP and PEFT put in front of every name
+_WRAPPERS: Final = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
+
+# part of a name -> whose weights have it
+_FOREIGN: Final = {
+    ".lora_A.": "a LoRA adapter that was not merged (merge it first: merge_and_unload in PEFT)",
+    ".lora_magnitude_vector": "a DoRA adapter that was not merged (merge it first: merge_and_unload in PEFT)",
+    ".qweight": "GPTQ or AWQ quantization",
+    ".quant_state.": "bitsandbytes quantization",
+    ".absmax": "bitsandbytes quantization",
+    ".SCB": "bitsandbytes quantization",
+    ".weight_packed": "compressed-tensors quantization",
+    ".weight_scale": "FP8 or INT8 quantization",
+    ".scales": "MLX quantization",
+}
+
+
+def match_names(found: Collection[str], wanted: Collection[str]) -> Callable[[str], str] | None:
+    """How to rename the tensors ``found`` in a checkpoint to the names ``wanted``; None if not at all.
+
+    Told by the embedding table, names may lack a ``model.`` or have one too many, as those of bare models do,
+    or carry the prefix of a wrapper that was saved with the model.
+    """
+    ours = [name for name in wanted if name.endswith(_TABLE)]
+    theirs = [name for name in found if name.endswith(_TABLE)]
+    if len(ours) != 1 or len(theirs) != 1 or ours == theirs:
+        return None
+    wanted_body = ours[0].removesuffix(_TABLE)
+    wrapper, body = _split_prefix(theirs[0].removesuffix(_TABLE))
+    if body not in ("", "model.") or wanted_body not in ("", "model."):
+        return None
+
+    def rename(name: str) -> str:
+        inner = name.removeprefix(wrapper)
+        if inner.startswith(_HEADS) or body == wanted_body:
+            return inner
+        return wanted_body + inner.removeprefix(body)
+
+    return rename
+
+
+def describe_foreign(names: Collection[str]) -> str | None:
+    """Whose weights ``names`` are, if they are of a kind we do not load; None if they do not tell."""
+    for part, owner in _FOREIGN.items():
+        if any(part in name for name in names):
+            return owner
+    return None
+
+
+def _split_prefix(prefix: str) -> tuple[str, str]:
+    """What wrappers have added in front, and the rest."""
+    rest = prefix
+    while wrapper := next((known for known in _WRAPPERS if rest.startswith(known)), None):
+        rest = rest.removeprefix(wrapper)
+    return prefix.removesuffix(rest) if rest else prefix, rest
