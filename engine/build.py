@@ -151,9 +151,12 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
         None if resolved.embeds else tokenizer,
         loaded.config.vocab_size,
         resolved.eos_token_ids,
+        config.grammar_compile_budget,
     )
+    scheduler = _scheduler(config, resolved, constraints)
+    constraints.work_beside(lambda: scheduler.has_work)
     core = EngineCore(
-        _scheduler(config, resolved, constraints),
+        scheduler,
         runner,
         detokenizer=None if tokenizer is None or resolved.embeds else Detokenizer(tokenizer),
         overlap=resolved.overlap,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, UnknownOptionError, unknown_option
+from ..grammar.budget import DEFAULT_SECONDS
 from ..grammar.reasoning import get_reasoning_format
 from ..grammar.tool_calls import get_format
 from .policies import POLICY_NAMES
@@ -109,6 +110,11 @@ class EngineConfig:
         "library that constrains outputs (json_schema, regex, ebnf, ...)",
         ("xgrammar", "llguidance"),
     )
+    grammar_compile_budget: float = _option(
+        DEFAULT_SECONDS,
+        "seconds of CPU time that compiling one constraint may take, its steps and bytes in proportion;"
+        " what needs more is refused",
+    )
     disable_jump_forward: bool = _option(
         False, "compute what a constraint forces token by token, not in one step; same tokens"
     )
@@ -161,6 +167,11 @@ class EngineConfig:
             raise ConfigError(
                 "cpu_offload_gb must be a number of GiB, at least 0 (which offloads nothing),"
                 f" got {self.cpu_offload_gb}."
+            )
+        if not 0 < self.grammar_compile_budget < math.inf:
+            raise ConfigError(
+                "grammar_compile_budget must be a number of seconds above 0, got"
+                f" {self.grammar_compile_budget}."
             )
         sizes = [n for n in ("max_total_tokens", "kv_cache_bytes") if getattr(self, n) is not None]
         if len(sizes) == 2:

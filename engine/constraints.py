@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequestError
+from ..grammar.budget import DEFAULT_SECONDS
 from ..grammar.compiler import GrammarCompiler
 from ..grammar.constraint import Constraint
 from ..grammar.interface import Vocabulary
@@ -18,9 +19,7 @@ from .drafts import Drafter
 from .token_text import TokenPieces
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from ..grammar.interface import Grammar
+    from ..grammar.compiler import Compilation
     from ..sampling.params import SamplingParams
 
 _BACKENDS = {"xgrammar": XGrammarBackend, "llguidance": LlguidanceBackend}
@@ -43,11 +42,19 @@ class Constraints:
         tokenizer: a transformers tokenizer, or None: then constraints are refused.
         vocab_size: of the model, which may be larger than the tokenizer's.
         eos_token_ids: what ends an output.
+        seconds: of CPU time that compiling one constraint may take; steps and bytes are in proportion.
 
     Raises MissingDependencyError if the backend is not installed.
     """
 
-    def __init__(self, backend: str, tokenizer: Any, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        backend: str,
+        tokenizer: Any,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        seconds: float = DEFAULT_SECONDS,
+    ) -> None:
         self._tokenizer = tokenizer
         self._has_end = bool(eos_token_ids)
         pieces = self._pieces = None if tokenizer is None else TokenPieces.of(tokenizer)
@@ -55,9 +62,9 @@ class Constraints:
         if pieces is not None:
             self._cut = partial(_cut, tokenizer, pieces)
             make = _vocabulary(self._cut, pieces, vocab_size, eos_token_ids)
-            self._compiler = GrammarCompiler(_BACKENDS[backend](make))
+            self._compiler = GrammarCompiler(_BACKENDS[backend](make), seconds)
 
-    def grammar(self, params: SamplingParams) -> Future[Grammar] | None:
+    def grammar(self, params: SamplingParams) -> Compilation | None:
         """The grammar of a request, compiled or being compiled; None if it has no constraint.
 
         Raises InvalidRequestError if this engine cannot constrain anything.
@@ -79,6 +86,11 @@ class Constraints:
                 f"{constraint.kind} needs an end-of-sequence token to end with, and the model has none."
             )
         return self._compiler.compile(constraint)
+
+    def work_beside(self, is_busy: Callable[[], bool]) -> None:
+        """Compile slowly while the engine ``is_busy``: it wants the interpreter too."""
+        if self._compiler is not None:
+            self._compiler.is_busy = is_busy
 
     def drafter(self, max_rows: int, *, on_gpu: bool) -> Drafter | None:
         """Guesses tokens of what constraints force, for steps that draw up to ``max_rows`` tokens.

@@ -14,15 +14,13 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import GrammarError, InvalidRequestError
+from ..errors import InvalidRequestError
 from .host_code import call_host
 from .outputs import RequestOutput, build_output
 from .request import FinishReason, Request, RequestStatus
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from ..grammar.interface import Grammar
+    from ..grammar.compiler import Compilation
     from .batch import Batch, StepResult
     from .detokenizer import Detokenizer, TextStream
     from .embedding import EmbeddingOutput
@@ -103,7 +101,7 @@ class EngineCore:
         self._after_step = after_step
         self._in_flight: Launched | None = None
         self._tracked: dict[str, _Tracked] = {}
-        self._compiling: dict[str, Future[Grammar]] = {}
+        self._compiling: dict[str, Compilation] = {}
 
     # ---- requests ----------------------------------------------------------------------------------
 
@@ -129,14 +127,16 @@ class EngineCore:
         request = submission.request
         if request.rid in self._tracked:
             listener.fail(InvalidRequestError(f"A request with rid {request.rid!r} is still running."))
+            if submission.grammar is not None:
+                submission.grammar.release()
             return
         grammar = submission.grammar
         if grammar is not None and grammar.done():
-            try:
-                request.grammar = grammar.result()
-            except GrammarError as error:
+            error = grammar.exception()
+            if error is not None:
                 listener.fail(error)
                 return
+            request.grammar = grammar.result()
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
@@ -149,7 +149,9 @@ class EngineCore:
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""
-        self._compiling.pop(rid, None)
+        grammar = self._compiling.pop(rid, None)
+        if grammar is not None:
+            grammar.release()
         if rid in self._tracked:
             self.scheduler.abort(self._tracked[rid].submission.request, message)
             self._finish(rid)
@@ -159,12 +161,12 @@ class EngineCore:
         for rid in [rid for rid, grammar in self._compiling.items() if grammar.done()]:
             grammar = self._compiling.pop(rid)
             request = self._tracked[rid].submission.request
-            try:
+            error = grammar.exception()
+            if error is None:
                 request.grammar = grammar.result()
-            except GrammarError as error:
-                self._fail(request, error)
-            else:
                 self.scheduler.make_ready(request)
+            else:
+                self._fail(request, error)
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error``; the core is not usable afterwards."""

@@ -25,11 +25,9 @@ from .request import LogprobOptions, Request
 from .sessions import SessionParams, Sessions, Turn
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     import torch
 
-    from ..grammar.interface import Grammar
+    from ..grammar.compiler import Compilation
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -55,7 +53,7 @@ class Submission:
     stream: bool
     with_token_text: bool
     turn: Turn | None = None  # in a session
-    grammar: Future[Grammar] | None = None  # of its constraint
+    grammar: Compilation | None = None  # of its constraint
 
 
 @dataclass(frozen=True)

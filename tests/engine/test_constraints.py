@@ -79,10 +79,10 @@ class Gate:
         self._backend, compiler._backend = compiler._backend, self
         self.entered, self.opened = threading.Event(), threading.Event()
 
-    def compile(self, constraint):
+    def compile(self, constraint, budget):
         self.entered.set()
         assert self.opened.wait(60)
-        return self._backend.compile(constraint)
+        return self._backend.compile(constraint, budget)
 
 
 # ---- outputs -----------------------------------------------------------------------------------------
