@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from ..errors import GrammarError
@@ -22,6 +22,7 @@ from .tree import (
     Every,
     Lexeme,
     Node,
+    Not,
     Ranges,
     Repeat,
     Rule,
@@ -49,8 +50,15 @@ class Automaton(NamedTuple):
         return Counter(target for edges in self.edges for _, target in edges)
 
 
+class NoText(GrammarError):
+    """A tree that describes no text."""
+
+    def __init__(self) -> None:
+        super().__init__("no text meets all of its pattern, format and length")
+
+
 def determine(node: Node, budget: Budget | None = None, what: str = "a pattern") -> Automaton:
-    """The automaton of a tree. Raises GrammarError if it has no text at all, or ``what`` is out of budget."""
+    """The automaton of a tree. Raises GrammarError if ``what`` is out of budget, and NoText."""
     machine = _Machine(budget or Budget(), what)
     end = machine.add(node, 0)
     return _subsets(machine, end)
@@ -94,9 +102,21 @@ class _Machine:
             raise TypeError(f"an automaton cannot refer to rule {node.name!r}")
         if isinstance(node, Until):
             return self._until(node, begin)
+        if isinstance(node, Not):
+            return self._put(_others(node.item, self.budget, self.what), begin)
         if isinstance(node, Every):
             return self._every([determine(item, self.budget, self.what) for item in node.items], begin)
         return self._repeat(node, begin)
+
+    def _put(self, automaton: Automaton, begin: int) -> int:
+        """A state for each of the automaton's."""
+        states = [self._new() for _ in automaton.edges]
+        end = self._new()
+        self.free[begin].append(states[0])
+        for at, (state, edges) in enumerate(zip(states, automaton.edges)):
+            self.steps[state] += [(ranges, states[to]) for ranges, to in edges]
+            self.free[state] += [end] * (at in automaton.ends)
+        return end
 
     def _repeat(self, node: Repeat, begin: int) -> int:
         for _ in range(node.least):
@@ -154,14 +174,9 @@ class _Machine:
                         todo.append(target)
             self.budget.spend(1, self.what, _STATE_BYTES)
         ends = {s for s in edges if all(at in one.ends for one, at in zip(automata, s))}
-        before = _before(edges)
-        alive, todo = set(ends), list(ends)
-        while todo:
-            found = before[todo.pop()] - alive
-            alive |= found
-            todo += found
+        alive = _alive(edges, ends)
         if first not in alive:
-            raise GrammarError("no text meets all of its pattern, format and length")
+            raise NoText
         numbers = {states: self._new() for states in edges if states in alive}
         end = self._new()
         self.free[begin].append(numbers[first])
@@ -169,6 +184,32 @@ class _Machine:
             self.steps[number] += [(ranges, numbers[to]) for ranges, to in edges[states] if to in alive]
             self.free[number] += [end] * (states in ends)
         return end
+
+
+def _others(node: Node, budget: Budget, what: str) -> Automaton:
+    """The automaton of all other texts; the last state is that of texts which no state was left for."""
+    try:
+        automaton = determine(node, budget, what)
+    except NoText:
+        automaton = Automaton([[]], frozenset())
+    last = len(automaton.edges)
+    edges = []
+    for ways in [*automaton.edges, []]:
+        left = complement(joined(part for ranges, _ in ways for part in ranges))
+        edges.append([*ways, (left, last)] if left else list(ways))
+    return Automaton(edges, frozenset(range(last + 1)) - automaton.ends)
+
+
+def _alive(edges: Mapping[T, list[tuple[Ranges, T]]], ends: Iterable[T]) -> set[T]:
+    """The states from which an end can be reached."""
+    before = _before(edges)
+    alive = set(ends)
+    todo = list(alive)
+    while todo:
+        found = before[todo.pop()] - alive
+        alive |= found
+        todo += found
+    return alive
 
 
 def _before(edges: Mapping[T, list[tuple[Ranges, T]]]) -> dict[T, set[T]]:
@@ -201,11 +242,20 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
     todo = [first]
     for states in todo:
         moves = [(low, high, to) for s in states for ranges, to in machine.steps[s] for low, high in ranges]
-        cuts = sorted({low for low, _, _ in moves} | {high + 1 for _, high, _ in moves})
-        machine.budget.spend(5 + len(cuts) * len(moves), machine.what, _STATE_BYTES)
+        machine.budget.spend(5 + len(moves), machine.what, _STATE_BYTES)
+        opened: dict[int, list[int]] = {}
+        closed: dict[int, list[int]] = {}
+        for low, high, to in moves:
+            opened.setdefault(low, []).append(to)
+            closed.setdefault(high + 1, []).append(to)
+        cuts = sorted({*opened, *closed})
+        here: Counter[int] = Counter()
         by_target: dict[frozenset[int], list[tuple[int, int]]] = {}
         for low, after in itertools.pairwise(cuts):
-            to = {target for begin, high, target in moves if begin <= low <= high}
+            here.update(opened.get(low, ()))
+            here.subtract(closed.get(low, ()))
+            to = {target for target, count in here.items() if count}
+            machine.budget.spend(1 + len(here), machine.what)
             if to:
                 by_target.setdefault(_closure(machine, to), []).append((low, after - 1))
         found = []
@@ -216,7 +266,25 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
             found.append((joined(ranges), numbers[target]))
         edges.append(found)
     ends = frozenset(number for states, number in numbers.items() if end in states)
+    alive = _alive(dict(enumerate(edges)), ends)
+    if 0 not in alive:
+        raise NoText
+    if len(alive) < len(edges):
+        edges = [[way for way in ways if way[1] in alive] for ways in edges]
     return _minimal(Automaton(edges, ends), machine.budget, machine.what)
+
+
+def accepts(automaton: Automaton, text: str) -> bool:
+    """Whether it describes this text."""
+    state = 0
+    for code in map(ord, text):
+        for ranges, target in automaton.edges[state]:
+            if any(low <= code <= high for low, high in ranges):
+                state = target
+                break
+        else:
+            return False
+    return state in automaton.ends
 
 
 def lengths(automaton: Automaton) -> tuple[int, float]:

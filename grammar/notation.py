@@ -13,6 +13,7 @@ from .tree import (
     Every,
     Lexeme,
     Node,
+    Not,
     Ranges,
     Repeat,
     Rule,
@@ -174,7 +175,9 @@ def _quoted(code: int) -> str:
 def _terminal(node: Node) -> str:
     """A terminal of Lark; beyond expressions llguidance knows & (both) and ~ (not)."""
     if isinstance(node, Every):
-        return " & ".join(f"/{as_regex(item)}/" for item in node.items)
+        return " & ".join(map(_terminal, node.items))
+    if isinstance(node, Not):
+        return f"~/{as_regex(node.item)}/"
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
     anything = "(?s:.)*"

@@ -3,50 +3,27 @@
 What is understood is the common part of Python's ``re`` and JSON Schema's dialect. Every string of the
 resulting tree is one that ``re.fullmatch`` accepts. The other way there are fewer: ``\\d``, ``\\w`` and
 ``\\s`` stand for their ASCII characters, and so do ``\\D`` and ``\\W``.
+
+Patterns of schemas are written for ECMA-262, and anchors may stand where they like: see ``patterns.py``.
 """
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from ..errors import GrammarError
 from .budget import Budget, shortened
+from .characters import ANY, ANY_ECMA, CLASSES, WIDEST, category
 from .tree import LAST_CODE, Chars, Choice, Node, Ranges, Repeat, Sequence, codes, complement, joined
 
 _MAX_COUNT = 10_000  # of a repetition: backends write it out, state by state
 _MAX_DEPTH = 100  # groups within groups
 _GROUP = re.compile(r":|P?<[^\W\d]\w*>")
 _COUNTS = re.compile(r"\{(?=,?\d)(\d*)(,?)(\d*)\}")
+_ECMA_COUNTS = re.compile(r"\{(\d+)(,?)(\d*)\}")  # {,2} is text there
 
-_DIGITS = joined([(48, 57)])
-_WORDS = joined([(48, 57), (65, 90), (95, 95), (97, 122)])
-_SPACES = codes(" \t\n\r\f\v")
-# what Python calls white space: \S must have none of it
-_ALL_SPACES = joined(
-    [(9, 13), (28, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)]
-    + [(0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)]
-)
-_CLASSES = {
-    "d": _DIGITS,
-    "w": _WORDS,
-    "s": _SPACES,
-    "D": complement(_DIGITS, 127),
-    "W": complement(_WORDS, 127),
-    "S": complement(_ALL_SPACES),
-}
-# of a negated set: what must be taken away so that nothing is left which Python counts in
-_WIDEST = {
-    "d": joined([*_DIGITS, (128, LAST_CODE)]),
-    "w": joined([*_WORDS, (128, LAST_CODE)]),
-    "s": _ALL_SPACES,
-} | {
-    "D": joined(complement(_DIGITS)),
-    "W": joined(complement(_WORDS)),
-    "S": complement(_SPACES),
-}
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "a": 7}
-_ANY = complement(codes("\n"))
-
 _EXTENSIONS = {
     "=": "lookahead (?=...)",
     "!": "negative lookahead (?!...)",
@@ -75,12 +52,35 @@ def parse(pattern: str, budget: Budget | None = None) -> Node:
     return _Parser(pattern, budget or Budget()).parse()
 
 
+class Anchor(NamedTuple):
+    """The beginning of the text, or its end."""
+
+    is_begin: bool
+
+
+class Lookahead(NamedTuple):
+    """What must stand here, or must not; it takes no characters."""
+
+    item: Node
+    is_wanted: bool
+
+
+def parse_ecma(pattern: str, budget: Budget | None = None, *, widest: bool = False) -> Node:
+    """Read a regular expression as ECMA-262 has it, with :class:`Anchor` and :class:`Lookahead` in the tree.
+
+    Where dialects differ on a class of characters it has those of all; with ``widest``, those of any.
+    """
+    return _Parser(pattern, budget or Budget(), ecma=True, widest=widest).parse()
+
+
 class _Parser:
     """Recursive descent over the pattern; ``_at`` is the next character."""
 
-    def __init__(self, pattern: str, budget: Budget) -> None:
+    def __init__(self, pattern: str, budget: Budget, *, ecma: bool = False, widest: bool = False) -> None:
         self._pattern = pattern
         self._budget = budget
+        self._ecma = ecma
+        self._widest = widest
         self._at = 0
         self._depth = 0
         self._name = f"the regex {shortened(pattern)}"
@@ -130,7 +130,13 @@ class _Parser:
     def _sequence(self) -> Node:
         items: list[Node] = []
         while self._peek() not in ("", "|", ")"):
-            if self._anchor(first=not items):
+            if self._ecma and (char := self._peek()) in "^$":
+                self._at += 1
+                if self._peek() and self._peek() in "*+?":
+                    raise self._unsupported(f"a repeated anchor {char}")
+                items.append(Anchor(char == "^"))
+                continue
+            if not self._ecma and self._anchor(first=not items):
                 continue
             items.append(self._quantified(self._atom()))
         return items[0] if len(items) == 1 else Sequence(tuple(items))
@@ -158,7 +164,7 @@ class _Parser:
         if char and char in "*+?":
             self._at += 1
             bounds = {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
-        elif char == "{" and (found := _COUNTS.match(self._pattern, self._at)):
+        elif found := self._counts():
             least = int(found[1] or 0)
             bounds = least, (int(found[3]) if found[3] else None) if found[2] else least
             self._at = found.end()
@@ -172,9 +178,15 @@ class _Parser:
             raise self._unsupported("a possessive quantifier", begin)
         if self._peek() == "?":  # lazy: of whole texts it accepts the same
             self._at += 1
-        if self._peek() and self._peek() in "*+?":
+        if (self._peek() and self._peek() in "*+?") or self._counts():
             raise self._wrong("a quantifier after a quantifier")
+        if isinstance(node, Lookahead):
+            raise self._unsupported("a repeated lookahead", begin)
         return Repeat(node, *bounds)
+
+    def _counts(self) -> re.Match | None:
+        """The repetition {m,n} that stands here."""
+        return (_ECMA_COUNTS if self._ecma else _COUNTS).match(self._pattern, self._at)
 
     def _atom(self) -> Node:
         char = self._take()
@@ -183,12 +195,15 @@ class _Parser:
         if char == "[":
             return Chars(self._set())
         if char == ".":
-            return Chars(_ANY)
+            if self._ecma:
+                return Chars(ANY if self._widest else ANY_ECMA)
+            return Chars(ANY)
         if char == "\\":
             return Chars(self._escape(in_set=False)[0])
-        if char in "*+?":
-            self._at -= 1
+        self._at -= 1
+        if char in "*+?" or self._counts():
             raise self._wrong(f"a quantifier {char} with nothing to repeat")
+        self._at += 1
         return Chars(codes(char))
 
     def _group(self) -> Node:
@@ -196,6 +211,9 @@ class _Parser:
         if self._peek() == "?":
             self._at += 1
             rest = self._pattern[self._at : self._at + 3]
+            if self._ecma and rest[:1] in ("=", "!"):
+                self._at += 1
+                return self._lookahead(is_wanted=rest[0] == "=")
             for sign, name in _EXTENSIONS.items():
                 if rest.startswith(sign):
                     raise self._unsupported(name, begin)
@@ -203,23 +221,38 @@ class _Parser:
             if not named:
                 raise self._unsupported(f"the inline flags or extension (?{rest[:3]}", begin)
             self._at = named.end()
+        return self._closed()
+
+    def _closed(self) -> Node:
+        """What stands up to the closing parenthesis."""
         node = self._choice()
         if self._peek() != ")":
             raise self._wrong("an unclosed (")
         self._at += 1
         return node
 
+    def _lookahead(self, *, is_wanted: bool) -> Node:
+        if not is_wanted:
+            self._widest = not self._widest
+        node = Lookahead(self._closed(), is_wanted)
+        if not is_wanted:
+            self._widest = not self._widest
+        return node
+
     def _escape(self, *, in_set: bool) -> tuple[Ranges, Ranges]:
         """The characters of an escape, and those to take away where it stands in a negated set."""
         begin = self._at - 1
         char = self._take()
-        if char in _CLASSES:
-            return _CLASSES[char], _WIDEST[char]
+        if char in CLASSES:
+            both = CLASSES[char], WIDEST[char]
+            return both[::-1] if self._widest else both
         if in_set and char == "b":
             return (((8, 8),),) * 2
+        if char in "pP" and self._ecma:
+            return (self._property(begin, negated=char == "P"),) * 2
         if char in _ESCAPES:
             raise self._unsupported(_ESCAPES[char], begin)
-        if char in _CONTROLS:
+        if char in _CONTROLS and not (self._ecma and char == "a"):
             return (((_CONTROLS[char],) * 2,),) * 2
         if char in "123456789":
             raise self._unsupported(f"the backreference \\{char}", begin)
@@ -227,12 +260,22 @@ class _Parser:
             if self._peek().isdigit():
                 raise self._unsupported("an octal escape", begin)
             return (((0, 0),),) * 2
-        if char in "xuU":
+        if char in "xuU" and not (self._ecma and char == "U"):
             code = self._hexadecimal(char, begin)
             return (joined([(code, code)]),) * 2
         if char.isalnum() or char == "_":
             raise self._unsupported(f"the escape \\{char}", begin)
         return (codes(char),) * 2
+
+    def _property(self, begin: int, *, negated: bool) -> Ranges:
+        named = re.compile(r"\{(?:(?:General_Category|gc)=)?([A-Z][a-z]?)\}").match(self._pattern, self._at)
+        ranges = category(named[1]) if named else ()
+        if not ranges:
+            raise self._unsupported(
+                "a Unicode property other than a general category such as \\p{L} or \\p{Lu}", begin
+            )
+        self._at = named.end()
+        return complement(ranges) if negated else ranges
 
     def _hexadecimal(self, char: str, begin: int) -> int:
         digits = {"x": "{2}", "u": "{4}", "U": "{8}"}[char]
@@ -251,19 +294,22 @@ class _Parser:
         negated = self._peek() == "^"
         self._at += negated
         ranges: list[tuple[int, int]] = []
-        first = True
+        first = not self._ecma  # a ] that stands first is one of the set, in Python
         while first or self._peek() != "]":
             first = False
-            if self._pattern[self._at : self._at + 2] in ("[:", "&&", "--", "||", "~~"):
+            if not self._ecma and self._pattern[self._at : self._at + 2] in ("[:", "&&", "--", "||", "~~"):
                 raise self._unsupported(f"the set operation {self._pattern[self._at : self._at + 2]}")
             self._budget.spend(1, self._name)
             members, low = self._member(negated)
             if self._peek() == "-" and self._pattern[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1
-                _, high = self._member(negated)
-                if low is None or high is None or high < low:
+                others, high = self._member(negated)
+                if self._ecma and (low is None or high is None):  # [\\w-.]: the three of them
+                    ranges += [*others, (45, 45)]
+                elif low is None or high is None or high < low:
                     raise self._wrong("an impossible range of characters")
-                members = ((low, high),)
+                else:
+                    members = ((low, high),)
             ranges += members
         self._at += 1
         found = complement(joined(ranges)) if negated else joined(ranges)

@@ -77,7 +77,13 @@ class Every(NamedTuple):
     items: tuple[Node, ...]
 
 
-Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every
+class Not(NamedTuple):
+    """Text that ``item`` does not describe; it has no rules. Stands in an :class:`Every`."""
+
+    item: Node
+
+
+Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every | Not
 Rules = dict[str, Node]
 """Rules by name; the language is that of ``root``."""
 
@@ -211,6 +217,12 @@ def _is_finite(node: Node, known: set[str], budget: Budget) -> bool:
     if isinstance(node, Choice):
         return any(_is_finite(option, known, budget) for option in node.options)
     return all(_is_finite(item, known, budget) for item in node.items)
+
+
+def possible(node: Node, budget: Budget) -> Node:
+    """A tree without rules, less the options that no text can be; a set of no characters if that is all."""
+    kept = _pruned(node, set(), budget)
+    return Chars(()) if kept is None else kept
 
 
 def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:

@@ -2,10 +2,26 @@
 
 Every text of the result is a document that the schema accepts, in one form: as ``json.dumps`` writes it
 (``", "`` and ``": "``), declared properties in their order. Where a schema leaves more open than a model
-needs, less is generated: objects that declare ``properties`` get no others unless ``additionalProperties``
-says so, numbers have at most 15 digits, formats their common forms. Keywords that do not apply to a value's
-type are without effect, as the standard has it; unknown ones are refused: a misspelt limit would be none.
-What a value must meet at once is worked out by ``merge.py``.
+needs, less is generated:
+
+- objects that declare ``properties`` or ``patternProperties`` get no others, and lists no items behind
+  ``prefixItems``, unless the schema says otherwise. ``"x-open-objects": true`` in the outermost schema gives
+  them the meaning of the standard: whatever is not forbidden may be there;
+- numbers have at most 15 digits (integers more, where bounds ask for such), formats their common forms,
+  strings and lists at most 10,000 characters or items;
+- ``uniqueItems`` of many values has them in the order of the ``enum``; of any strings it is refused.
+
+Drafts 3 to 2020-12 are read, each as ``$schema`` says: siblings of ``$ref`` are void up to draft 7, bounds
+are exclusive by a boolean in draft 4, ``items`` may be a list up to 2019-09. A schema that names no draft is
+read as 2020-12, and what only older drafts have as they had it. References lead to JSON pointers, ``$id`` and
+``$anchor`` of the same document, and to the schemas of JSON Schema itself.
+
+A pattern is searched for in a text, as ECMA-262 reads it (``patterns.py``). Formats are enforced where we know
+them (``formats.py``), and ``contentEncoding`` ``base64``; other formats are annotations. Keywords that do not
+apply to a value's type are without effect, as the standard has it, and unknown ones are annotations. But what
+looks like a misspelt keyword is refused, as a misspelt limit would be none, and so is ``nullable: true``,
+which is no keyword of JSON Schema. ``not``, ``if``, ``oneOf`` and ``dependentSchemas`` are worked out
+(``merge.py``, ``negation.py``) where that can be decided, and ``unevaluatedProperties`` beside what is no choice.
 """
 
 from .compile import compile_schema

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 
 from ...errors import GrammarError
-from ..tree import EMPTY, Node, Repeat, choice, optional, sequence
+from ..tree import EMPTY, Node, Repeat, Rule, choice, optional, sequence
+from .kinds import NoValue
 from .tokens import ITEM
 
-MAX_DISTINCT = 8  # values: the rules are those of their subsets
+MAX_DISTINCT = 4096  # values times counts: the rules when they stand in order
+_MAX_SETS = 256  # the rules when they stand in any order
+_MAX_RULES = 2000
 
 
 def items(first: Sequence[Node], more: Node | None, least: int, most: int | None) -> Node:
     """``least`` to ``most`` items, without the brackets: ``first`` in their places, and ``more`` after them.
 
-    Raises GrammarError if there cannot be so many.
+    Raises NoValue if there cannot be so many.
     """
     first = first[:most]
     room = None if most is None else most - len(first)
@@ -26,7 +30,7 @@ def items(first: Sequence[Node], more: Node | None, least: int, most: int | None
             return inner if least else optional(inner)
         tail = Repeat(sequence(ITEM, more), wanted, room)
     elif least > len(first):
-        raise GrammarError(f"minItems {least} is more than the {len(first)} items there can be")
+        raise NoValue(f"minItems {least} is more than the {len(first)} items there can be")
     for i in reversed(range(len(first))):
         node = sequence(ITEM, first[i], tail) if i else sequence(first[i], tail)
         tail = node if i < least else optional(node)
@@ -36,19 +40,25 @@ def items(first: Sequence[Node], more: Node | None, least: int, most: int | None
 def distinct_items(
     values: Sequence[Node], least: int, most: int | None, share: Callable[[Node], Node]
 ) -> Node:
-    """The same for items of these values in any order, none of them twice.
+    """The same for items of these values, none of them twice: in any order, or in this one if they are many.
 
     ``share`` is called for nodes that are used more than once.
 
-    Raises GrammarError for more than ``MAX_DISTINCT`` values, and if there cannot be so many items.
+    Raises NoValue if there cannot be so many items, GrammarError for more than ``MAX_DISTINCT`` values.
     """
     if least > len(values):
-        raise GrammarError(f"minItems {least} is more than the {len(values)} different items there can be")
-    if len(values) > MAX_DISTINCT:
+        raise NoValue(f"minItems {least} is more than the {len(values)} different items there can be")
+    most = len(values) if most is None else min(most, len(values))
+    if sum(math.comb(len(values), count) for count in range(min(most, 16) + 1)) <= _MAX_SETS:
+        return _in_any_order(values, least, most, share)
+    if len(values) * (most if most < len(values) else least + 1) > MAX_DISTINCT:
         raise GrammarError(
             f"uniqueItems is supported for at most {MAX_DISTINCT} different values, got {len(values)}"
         )
-    most = len(values) if most is None else min(most, len(values))
+    return _in_order(values, least, most, share)
+
+
+def _in_any_order(values: Sequence[Node], least: int, most: int, share: Callable[[Node], Node]) -> Node:
     rests: dict[frozenset[int], Node] = {}
 
     def rest(left: frozenset[int]) -> Node:
@@ -64,3 +74,62 @@ def distinct_items(
         return rests[left]
 
     return rest(frozenset(range(len(values))))
+
+
+def _in_order(values: Sequence[Node], least: int, most: int, share: Callable[[Node], Node]) -> Node:
+    is_capped = most < len(values)
+    enough = max(1, most if is_capped else least)  # what is more makes no difference
+    rests: dict[int, Node] = {count: EMPTY for count in range(least, enough + 1)}
+    for value in reversed(values):
+        before: dict[int, Node] = {}
+        for count in range(enough + 1):
+            options = [rests[count]] if count in rests else []
+            after = count + 1 if is_capped else min(count + 1, enough)
+            if after in rests:
+                options.append(sequence(ITEM if count else EMPTY, value, rests[after]))
+            if options:
+                before[count] = share(choice(*options))
+        rests = before
+    return rests[0]
+
+
+def containing(
+    at: Callable[[int], tuple[Node, Node, Node] | None],
+    settled: int,
+    wanted: tuple[int, int | None],
+    length: tuple[int, int | None],
+    rule: Callable[[Hashable, Callable[[], Node]], Node],
+) -> Node:
+    """Items of which a number is of a kind.
+
+    Args:
+        at: the items that may stand in a place: those of the kind, those that are not, any. None: no item.
+        settled: the place from which on all are alike.
+        wanted, length: how many of the kind there must and may be, and how many in all.
+        rule: a rule of a name, made by a function if it is new, as rests lead back to themselves.
+
+    Raises GrammarError for counts that need too many rules.
+    """
+    least, most = wanted
+    shortest, longest = length
+    last = max(settled, shortest) if longest is None else longest
+    enough = least if most is None else max(least, most)
+    if (last + 1) * (enough + 1) > _MAX_RULES:
+        raise GrammarError(f"contains within more than {_MAX_RULES} places times counts is not supported")
+
+    def rest(place: int, count: int) -> Node:
+        return rule((place, count), lambda: what_follows(place, count))
+
+    def what_follows(place: int, count: int) -> Node:
+        options = [EMPTY] if place >= shortest and count >= least else []
+        items = at(place) if longest is None or place < longest else None
+        if items is not None:
+            kind, others, anything = items
+            comma = ITEM if place else EMPTY
+            after = place + 1 if longest is not None else min(place + 1, max(last, 1))
+            if most is None or count < most:
+                options.append(sequence(comma, kind, rest(after, min(count + 1, enough))))
+            options.append(sequence(comma, anything if most is None else others, rest(after, count)))
+        return choice(*options) if options else Rule("nothing")
+
+    return rest(0, 0)

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote
 
 from ...errors import GrammarError
+from ..automaton import NoText
 from ..budget import Budget
 from ..tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
-from .arrays import distinct_items, items
-from .keywords import APPLIERS, OF_TYPE, check_keywords, constraining, is_number, type_names
-from .kinds import check_apart, key, types_of
+from .context import sizes
+from .drafts import OPEN
+from .judge import Judgement
+from .keywords import OF_TYPE, check_keywords, constraining
+from .kinds import ATOMS, NoValue, types
+from .lists import array
+from .maps import mapping
 from .merge import Conjunctions
-from .numbers import any_number, integers, numbers
-from .objects import list_of, members
-from .strings import string, texts, texts_except
-from .tokens import (
-    BEGIN_LIST,
-    BEGIN_OBJECT,
-    END_LIST,
-    END_OBJECT,
-    MEMBER,
-    constant,
-    member_name,
-    number,
-)
+from .numbers import Bounds, fractions, integers, multiples, numbers, any_number
+from .objects import list_of
+from .references import Document
+from .strings import string, texts
+from .tokens import BEGIN_LIST, BEGIN_OBJECT, END_LIST, END_OBJECT, MEMBER, constant, number
 
-_MAXITEMS = 10_000
 _SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule
 _MAX_DEPTH = 64
-_FEW = {"boolean": (True, False), "null": (None,)}
+_MAX_SCHEMAS = 50_000  # that are met on the walk
 
 
 def compile_schema(text: str, budget: Budget | None = None) -> Rules:
@@ -44,346 +37,240 @@ def compile_schema(text: str, budget: Budget | None = None) -> Rules:
     except (json.JSONDecodeError, RecursionError) as error:
         raise GrammarError(f"json_schema is not valid JSON: {error}.") from None
     try:
-        return _Compiler(schema, budget or Budget()).rules()
+        return _Compiler(schema, budget or Budget()).rules_of_all()
     except RecursionError:
         raise GrammarError("json_schema is nested too deeply.") from None
 
 
 class _Compiler:
-    """Walks a schema; ``path`` says where, as a JSON pointer, for messages."""
+    """Walks a schema; ``path`` says where, as a JSON pointer, for messages. It is a :class:`.context.Context`."""
 
     def __init__(self, schema: Any, budget: Budget) -> None:
-        self._schema = schema
-        self._budget = budget
-        self._conjunctions = Conjunctions(self._resolve, budget)
+        self.budget = budget
+        self._document = Document(schema)
+        self.judge = Judgement(self._document.resolve, budget)
+        self._conjunctions = Conjunctions(self._document.resolve, self.judge, budget)
         self._rules: Rules = {}
-        self._targets: dict[str, str] = {}  # rule of each $ref, and of each conjunction as JSON
+        self._targets: dict[Hashable, str] = {}  # rule of each $ref, and of each conjunction as JSON
         self._shared: dict[Node, str] = {}
         self._depth = 0
+        self._met = 0
+        self._why_nothing = ""
 
-    def rules(self) -> Rules:
-        root = self._node(self._schema, "#")
-        rules = productive({"root": root} | self._rules, self._budget)
+    def rules_of_all(self) -> Rules:
+        """The rules of the whole schema."""
+        root = self.node(self._document.schema, "#")
+        rules = productive({"root": root} | self._rules, self.budget)
         if "root" not in rules:
+            why = f" ({self._why_nothing})" if self._why_nothing else ""
             raise GrammarError(
-                "json_schema describes nothing finite: it requires itself, or what no value can be."
+                f"json_schema describes nothing finite: it requires itself, or what no value can be{why}."
             )
-        if is_unguarded(rules, self._budget):
+        if is_unguarded(rules, self.budget):
             raise GrammarError("json_schema has a $ref that leads back to itself with nothing around it.")
         return rules
 
     # ---- errors ------------------------------------------------------------------------------------
 
-    def _unsupported(self, path: str, what: str) -> GrammarError:
-        return GrammarError(
-            f"json_schema at {path}: {what}, so the request is refused rather than run without that limit."
-        )
+    def _at(self, path: str, make: Callable[..., Any], *args: Any) -> Any:
+        """``make(...)``, its errors with the place where they belong."""
+        try:
+            return make(*args)
+        except GrammarError as error:
+            if str(error).startswith("json_schema at "):
+                raise
+            what = str(error).rstrip(".")
+            raise GrammarError(
+                f"json_schema at {path}: {what}, so the request is refused rather than run without that limit."
+            ) from None
 
-    def _invalid(self, path: str, what: str) -> GrammarError:
-        return GrammarError(f"json_schema at {path}: {what}.")
+    def _nothing(self, why: str) -> Node:
+        self._why_nothing = self._why_nothing or why.rstrip(".")
+        return Rule("nothing")  # which no rule describes: whatever needs it is pruned
 
     # ---- any schema --------------------------------------------------------------------------------
 
-    def _node(self, schema: Any, path: str) -> Node:
-        self._budget.spend(5, path)
+    def node(self, schema: Any, path: str) -> Node:
+        """The rules of a schema below."""
+        self.budget.spend(5, path)
         if schema is True:
             return self._anything()
         if schema is False:
-            return Rule("nothing")  # which no rule describes: whatever needs it is pruned
+            return self._nothing(f"{path} is false")
+        return self._at(path, self._node, schema, path)
+
+    def _node(self, schema: Any, path: str) -> Node:
         if not isinstance(schema, dict):
-            raise self._invalid(
-                path, f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}"
-            )
+            raise GrammarError(f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}")
+        check_keywords(schema)
+        self._met += 1
+        if self._depth >= _MAX_DEPTH:
+            raise GrammarError(f"more than {_MAX_DEPTH} schemas within each other are not supported")
+        if self._met > _MAX_SCHEMAS:
+            raise GrammarError(f"more than {_MAX_SCHEMAS} schemas, references followed, are not supported")
         self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise self._unsupported(
-                path, f"more than {_MAX_DEPTH} schemas within each other are not supported"
-            )
-        self._at(path, check_keywords, schema, inside=path != "#")
-        node = self._applied(schema, path) or self._typed(schema, path)
+        node = self._plain(schema, path) or self._conjunction(schema, path)
         self._depth -= 1
         return node
 
-    def _applied(self, schema: dict, path: str) -> Node | None:
-        """A schema that is made of others or of values; None if it is none of those."""
-        given = [name for name in constraining(schema) if name in APPLIERS]
+    def _plain(self, schema: dict, path: str) -> Node | None:
+        """A schema with one keyword that is made of others or of values; None if it is none of those."""
+        given = constraining(schema)
         if not given:
-            return None
+            return self._anything()
         name, value = given[0], schema[given[0]]
-        others = set(constraining(schema)) - {name}
-        if others - {"type"} or (others and name not in ("const", "enum")) or name == "allOf":
-            return self._conjunction(schema, path)
+        if len(given) > 1:
+            return None
         if name == "$ref":
             return self._reference(value, path)
         if name in ("const", "enum"):
-            return self._values([value] if name == "const" else value, schema.get("type"), f"{path}/{name}")
-        if not isinstance(value, list) or not value:
-            raise self._invalid(path, f"{name} must be a list of schemas with at least one")
-        if name == "oneOf":
-            self._at(path, check_apart, [[one] for one in value], self._resolve)
-        return choice(*(self._node(one, f"{path}/{name}/{i}") for i, one in enumerate(value)))
+            return choice(*map(constant, [value] if name == "const" else value))
+        if name == "allOf" and len(value) == 1:
+            return self.node(value[0], f"{path}/allOf/0")
+        if name == "anyOf" or (name == "oneOf" and self._conjunctions.are_apart(value)):
+            return choice(*(self.node(one, f"{path}/{name}/{i}") for i, one in enumerate(value)))
+        return None
 
     def _conjunction(self, schema: dict, path: str) -> Node:
-        """What must meet several schemas at once; a rule, as these may lead back to themselves."""
-        text = json.dumps(schema)
+        """What must meet several schemas or keywords at once; a rule, as these may lead back to themselves."""
+        if all(name == "type" or name in _OF_TYPES for name in constraining(schema)):
+            return self._any_of(schema, path)
+        text = json.dumps({name: schema[name] for name in constraining(schema)})
         if text not in self._targets:
             name = self._targets[text] = f"all_{len(self._targets)}"
-            options = [self._option(option, path) for option in self._options(schema, path)]
-            self._rules[name] = choice(*options) if options else Rule("nothing")
+            self._rules[name] = self._any_of(schema, path)
         return Rule(self._targets[text])
 
-    def _options(self, schema: Any, path: str) -> list[dict]:
-        return self._at(path, self._conjunctions.options, schema, inside=path != "#")
+    def options(self, schema: Any, path: str) -> list[dict]:
+        """What a value of a schema must be one of."""
+        return self._at(path, self._conjunctions.options, schema)
 
-    def _option(self, option: dict, path: str) -> Node:
-        """A schema of a conjunction that was worked out."""
-        if "enum" not in option:
-            return self._typed(option, path)
-        values = self._met(option, path)
-        return self._constants(values, path) if values else Rule("nothing")
+    def _any_of(self, schema: dict, path: str) -> Node:
+        options = self.options(schema, path)
+        if not options:
+            return self._nothing(f"{path}: no value meets {' and '.join(constraining(schema))}")
+        return choice(*(self._option(option, path) for option in options))
 
-    def _met(self, option: dict, path: str) -> list:
-        """The values of its ``enum`` that meet the rest of a schema."""
-        rest = {name: value for name, value in option.items() if name != "enum"}
-        if not rest:
-            return option["enum"]
-        self._typed(rest, path)  # raises for what jsonschema would stumble over
-        from jsonschema import Draft202012Validator
-
-        validator = Draft202012Validator(
-            self._schema, format_checker=Draft202012Validator.FORMAT_CHECKER
-        ).evolve(schema=rest)
-        return [value for value in option["enum"] if validator.is_valid(value)]
-
-    def _reference(self, pointer: Any, path: str) -> Node:
-        target = self._at(path, self._resolve, pointer)
-        if pointer not in self._targets:
-            name = self._targets[pointer] = f"ref_{len(self._targets)}"
-            self._rules[name] = self._node(target, pointer)
-        return Rule(self._targets[pointer])
-
-    def _resolve(self, pointer: Any) -> Any:
-        if not isinstance(pointer, str):
-            raise GrammarError("$ref must be a string")
-        if pointer != "#" and not pointer.startswith("#/"):
-            raise GrammarError(f"$ref {pointer!r} is not supported: only '#' and '#/...' are")
-        target = self._schema
-        for part in pointer.split("/")[1:]:
-            name = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
-                target = target[int(name)]
-            elif isinstance(target, dict) and name in target:
-                target = target[name]
-            else:
-                raise GrammarError(f"$ref {pointer!r} leads nowhere")
-        return target
-
-    def _values(self, values: Any, types: Any, path: str) -> Node:
-        if not isinstance(values, list) or not values:
-            raise self._invalid(path, "enum must be a list with at least one value")
-        allowed = None if types is None else self._at(path, type_names, types)
-        kept = [value for value in values if allowed is None or types_of(value) & set(allowed)]
-        if not kept:
-            raise self._invalid(path, f"no value is of type {types}")
-        return self._constants(kept, path)
-
-    def _constants(self, values: list, path: str) -> Node:
-        return choice(*(self._at(path, constant, one) for one in values))
+    def _reference(self, reference: str, path: str) -> Node:
+        target = self._document.resolve(reference)
+        if reference not in self._targets:
+            name = self._targets[reference] = f"ref_{len(self._targets)}"
+            depth, self._depth = self._depth, 0 if self._depth < _MAX_DEPTH // 2 else self._depth
+            self._rules[name] = self.node(target, reference)
+            self._depth = depth
+        return Rule(self._targets[reference])
 
     # ---- by type -----------------------------------------------------------------------------------
 
-    def _typed(self, schema: dict, path: str) -> Node:
-        given = [name for name in constraining(schema) if name != "type"]
-        if "type" in schema:
-            types = self._at(path, type_names, schema["type"])
-        elif not given:
-            return self._anything()
-        else:
-            types = [
-                t for t in ("object", "array", "string", "number") if any(n in OF_TYPE[t] for n in given)
-            ]
-        make: dict[str, Callable[[dict, str], Node]] = {
-            "string": self._string,
-            "integer": self._integer,
-            "number": self._number,
-            "array": self._array,
-            "object": self._object,
-            "boolean": lambda *_: choice(word("true"), word("false")),
-            "null": lambda *_: word("null"),
+    def _option(self, option: dict, path: str) -> Node:
+        """What a conjunction comes to."""
+        if "enum" in option:
+            return choice(*map(constant, option["enum"]))
+        kinds = option.get("type")
+        if kinds is None:
+            kinds = [one for one in ATOMS if any(name in option for name in _KEYWORDS.get(one, ()))] or ATOMS
+            if not set(option) - {"negated", OPEN}:
+                return self._anything()
+        return choice(*(self._of_type(one, option, path) for one in types(kinds)))
+
+    def _of_type(self, kind: str, option: dict, path: str) -> Node:
+        make: dict[str, Callable[[], Node]] = {
+            "string": lambda: self.strings(option),
+            "array": lambda: self._but(list, option, array(option, path, self)),
+            "object": lambda: self._but(dict, option, mapping(option, path, self)),
+            "boolean": lambda: self._words(option, (True, False)),
+            "null": lambda: self._words(option, (None,)),
         }
-        return choice(*(make[t](schema, path) for t in types))
-
-    def _string(self, schema: dict, path: str) -> Node:
-        least, most = self._range(schema, "minLength", "maxLength", path)
-        pattern, form = schema.get("pattern"), schema.get("format")
-        for name in ("pattern", "format"):
-            if not isinstance(schema.get(name, ""), str):
-                raise self._invalid(path, f"{name} must be a string")
-        return string(self._at(path, texts, least, most, pattern, form))
-
-    def _at(self, path: str, make: Callable[..., Node], *args: Any, **options: Any) -> Node:
-        """``make(...)``, its errors with the place where they belong."""
         try:
-            return make(*args, **options)
-        except GrammarError as error:
-            raise self._unsupported(path, str(error).rstrip(".")) from None
+            return make[kind]() if kind in make else self._numbers(kind, option)
+        except (NoValue, NoText) as error:
+            return self._nothing(f"{path}: {error}")
 
-    def _range(self, schema: dict, low: str, high: str, path: str) -> tuple[int, int | None]:
-        for name in (low, high):
-            value = schema.get(name, 0)
-            if not is_number(value) or value != int(value) or value < 0:
-                raise self._invalid(path, f"{name} must be a whole number, at least 0, got {value!r}")
-        least, most = int(schema.get(low, 0)), int(schema[high]) if high in schema else None
-        if most is not None and least > most:
-            raise self._invalid(path, f"{low} {least} is above {high} {most}")
-        if max(least, most or 0) > _MAXITEMS:
-            raise self._unsupported(path, f"{low} or {high} above {_MAXITEMS} is not supported")
-        return least, most
+    def _words(self, option: dict, values: tuple) -> Node:
+        kept = [one for one in values if self.judge.option({"excluded": option.get("excluded", [])}, one)]
+        if not kept:
+            raise NoValue("every value is excluded")
+        return choice(*map(constant, kept))
 
-    def _bounds(self, schema: dict, path: str) -> tuple[Decimal | None, Decimal | None, bool, bool]:
-        """(lowest, highest, whether each is left out itself)."""
-        found: dict[str, Decimal] = {}
-        for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-            if name not in schema:
+    def _but(self, kind: type, option: dict, node: Node) -> Node:
+        """``node``, which must have none of the excluded values."""
+        rest = {name: value for name, value in option.items() if name != "excluded"}
+        for value in option.get("excluded", ()):
+            if isinstance(value, kind) and self.judge.option(rest, value) is not False:
+                raise GrammarError("to exclude an object or a list by const or enum is not supported")
+        return node
+
+    def strings(self, option: dict) -> Node:
+        """The strings of an option. Raises NoValue if there are none."""
+        least, most = sizes(option, "Length")
+        return string(
+            texts(
+                least,
+                most,
+                patterns=option.get("pattern", ()),
+                formats=option.get("format", ()),
+                no_patterns=option.get("no_pattern", ()),
+                no_formats=option.get("no_format", ()),
+                excluded=[one for one in option.get("excluded", ()) if isinstance(one, str)],
+                budget=self.budget,
+            )
+        )
+
+    def _numbers(self, kind: str, option: dict) -> Node:
+        """Numbers, in as many parts as excluded ones cut them into."""
+        cuts = sorted({Decimal(repr(one)) for one in option.get("excluded", ()) if _is_number(one)})
+        whole = Bounds.of(option)
+        parts, low, is_open = [], whole.low, whole.open_low
+        for cut in cuts:
+            if low is not None and (cut < low or (cut == low and is_open)):
                 continue
-            value = schema[name]
-            if not is_number(value):
-                raise self._invalid(path, f"{name} must be a number, got {value!r}")
-            if abs(value) >= 10**15 or (value and abs(value) < 1e-9):
-                raise self._unsupported(
-                    path, f"{name} {value!r} is too large or too close to 0 to be supported"
-                )
-            found[name] = Decimal(repr(value))
-        low, high = found.get("minimum"), found.get("maximum")
-        above, below = found.get("exclusiveMinimum"), found.get("exclusiveMaximum")
-        open_low = above is not None and (low is None or above >= low)
-        open_high = below is not None and (high is None or below <= high)
-        return above if open_low else low, below if open_high else high, open_low, open_high
+            if whole.high is not None and (cut > whole.high or (cut == whole.high and whole.open_high)):
+                break
+            parts.append(Bounds(low, cut, is_open, True))
+            low, is_open = cut, True
+        parts.append(Bounds(low, whole.high, is_open, whole.open_high))
+        found, why = [], NoValue(f"no {kind} lies between {whole}")
+        for bounds in parts:
+            try:
+                found.append(self._between(kind, option, bounds))
+            except NoValue as error:
+                why = error
+        if not found:
+            raise why
+        return choice(*found)
 
-    def _integer(self, schema: dict, path: str) -> Node:
-        low, high, open_low, open_high = self._bounds(schema, path)
-        least = None if low is None else math.floor(low) + 1 if open_low else math.ceil(low)
-        most = None if high is None else math.ceil(high) - 1 if open_high else math.floor(high)
-        multiple = schema.get("multipleOf", 1)
-        if type(multiple) is not int or multiple < 1:
-            raise self._unsupported(
-                path, f"multipleOf {multiple!r} is not supported: only whole numbers from 1 are"
-            )
-        return number(self._at(path, integers, least, most, None if multiple == 1 else multiple))
+    def _between(self, kind: str, option: dict, bounds: Bounds) -> Node:
+        if bounds.low is not None and bounds.high is not None:
+            if bounds.low > bounds.high or (
+                bounds.low == bounds.high and (bounds.open_low or bounds.open_high)
+            ):
+                raise NoValue(f"no {kind} lies between {bounds}")
+        if kind == "fraction":
+            if "multipleOf" in option or bounds != Bounds():
+                raise GrammarError("numbers that are no integers are not supported within bounds")
+            return number(fractions())
+        if option.get("multipleOf", 1) != 1 or (kind == "number" and "multipleOf" in option):
+            unit = Decimal(repr(option["multipleOf"]))
+            return number(multiples(bounds, unit, whole=kind == "integer"))
+        return number(integers(*bounds.whole()) if kind == "integer" else numbers(bounds))
 
-    def _number(self, schema: dict, path: str) -> Node:
-        if "multipleOf" in schema:
-            if type(schema["multipleOf"]) is int:
-                return self._integer(schema, path)
-            raise self._unsupported(path, "multipleOf is supported for integers only")
-        low, high, open_low, open_high = self._bounds(schema, path)
-        return number(self._at(path, numbers, low, high, open_low=open_low, open_high=open_high))
+    # ---- rules that are shared ---------------------------------------------------------------------
 
-    def _array(self, schema: dict, path: str) -> Node:
-        least, most = self._range(schema, "minItems", "maxItems", path)
-        first = schema.get("prefixItems", [])
-        if not isinstance(first, list):
-            raise self._invalid(path, "prefixItems must be a list of schemas")
-        rest = schema.get("items", not first)  # a declared tuple is closed unless it says otherwise
-        if isinstance(rest, list):
-            raise self._unsupported(path, "items as a list is not supported: use prefixItems")
-        if not isinstance(schema.get("uniqueItems", False), bool):
-            raise self._invalid(path, "uniqueItems must be true or false")
-        if schema.get("uniqueItems") and most != 1:
-            inner = self._distinct(first, rest, least, most, path)
-        else:
-            nodes = [self._node(one, f"{path}/prefixItems/{i}") for i, one in enumerate(first)]
-            more = None if rest is False else self._node(rest, f"{path}/items")
-            inner = self._at(path, items, nodes, more, least, most)
-        return sequence(BEGIN_LIST, inner, END_LIST)
+    def rules(self, path: str) -> Callable[[Hashable, Callable[[], Node]], Node]:
+        """Makes rules by name, which may lead back to themselves."""
+        names: dict[Hashable, str] = {}
+        prefix = f"items_{len(self._targets)}"
+        self._targets[prefix, path] = prefix
 
-    def _distinct(self, first: list, rest: Any, least: int, most: int | None, path: str) -> Node:
-        if first:
-            raise self._unsupported(path, "uniqueItems together with prefixItems is not supported")
-        values: dict[str, Node] = {}
-        for option in self._options(rest, f"{path}/items"):
-            if "enum" in option:
-                found = self._met(option, path)
-            else:
-                types = self._at(path, type_names, option.get("type", list(OF_TYPE)))
-                if not set(types) <= set(_FEW):
-                    raise self._unsupported(
-                        path, "uniqueItems is supported for enum, const, boolean and null only: leave it out"
-                    )
-                found = [one for name in types for one in _FEW[name]]
-            values |= {key(one): self._at(path, constant, one) for one in found}
-        return self._at(path, distinct_items, list(values.values()), least, most, self._share)
+        def rule(key: Hashable, make: Callable[[], Node]) -> Node:
+            if key not in names:
+                names[key] = f"{prefix}_{len(names)}"
+                self._rules[names[key]] = make()
+            return Rule(names[key])
 
-    # ---- objects -----------------------------------------------------------------------------------
+        return rule
 
-    def _object(self, schema: dict, path: str) -> Node:
-        properties = schema.get("properties", {})
-        required = schema.get("required", [])
-        if not isinstance(properties, dict):
-            raise self._invalid(path, "properties must be an object of schemas")
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            raise self._invalid(path, "required must be a list of names")
-        extra, value = self._extra(schema, properties, path)
-        declared: dict[str, Node] = {}
-        for name in dict.fromkeys((*properties, *required)):
-            if name in properties:
-                node = self._node(properties[name], f"{path}/properties/{name}")
-            else:
-                node = self._undeclared(schema, value, name, path)
-            declared[name] = sequence(self._at(path, member_name, name), node)
-        if declared and extra is not None and "patternProperties" not in schema:
-            extra = sequence(string(texts_except(declared)), MEMBER, value)
-        least, most = self._range(schema, "minProperties", "maxProperties", path)
-        inner = self._at(path, members, declared, required, extra, least, most, self._share)
-        return sequence(BEGIN_OBJECT, inner, END_OBJECT)
-
-    def _undeclared(self, schema: dict, value: Node | None, name: str, path: str) -> Node:
-        """A required property that ``properties`` does not have."""
-        if "patternProperties" in schema or schema.get("additionalProperties") is False:
-            raise self._unsupported(path, f"required property {name!r} is not among properties")
-        return self._anything() if value is None else value
-
-    def _extra(self, schema: dict, properties: dict, path: str) -> tuple[Node | None, Node | None]:
-        """A member beyond the declared ones, and its value; None if there are none."""
-        patterns, names = schema.get("patternProperties"), schema.get("propertyNames")
-        others = schema.get("additionalProperties")
-        if names is not None and (properties or schema.get("required") or patterns):
-            raise self._unsupported(path, "propertyNames together with declared properties is not supported")
-        if patterns:
-            return self._by_pattern(patterns, properties, others, path)
-        if others is None:
-            others = not properties
-        if others is False:
-            return None, None
-        value = self._node(others, f"{path}/additionalProperties")
-        if names is None:
-            return sequence(string(texts()), MEMBER, value), value
-        if names is False:
-            return None, None
-        return sequence(self._names(names, f"{path}/propertyNames"), MEMBER, value), value
-
-    def _names(self, names: Any, path: str) -> Node:
-        if isinstance(names, dict) and names.get("type", "string") == "string":
-            return self._node(names | {"type": "string"}, path)
-        return self._node(names, path) if names is not True else string(texts())
-
-    def _by_pattern(self, patterns: Any, properties: dict, others: Any, path: str) -> tuple[Node, Node]:
-        if not isinstance(patterns, dict) or len(patterns) != 1:
-            raise self._unsupported(path, "patternProperties with other than one pattern is not supported")
-        if others not in (None, False):
-            raise self._unsupported(
-                path, "patternProperties together with additionalProperties is not supported"
-            )
-        [(pattern, schema)] = patterns.items()
-        key = string(self._at(f"{path}/patternProperties", texts, pattern=pattern))
-        if any(re.search(pattern, name) for name in properties):
-            raise self._unsupported(
-                path, f"a declared property matches the pattern {pattern!r}, which is not supported"
-            )
-        value = self._node(schema, f"{path}/patternProperties/{pattern}")
-        return sequence(key, MEMBER, value), value
-
-    def _share(self, node: Node) -> Node:
+    def share(self, node: Node) -> Node:
         """A rule for a large node that is used several times."""
         if _size(node, _SHARED_SIZE) < _SHARED_SIZE:
             return node
@@ -404,6 +291,21 @@ class _Compiler:
             nested = [sequence(begin, optional(inner), end) for inner, begin, end in many]
             self._rules["any"] = choice(*simple, *nested)
         return Rule("any")
+
+
+_OF_TYPES = frozenset(sum(OF_TYPE.values(), ()))
+_KEYWORDS = {
+    "object": ("members", "required", "minProperties", "maxProperties", "propertyNames"),
+    "array": OF_TYPE["array"],
+    "string": (*OF_TYPE["string"], "no_pattern", "no_format"),
+    "integer": OF_TYPE["number"],
+    "fraction": OF_TYPE["number"],
+}
+"""Types that are meant where none is named, by the keywords of options."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _size(node: Node, limit: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from ...errors import GrammarError
-from ..automaton import determine, lengths
+from .. import tree
+from ..automaton import NoText, determine, lengths
+from ..budget import Budget
+from ..patterns import ANYTHING, search
 from ..regex import parse
 from ..tree import (
     EMPTY,
@@ -14,10 +17,10 @@ from ..tree import (
     Every,
     Lexeme,
     Node,
+    Not,
     Ranges,
     Repeat,
     Rule,
-    Sequence,
     choice,
     codes,
     common,
@@ -26,64 +29,13 @@ from ..tree import (
     literal,
     sequence,
 )
+from .formats import FORMATS, WIDEST, within
 
 _PLAIN = joined([(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF)])  # stand for themselves
 _ESCAPES = dict(zip('"\\\b\f\n\r\t', '"\\bfnrt'))
 _ALL = complement(())
 _MAX_LENGTH = 10_000  # characters
 _MAX_STATES = 256  # characters: up to this length strings are automata
-
-_YEAR, _MONTH_DAY = (
-    r"[1-9]\d{3}",
-    (
-        r"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
-    ),
-)
-_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
-_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-
-
-def _label(most: int) -> str:
-    """A part of a host's name."""
-    return f"[a-z0-9](?:[a-z0-9-]{{0,{most - 2}}}[a-z0-9])?" if most > 1 else "[a-z0-9]"
-
-
-_LABEL = _label(32)
-_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
-
-FORMATS = {
-    "date": f"{_YEAR}-{_MONTH_DAY}",
-    "time": _TIME,
-    "date-time": f"{_YEAR}-{_MONTH_DAY}T{_TIME}",
-    "duration": r"P(?:\d{1,4}[WD]|T(?:\d{1,4}H(?:\d{1,4}M(?:\d{1,4}S)?)?|\d{1,4}M|\d{1,4}S))",
-    "email": rf"[a-z0-9]+(?:[._+-][a-z0-9]+){{0,3}}@{_LABEL}(?:\.{_LABEL}){{1,3}}",
-    "hostname": _HOST,
-    "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
-    "ipv6": r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){7}",
-    "uri": rf"https?://{_HOST}(?::[1-9]\d{{0,3}})?(?:/[A-Za-z0-9._~-]*){{0,10}}",
-    "base64": r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
-    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-}
-"""The formats that are enforced: common forms of each, not every one that its standard allows."""
-
-_ANYTHING = ("binary", "password", "path")  # formats that say what a text is for, not what stands in it
-
-
-def _within(form: str, most: int) -> str:
-    """A format, its texts about so long at most: the product with a length may have too many states."""
-    if form == "hostname":
-        label = _label(min(32, max(1, (most - 2) // 3)))
-        return rf"{label}(?:\.{label}){{0,2}}"
-    if form == "email":
-        size = min(32, max(1, (most - 4) // 5))
-        name, label = f"[a-z0-9]{{1,{size}}}", _label(size)
-        return rf"{name}(?:[._+-]{name})?@{label}(?:\.{label}){{1,2}}"
-    if form == "uri":
-        size = min(32, max(1, (most - 10) // 6))
-        label, rest = _label(size), most - len("https://") - 3 * size - 2
-        path = f"(?:/[A-Za-z0-9._~-]{{0,{min(64, rest // 4 - 1)}}}){{0,4}}" if rest >= 4 else ""
-        return rf"https?://{label}(?:\.{label}){{1,2}}{path}"
-    return FORMATS[form]
 
 
 def string(text: Node) -> Node:
@@ -98,55 +50,63 @@ def string(text: Node) -> Node:
         plain = text._replace(item=Chars(_PLAIN))
         return Lexeme(sequence(literal('"'), plain, literal('"')), in_states=False)
     if isinstance(text, Every):
-        return Lexeme(Every(tuple(_quoted(item) for item in text.items)))
+        quoted = (Not(_quoted(item.item)) if isinstance(item, Not) else _quoted(item) for item in text.items)
+        return Lexeme(Every(tuple(quoted)))
     return Lexeme(_quoted(text))
 
 
 def texts(
-    least: int = 0, most: int | None = None, pattern: str | None = None, form: str | None = None
+    least: int = 0,
+    most: int | None = None,
+    *,
+    patterns: Sequence[str] = (),
+    formats: Sequence[str] = (),
+    no_patterns: Sequence[str] = (),
+    no_formats: Sequence[str] = (),
+    excluded: Collection[str] = (),
+    budget: Budget | None = None,
 ) -> Node:
-    """The texts of a length, a pattern and a format.
+    """The texts of a length in which patterns are found, of formats, without others, less the ``excluded``.
 
-    A pattern alone stands for whole texts, which is less than the standard allows: it may be found anywhere
-    in them. Together with others, where whole texts may be none, it is found anywhere.
-
-    Raises GrammarError, without the place in the schema, for what cannot be enforced.
+    Raises GrammarError, without the place in the schema, for what cannot be enforced, and NoText.
     """
     if max(least, most or 0) > _MAX_LENGTH:
         raise GrammarError(f"a length above {_MAX_LENGTH} is not supported")
     if most is not None and least > most:
-        raise GrammarError(f"minLength {least} is above maxLength {most}")
+        raise NoText
+    budget = budget or Budget()
     is_bounded = least > 0 or most is not None
-    given: list[Node] = []
-    if form is not None and form not in _ANYTHING:
-        if form not in FORMATS:
-            known = ", ".join(sorted((*FORMATS, *_ANYTHING)))
-            raise GrammarError(f"format {form!r} is not supported (supported: {known})")
-        given.append(parse(FORMATS[form] if most is None else _within(form, most)))
-    if pattern is not None:
-        whole = parse(pattern)
-        given.append(_anywhere(pattern, whole) if given or is_bounded else whole)
+    forms = [name for name in formats if name in FORMATS]
+    given = [parse(FORMATS[form] if most is None else within(form, most)) for form in forms]
+    given += [search(pattern, budget) for pattern in patterns]
     if is_bounded and given:
-        shortest, longest = lengths(determine(_every(given)))
+        shortest, longest = lengths(determine(_every(given), budget, "a string"))
         is_bounded = shortest < least or (most is not None and longest > most)
     if is_bounded or not given:
         given.append(Repeat(Chars(_ALL), least, most))
+    if excluded:
+        given.append(texts_except(excluded))
+    given += [Not(search(pattern, budget, widest=True)) for pattern in no_patterns]
+    given += [Not(wide(form, budget)) for form in no_formats if form in FORMATS]
+    given = list(dict.fromkeys(item for item in given if item != ANYTHING)) or [ANYTHING]
+    if isinstance(given[0], Not):
+        given.insert(0, ANYTHING)
     found = _every(given)
-    if isinstance(found, Every):
-        determine(found)  # raises if there is no such text
+    if isinstance(found, Every) or found == Chars(()):
+        determine(found, budget, "a string")  # raises if there is no such text
     return found
 
 
-def _every(nodes: list[Node]) -> Node:
-    return nodes[0] if len(nodes) == 1 else Every(tuple(nodes))
+def wide(form: str, budget: Budget | None = None) -> Node:
+    """All texts that anybody may take for this format."""
+    return search(f"^{WIDEST[form]}$", budget, widest=True) if form in WIDEST else ANYTHING
 
 
-def _anywhere(pattern: str, found: Node) -> Node:
-    """Texts in which a pattern is ``found``: with anything on the sides where it has no anchors."""
-    anything = Repeat(Chars(_ALL), 0, None)
-    before = [] if "^" in pattern or r"\A" in pattern else [anything]
-    after = [] if "$" in pattern or r"\Z" in pattern else [anything]
-    return sequence(*before, found, *after)
+def _every(nodes: Sequence[Node]) -> Node:
+    flat: list[Node] = []
+    for node in nodes:
+        flat += node.items if isinstance(node, Every) else (node,)
+    return flat[0] if len(flat) == 1 else Every(tuple(flat))
 
 
 def texts_except(names: Iterable[str]) -> Node:
@@ -172,8 +132,8 @@ def _escaped(node: Node) -> Node:
     """Texts as they stand between the quotes."""
     if isinstance(node, Chars):
         return _escaped_chars(node.ranges)
-    if isinstance(node, Sequence):
-        return Sequence(tuple(map(_escaped, node.items)))
+    if isinstance(node, tree.Sequence):
+        return tree.Sequence(tuple(map(_escaped, node.items)))
     if isinstance(node, Choice):
         return Choice(tuple(map(_escaped, node.options)))
     if isinstance(node, (Rule, Lexeme)):

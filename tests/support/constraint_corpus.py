@@ -225,7 +225,7 @@ SCHEMAS = {
         _string(pattern="^[^a-z]{3}$"),
         _string(pattern="^(yes|no)( sir)?$"),
         _string(pattern="^.{2}\\.$"),
-        _string(pattern="ab?c"),
+        _string(pattern="ab?c", maxLength=5),  # found anywhere
     ],
     "patterns, formats and lengths": [
         _string(pattern="^[a-z]+$", minLength=2, maxLength=5),
