@@ -17,7 +17,7 @@ SOURCES = sorted(str(path) for path in Path("kernels/csrc").glob("*.c"))
 HEADERS = sorted(str(path) for path in Path("kernels/csrc").glob("*.h"))
 
 # no -ffast-math: masks rely on the order of sums, kernels vectorise explicitly
-FLAGS = ["-O3", "-std=gnu11", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O3", "-std=gnu11", "-pthread", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-ffp-contract=fast", "-Wall", "-g0"]
 # the levels x86-64-v3 and x86-64-v4, spelled out for compilers older than their names
 V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe"]
@@ -38,13 +38,14 @@ class BuildOnePerFolder(build_ext):
 
 
 def extension(name: str, flags: list[str]) -> Extension:
-    """Describe one build of the C kernels; OpenMP comes from torch at run time, so none is linked."""
+    """Describe one build of the C kernels."""
     return Extension(
         f"rootlet.kernels.{name}",
         sources=SOURCES,
         depends=HEADERS,
         define_macros=[("ROOTLET_MODULE", name)],
         extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=["-pthread"],
         libraries=["m"],
         optional=True,
     )

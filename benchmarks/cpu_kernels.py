@@ -19,6 +19,7 @@ import torch
 
 from rootlet.kernels import activation, attention, embedding, native, norm, rotary
 from rootlet.kernels.attention import PagedAttentionPlan
+from rootlet.kernels.threads import Team
 
 PAGE_SIZE = 16
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -136,12 +137,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--only", default="", help="measure only names that contain this")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     print(
         f"kernels {native.describe()}, {options.threads} threads, {options.dtype}, torch {torch.__version__}"
     )
     print(f"{'':48}{'time':>12}{'GB/s':>8}{'GFLOP/s':>9}{'x torch':>9}")
-    with torch.inference_mode():
+    with torch.inference_mode(), Team(options.threads).bound():
         for work in all_work(DTYPES[options.dtype]):
             if options.only in work.name:
                 seconds, slow = best_time(work.run, 7), best_time(work.reference, 2)

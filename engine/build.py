@@ -25,9 +25,11 @@ from ..grammar.chat_templates import ChatTemplate, read_chat_template
 from ..grammar.reasoning import get_reasoning_format
 from ..grammar.tool_calls import detect_format
 from ..kernels.device import give_back_memory
+from ..kernels.linear import is_multiplied_in_c
 from ..kernels.native import describe as describe_kernels
+from ..kernels.threads import Team, default_threads
 from ..models.config import ModelConfig, read_token_ids
-from ..models.layers.decoder import Output
+from ..models.layers.decoder import CausalLM, Output
 from ..models.loader import LoadedModel, load_model
 from ..models.rope_fields import rope_fields
 from ..models.tokenizer import load_tokenizer
@@ -48,6 +50,7 @@ from .progress_bar import ProgressBar
 from .runner import ModelRunner
 from .scheduler import Scheduler
 from .stats import StatsLine
+from .step_threads import StepThreads
 
 logger = logging.getLogger("rootlet.engine")
 
@@ -75,6 +78,7 @@ class Resolved:
     overlap: bool
     eos_token_ids: tuple[int, ...]
     kernels: str
+    num_threads: int | None  # None: not computed on a CPU
     attention_backend: str
     embeds: bool  # what requests want: embeddings or scores, not tokens
     has_labels: bool  # the embeddings are scores
@@ -96,6 +100,7 @@ class Resolved:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "kernels": self.kernels,
+            "num_threads": self.num_threads,
             "attention_backend": self.attention_backend,
             "page_size": self.page_size,
             "context_length": self.context_length,
@@ -127,25 +132,39 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
     ``check`` is called every now and then; what it raises ends the build.
     """
     device = _device(config.device)
-    backend_name = choose_backend(config, device)
-    if config.cpu_offload_gb and device.type == "cpu":
+    if device.type == "cuda":
+        if config.num_threads is not None:
+            raise ConfigError(
+                f"num_threads={config.num_threads} is for engines that compute on a CPU; this one runs on"
+                f" {device}. Leave it out, or ask for device='cpu'."
+            )
+        return _build(config, device, None, check)
+    if config.cpu_offload_gb:
         raise ConfigError(
             f"cpu_offload_gb={config.cpu_offload_gb} moves weights from a GPU to host memory;"
             " with device='cpu' they are there already. Leave it out."
         )
+    team = Team(config.num_threads or default_threads())
+    with team.bound():
+        return _build(config, device, team, check)
+
+
+def _build(config: EngineConfig, device: torch.device, team: Team | None, check: Callable[[], None]) -> Parts:
+    backend_name = choose_backend(config, device)
     template = None if config.chat_template is None else read_chat_template(config.chat_template)
     loaded = _load(config, device, check)
     check()
     tokenizer = None if config.skip_tokenizer_init else _tokenizer(config, template)
     backend = make_backend(backend_name, config, loaded, device)
-    resolved = _resolve(config, device, backend, loaded, tokenizer)
+    resolved = _resolve(config, device, backend, loaded, tokenizer, team)
     # no sequence outgrows the pool, however long a context the model's files promise
     reach = min(resolved.context_length, resolved.pool_tokens + resolved.page_size)
     loaded.model.set_context_length(reach)
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
     # one row more than runs (row 0 is padding); a row holds the longest sequence
     tables = SlotTables(resolved.max_running_requests + 1, reach, resolved.page_size, device)
-    runner = _runner(config, resolved, backend, loaded, kv, tables)
+    threads = None if team is None else _step_threads(team, loaded)
+    runner = _runner(config, resolved, backend, loaded, kv, tables, threads)
     constraints = Constraints(
         config.grammar_backend,
         None if resolved.embeds else tokenizer,
@@ -195,6 +214,7 @@ def _runner(
     loaded: LoadedModel,
     kv: KVCache,
     tables: SlotTables,
+    threads: StepThreads | None,
 ) -> ModelRunner:
     inputs = backend.make_inputs(tables, kv.spec)
     graphs = None
@@ -204,7 +224,22 @@ def _runner(
         limit = config.cuda_graph_max_bs or resolved.max_decode_rows
         graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_decode_rows))
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
-    return ModelRunner(loaded.model, kv, tables, sampler, inputs, graphs, embeds=resolved.embeds)
+    return ModelRunner(
+        loaded.model, kv, tables, sampler, inputs, graphs, embeds=resolved.embeds, threads=threads
+    )
+
+
+def _step_threads(team: Team, loaded: LoadedModel) -> StepThreads:
+    """Give torch one thread where the team does the work: two sets of threads would fight for the cores."""
+    if describe_kernels() == "torch":
+        logger.warning(
+            "Rootlet's C kernels are not installed: this engine runs on torch alone, about three times"
+            " slower. Install a C compiler (gcc or clang) and Python's headers, then Rootlet again:"
+            " pip install --force-reinstall --no-deps rootlet (or what you installed it from)."
+        )
+    if isinstance(loaded.model, CausalLM) and is_multiplied_in_c(loaded.model.dtype):
+        team.torch_threads = 1
+    return StepThreads(team)
 
 
 def _device(name: str) -> torch.device:
@@ -262,7 +297,12 @@ def _tokenizer(config: EngineConfig, template: ChatTemplate | None) -> Any:
 
 
 def _resolve(
-    config: EngineConfig, device: torch.device, backend: Backend, loaded: LoadedModel, tokenizer: Any
+    config: EngineConfig,
+    device: torch.device,
+    backend: Backend,
+    loaded: LoadedModel,
+    tokenizer: Any,
+    team: Team | None,
 ) -> Resolved:
     on_gpu = device.type == "cuda"
     chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
@@ -300,6 +340,7 @@ def _resolve(
         overlap=overlap,
         eos_token_ids=_eos_token_ids(loaded, tokenizer),
         kernels="triton" if on_gpu else describe_kernels(),
+        num_threads=None if team is None else team.num_threads,
         attention_backend=backend.name,
         embeds=_embeds(config, loaded.model),
         has_labels=_output(loaded.model) is Output.SCORES,

@@ -19,6 +19,7 @@ from ..grammar.tool_calls import get_format
 from .policies import POLICY_NAMES
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+_MAX_THREADS = 512  # kernels/threads.py, which would load torch
 _LOAD_FORMATS = ("auto", "safetensors", "pt", "gguf", "dummy")
 
 # Options of the peers that have no meaning here, and why.
@@ -56,6 +57,11 @@ class EngineConfig:
         False, "cut prompts that are too long to their first tokens, with a warning, instead of refusing them"
     )
     device: str = _option("auto", "'cpu', 'cuda' or 'cuda:1'; 'auto' takes a GPU when there is one")
+    num_threads: int | None = _option(
+        None,
+        "threads that compute on a CPU, ours and torch's, without a change to torch.get_num_threads() of your"
+        " own (default: as many as that says, at most one per core that this process may use)",
+    )
     revision: str | None = _option(None, "branch, tag or commit of the model's hub repository")
     download_dir: str | None = _option(None, "where hub files are kept; default: the hub cache")
     json_model_override_args: str = _option("{}", "JSON object merged into the model's config.json")
@@ -159,6 +165,11 @@ class EngineConfig:
             "decode_log_interval",
         ):
             self._require_positive(name)
+        if self.num_threads is not None and not 1 <= self.num_threads <= _MAX_THREADS:
+            raise ConfigError(
+                f"num_threads must be between 1 and {_MAX_THREADS}, got {self.num_threads}. More than there"
+                " are cores only slows things down; leave it out for one per core that this process may use."
+            )
         if self.chunked_prefill_size is not None and self.chunked_prefill_size != -1:
             self._require_positive("chunked_prefill_size", "or -1 to compute prompts whole")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:

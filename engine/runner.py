@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..cache.kv_cache import KVCache
     from ..cache.slot_tables import SlotTables
     from ..models.layers.decoder import CausalLM
+    from .step_threads import StepThreads
 
 NO_ERRORS: Mapping[int, RootletError] = MappingProxyType({})
 
@@ -66,6 +67,7 @@ class ModelRunner:
     """Runs batches on one device. Owns the slot tables' contents; knows nothing of queues or text.
 
     ``embeds``: of the last token of each request it computes an embedding instead of drawing the next.
+    ``threads``: those that compute on a CPU; default: the caller's, as torch is set.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ModelRunner:
         graphs: Graphs | None = None,
         *,
         embeds: bool = False,
+        threads: StepThreads | None = None,
     ) -> None:
         self.model = model
         self.kv = kv
@@ -86,6 +89,7 @@ class ModelRunner:
         self._inputs = inputs
         self._graphs = graphs
         self._embeds = embeds
+        self._threads = threads
         self._device = kv.device
         # A stream of our own: what the host program does on its streams neither waits for us nor we for it.
         self._stream = STREAMS.borrow(kv.device) if kv.device.type == "cuda" else None
@@ -99,6 +103,8 @@ class ModelRunner:
             STREAMS.give_back(self._stream, self._device)
         self.model = self.kv = self.tables = self.sampler = None
         self._inputs = self._graphs = self._stream = self._sampling_batch = None
+        if self._threads is not None:
+            self._threads.close()
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> LaunchedStep:
@@ -108,7 +114,7 @@ class ModelRunner:
         tokens of the step before.
         """
         pieces = wanted_pieces(batch)
-        with self._on_stream():
+        with self._placed():
             self._apply_updates(batch)
             embeds = replaced_embeds(batch, self._device, self.model.dtype)
             if self._graphs is not None and embeds is None and self._graphs.fits(batch):
@@ -146,12 +152,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _draw_masked(self, batch: Batch, hidden: torch.Tensor, step: StepInput) -> HostCopy | None:
-        with self._on_stream():
+        with self._placed():
             masks, errors = self._masks.fill(batch)
             return self._sample(batch, hidden, step, masks, errors)
 
-    def _on_stream(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def _placed(self) -> contextlib.AbstractContextManager:
+        """Compute on the engine's own stream, or with its own threads."""
+        if self._stream is not None:
+            return torch.cuda.stream(self._stream)
+        return contextlib.nullcontext() if self._threads is None else self._threads.step()
 
     def _apply_updates(self, batch: Batch) -> None:
         if batch.token_writes or batch.page_writes:

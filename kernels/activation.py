@@ -85,8 +85,7 @@ def _run(gate_up: torch.Tensor, function: int, kind: int) -> torch.Tensor:
     rows = gate_up.shape[0]
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty((rows, size))
-    threads = torch.get_num_threads()
-    _C.gated_activation(out.data_ptr(), gate_up.data_ptr(), rows, size, function, kind, threads)
+    _C.gated_activation(out.data_ptr(), gate_up.data_ptr(), rows, size, function, kind)
     return out
 
 

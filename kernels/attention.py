@@ -120,7 +120,6 @@ def paged_attention(
         window or 0,
         soft_cap or 0.0,
         kind,
-        torch.get_num_threads(),
     )
     return out
 

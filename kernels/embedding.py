@@ -22,9 +22,7 @@ def embed(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     rows, size = table.shape
     out = table.new_empty((count, size))
     row_bytes = size * table.element_size()
-    _C.embed(
-        out.data_ptr(), ids.data_ptr(), table.data_ptr(), count, rows, row_bytes, torch.get_num_threads()
-    )
+    _C.embed(out.data_ptr(), ids.data_ptr(), table.data_ptr(), count, rows, row_bytes)
     return out
 
 

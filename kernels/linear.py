@@ -5,7 +5,7 @@ Who multiplies is settled when a weight is packed:
 ========================  ==========================================================================
 on a GPU                  cuBLAS; our own kernels where x has few rows (``gpu/linear.py``)
 fp32 on the CPU           torch (MKL), rows as they are
-bf16, oneDNN knows it     torch (oneDNN with AVX-512 or AMX), rows as they are
+bf16 instructions         torch (oneDNN with AMX or AVX-512 BF16), rows as they are
 bf16, C extension built   our own kernel (``csrc/gemm.c``), rows interleaved in panels
 bf16, neither             torch, rows as they are, widened to fp32 a piece at a time (slow)
 ========================  ==========================================================================
@@ -19,6 +19,7 @@ nothing here records gradients.
 from __future__ import annotations
 
 import functools
+import platform
 from types import ModuleType
 
 import torch
@@ -31,7 +32,22 @@ from .native import ELEMENT_TYPES, load
 from .norm import NormWeight, rms_norm
 
 _C = load()
-_ONEDNN_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _multiplies_bf16() -> bool:
+    """Whether torch multiplies bf16 by instructions made for it.
+
+    oneDNN says yes to every AVX-512, but without such instructions it takes two to five times as long as the
+    C kernel.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+_ONEDNN_BF16 = _multiplies_bf16()
 
 # With fewer rows, torch's own bf16 product is faster than widening the weight.
 _MIN_ROWS_TO_WIDEN = 4
@@ -88,7 +104,7 @@ class PackedWeight:
         weight = weight.to(self._storage).contiguous()
         n, k = self.shape
         kind = ELEMENT_TYPES[self.dtype]
-        _C.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), n, k, kind, torch.get_num_threads())
+        _C.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), n, k, kind)
         return self
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -109,7 +125,6 @@ class PackedWeight:
             n,
             k,
             ELEMENT_TYPES[self.dtype],
-            torch.get_num_threads(),
         )
         return out
 
@@ -133,7 +148,7 @@ def pack_weight(
         in_panels = True
     possible = _C is not None and weight.is_cpu and weight.dtype in ELEMENT_TYPES
     if in_panels is None:
-        in_panels = possible and weight.dtype is torch.bfloat16 and not _ONEDNN_BF16
+        in_panels = weight.is_cpu and is_multiplied_in_c(weight.dtype)
     if not in_panels:
         return PackedWeight(weight.detach().contiguous(), weight.shape, 0)
     if not possible:
@@ -145,6 +160,11 @@ def pack_weight(
     panel = _C.gemm_panel()
     storage = torch.empty(-(-n // panel) * panel * k, dtype=weight.dtype)
     return PackedWeight(storage, weight.shape, panel).copy_(weight)
+
+
+def is_multiplied_in_c(dtype: torch.dtype) -> bool:
+    """Whether weights of that dtype on the CPU go into panels when nobody says otherwise."""
+    return _C is not None and dtype is torch.bfloat16 and not _ONEDNN_BF16
 
 
 def linear(
@@ -259,7 +279,6 @@ def _linear_panels(
         rows,
         n,
         k,
-        torch.get_num_threads(),
     )
     return out
 

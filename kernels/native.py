@@ -7,12 +7,9 @@ none of them, and every operation then runs its torch reference.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import logging
-import os
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -37,7 +34,6 @@ def load() -> ModuleType | None:
     The choice follows ``torch.backends.cpu.get_cpu_capability()``. Never raises: an extension that
     cannot be loaded is logged and the next one is tried.
     """
-    _share_openmp()
     for name in _BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("_cpu_base",)):
         try:
             return importlib.import_module(f".{name}", __package__)
@@ -65,18 +61,3 @@ def element_type(*tensors: torch.Tensor) -> int | None:
         if tensor.dtype is not dtype or not tensor.is_cpu:
             return None
     return ELEMENT_TYPES.get(dtype)
-
-
-def _share_openmp() -> None:
-    """Make torch's OpenMP runtime visible to the extension, which is linked against none.
-
-    Two runtimes in one process would keep two pools of threads that fight for the same cores.
-    torch normally loads its own with global visibility; then there is nothing to do.
-    """
-    if os.name != "posix" or hasattr(ctypes.CDLL(None), "GOMP_parallel"):
-        return
-    for library in sorted(Path(torch.__file__).parent.glob("lib/lib*omp*.so*")):
-        try:
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            logger.debug("OpenMP runtime %s cannot be shared: %s", library, error)

@@ -82,8 +82,7 @@ def _run(
     out = torch.empty_like(x)
     add_to = 0 if residual is None else residual.data_ptr()
     rows, size = x.shape
-    threads = torch.get_num_threads()
-    _C.rms_norm(out.data_ptr(), x.data_ptr(), add_to, weight.data_ptr(), rows, size, eps, kind, threads)
+    _C.rms_norm(out.data_ptr(), x.data_ptr(), add_to, weight.data_ptr(), rows, size, eps, kind)
     return out
 
 

@@ -66,7 +66,6 @@ def rotary_and_store(
         cos_sin.shape[0],
         k_cache.shape[0] * k_cache.shape[1],
         kind,
-        torch.get_num_threads(),
     )
     return q
 

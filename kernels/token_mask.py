@@ -24,9 +24,7 @@ def mask_disallowed(logits: torch.Tensor, allowed_mask: torch.Tensor) -> None:
     if _C is None or logits.is_cuda or not (logits.is_contiguous() and allowed_mask.is_contiguous()):
         mask_disallowed_reference(logits, allowed_mask)
         return
-    _C.mask_disallowed(
-        logits.data_ptr(), allowed_mask.data_ptr(), rows, columns, words, torch.get_num_threads()
-    )
+    _C.mask_disallowed(logits.data_ptr(), allowed_mask.data_ptr(), rows, columns, words)
 
 
 def mask_disallowed_reference(logits: torch.Tensor, allowed_mask: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 /* Gated activations: out[t, i] = act(gate[t, i]) * up[t, i], with gate and up side by side in a row. */
 #include "rootlet.h"
+#include "team.h"
 #include "vector.h"
 #include <math.h>
 
@@ -33,39 +34,53 @@ INLINE void activate_chunk(void *out, const void *gate, const void *up, int64_t 
     }
 }
 
-INLINE void activate_rows(char *out, const char *gate_up, int64_t rows, int64_t size, int threads, int kind,
-                          int type) {
+struct activation {
+    char *out;           /* [rows, size] */
+    const char *gate_up; /* [rows, 2 * size] */
+    int64_t size, chunks;
+    int kind, type;
+};
+
+INLINE void activate_units(const struct activation *a, int64_t begin, int64_t end, int kind, int type) {
     size_t width = element_size(type);
-    int64_t chunks = (size + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t unit = 0; unit < rows * chunks; unit++) {
-        int64_t row = unit / chunks, first = unit % chunks * CHUNK;
-        int64_t count = size - first < CHUNK ? size - first : CHUNK;
-        const char *gate = gate_up + (row * 2 * size + first) * width;
-        activate_chunk(out + (row * size + first) * width, gate, gate + size * width, count, kind, type);
+    for (int64_t unit = begin; unit < end; unit++) {
+        int64_t row = unit / a->chunks, first = unit % a->chunks * CHUNK;
+        int64_t count = a->size - first < CHUNK ? a->size - first : CHUNK;
+        const char *gate = a->gate_up + (row * 2 * a->size + first) * width;
+        char *out = a->out + (row * a->size + first) * width;
+        activate_chunk(out, gate, gate + a->size * width, count, kind, type);
     }
 }
 
-/* (out, gate_up, rows, size of gate, kind, type, threads) */
+static void activate_share(void *context, int64_t begin, int64_t end, int thread) {
+    const struct activation *a = context;
+    (void)thread;
+    switch (a->kind * 2 + (a->type == BF16)) {
+    case SILU * 2: activate_units(a, begin, end, SILU, F32); break;
+    case SILU * 2 + 1: activate_units(a, begin, end, SILU, BF16); break;
+    case GELU * 2: activate_units(a, begin, end, GELU, F32); break;
+    case GELU * 2 + 1: activate_units(a, begin, end, GELU, BF16); break;
+    case GELU_TANH * 2: activate_units(a, begin, end, GELU_TANH, F32); break;
+    default: activate_units(a, begin, end, GELU_TANH, BF16); break;
+    }
+}
+
+/* (out, gate_up, rows, size of gate, kind, type) */
 ROOTLET_FUNCTION(rootlet_gated_activation) {
-    ARGUMENTS(7)
-    char *out = pointer_argument(args[0]);
-    const char *gate_up = pointer_argument(args[1]);
+    ARGUMENTS(6)
     int64_t rows = integer_argument(args[2]), size = integer_argument(args[3]);
-    int kind = (int)integer_argument(args[4]), type = (int)integer_argument(args[5]);
-    int threads = (int)integer_argument(args[6]);
+    struct activation a = {
+        .out = pointer_argument(args[0]),
+        .gate_up = pointer_argument(args[1]),
+        .size = size,
+        .chunks = (size + CHUNK - 1) / CHUNK,
+        .kind = (int)integer_argument(args[4]),
+        .type = (int)integer_argument(args[5]),
+    };
     ARGUMENTS_END
     int large = rows * size >= 1 << 15;
-    threads = large ? threads : 1;
     BEGIN_COMPUTE(large)
-    switch (kind * 2 + (type == BF16)) {
-    case SILU * 2: activate_rows(out, gate_up, rows, size, threads, SILU, F32); break;
-    case SILU * 2 + 1: activate_rows(out, gate_up, rows, size, threads, SILU, BF16); break;
-    case GELU * 2: activate_rows(out, gate_up, rows, size, threads, GELU, F32); break;
-    case GELU * 2 + 1: activate_rows(out, gate_up, rows, size, threads, GELU, BF16); break;
-    case GELU_TANH * 2: activate_rows(out, gate_up, rows, size, threads, GELU_TANH, F32); break;
-    default: activate_rows(out, gate_up, rows, size, threads, GELU_TANH, BF16); break;
-    }
+    team_rows(rows * a.chunks, large, activate_share, &a);
     END_COMPUTE
     Py_RETURN_NONE;
 }

@@ -9,6 +9,7 @@
  * and number of threads.
  */
 #include "attention_tile.h"
+#include "team.h"
 #include <stdlib.h>
 
 enum {
@@ -243,56 +244,81 @@ static void finish_unit(const struct attention *a, const struct unit *u, float *
     store_as(a, u, total);
 }
 
-/* The buffers of one thread, in one allocation that the caller frees; NULL if there is no memory. */
-static void *allocate_workspace(const struct attention *a, struct workspace *w) {
+/* Floats of one thread's buffers, a multiple of a cache line. */
+static int64_t workspace_size(const struct attention *a) {
     int64_t rows = a->tile_tokens * a->group, state = rows * (2 + a->padded);
     int64_t keys = KEYS * a->dim, values = a->padded / COLUMNS * PANEL, scores = rows * KEYS;
-    int64_t floats = keys + values + scores + rows * a->dim + rows + 2 * state;
-    float *memory;
-    if (posix_memalign((void **)&memory, 64, (size_t)floats * sizeof *memory)) {
-        return NULL;
-    }
+    return (keys + values + scores + rows * a->dim + rows + 2 * state + 15) / 16 * 16;
+}
+
+static void lay_out(const struct attention *a, struct workspace *w, float *memory) {
+    int64_t rows = a->tile_tokens * a->group, state = rows * (2 + a->padded);
     w->keys = memory;
-    w->values = w->keys + keys;
-    w->scores = w->values + values;
-    w->q = w->scores + scores;
+    w->values = w->keys + KEYS * a->dim;
+    w->scores = w->values + a->padded / COLUMNS * PANEL;
+    w->q = w->scores + rows * KEYS;
     w->keep = w->q + rows * a->dim;
     w->first = state_at(w->keep + rows, rows);
     w->next = state_at(w->keep + rows + state, rows);
     w->offset = w->offsets[0];
     w->ahead = w->offsets[1];
-    return memory;
 }
 
 enum outcome { DONE, NO_MEMORY, BAD_PAGE };
 
-static enum outcome attend_units(const struct attention *a, const struct plan *plan, int threads) {
-    enum outcome outcome = DONE;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        struct workspace w;
-        void *memory = allocate_workspace(a, &w);
-        if (memory == NULL) {
-            __atomic_store_n(&outcome, NO_MEMORY, __ATOMIC_RELAXED);
+struct job {
+    const struct attention *a;
+    const struct plan *plan;
+    struct workspace *workspaces; /* one per thread */
+    int threads;
+    enum outcome outcome;
+};
+
+static void attend_share(void *context, int64_t begin, int64_t end, int thread) {
+    struct job *job = context;
+    const struct plan *plan = job->plan;
+    for (int64_t i = begin; i < end; i++) {
+        /* pieces are single units, handed out in order; alone a thread does them all */
+        int64_t after = end - begin > 1 ? i + 1 : i + job->threads;
+        const struct unit *next = after < plan->count ? &plan->units[after] : NULL;
+        if (!attend_unit(job->a, &plan->units[i], next, &job->workspaces[thread], plan->scratch)) {
+            __atomic_store_n(&job->outcome, BAD_PAGE, __ATOMIC_RELAXED);
         }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < plan->count; i++) {
-            const struct unit *next = i + threads < plan->count ? &plan->units[i + threads] : NULL;
-            if (memory != NULL && !attend_unit(a, &plan->units[i], next, &w, plan->scratch)) {
-                __atomic_store_n(&outcome, BAD_PAGE, __ATOMIC_RELAXED);
-            }
-        }
-        if (plan->scratch != NULL) {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < plan->count; i++) {
-                if (plan->units[i].spans > 0) {
-                    finish_unit(a, &plan->units[i], plan->scratch);
-                }
-            }
-        }
-        free(memory);
     }
-    return outcome;
+}
+
+static void finish_share(void *context, int64_t begin, int64_t end, int thread) {
+    struct job *job = context;
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) {
+        if (job->plan->units[i].spans > 0) {
+            finish_unit(job->a, &job->plan->units[i], job->plan->scratch);
+        }
+    }
+}
+
+static enum outcome attend_units(const struct attention *a, const struct plan *plan, int threads) {
+    struct job job = {.a = a, .plan = plan, .threads = threads, .outcome = DONE};
+    int64_t size = workspace_size(a);
+    float *memory;
+    job.workspaces = malloc((size_t)threads * sizeof *job.workspaces);
+    if (job.workspaces == NULL) {
+        return NO_MEMORY;
+    }
+    if (posix_memalign((void **)&memory, 64, (size_t)(threads * size) * sizeof *memory)) {
+        free(job.workspaces);
+        return NO_MEMORY;
+    }
+    for (int i = 0; i < threads; i++) {
+        lay_out(a, &job.workspaces[i], memory + i * size);
+    }
+    team_share(plan->count, threads > 1 ? plan->count : 1, attend_share, &job);
+    if (plan->scratch != NULL) {
+        team_share(plan->count, threads > 1 ? 4 * threads : 1, finish_share, &job);
+    }
+    free(memory);
+    free(job.workspaces);
+    return job.outcome;
 }
 
 /* Work of a unit, in products of a query and a key: reading and widening a key costs about 8 of them. */
@@ -410,9 +436,9 @@ static int check_rows(const struct attention *a, int64_t tokens) {
 }
 
 /* (out, q, k, v, page_table, q_starts, kv_lens, rows, table_stride, page_size, pages, tokens, num_q,
- *  num_kv, dim, scale, window or 0, soft_cap or 0, type, threads); raises ValueError, IndexError */
+ *  num_kv, dim, scale, window or 0, soft_cap or 0, type); raises ValueError, IndexError */
 ROOTLET_FUNCTION(rootlet_paged_attention) {
-    ARGUMENTS(20)
+    ARGUMENTS(19)
     struct attention a = {
         .out = pointer_argument(args[0]),
         .q = pointer_argument(args[1]),
@@ -434,7 +460,7 @@ ROOTLET_FUNCTION(rootlet_paged_attention) {
         .type = (int)integer_argument(args[18]),
     };
     int64_t tokens = integer_argument(args[11]);
-    int threads = (int)integer_argument(args[19]);
+    int threads = team_size();
     ARGUMENTS_END
     if (!check_rows(&a, tokens)) {
         return NULL;

@@ -15,9 +15,9 @@
  * single tile of rows takes no blocks: it reads each weight once, at the speed of memory.
  */
 #include "rootlet.h"
+#include "team.h"
 #include "vector.h"
 
-#include <omp.h>
 #include <stdlib.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -264,43 +264,53 @@ static division divide(const product *g, ptrdiff_t rows, int threads) {
     return d;
 }
 
-/* Rows row0.. (`rows` of them) of out. a: these rows of x in fp32; sums: d.sums_size floats per thread. */
-static void multiply_rows(const product *g, const division *d, const float *a, ptrdiff_t lda, ptrdiff_t row0,
-                          ptrdiff_t rows, float *sums, int threads) {
-    ptrdiff_t row_blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        float *own_sums = sums + omp_get_thread_num() * d->sums_size;
-#pragma omp for schedule(dynamic, 1)
-        for (ptrdiff_t task = 0; task < row_blocks * d->chunks; task++) {
-            ptrdiff_t chunk = task / row_blocks, block = task % row_blocks;
-            ptrdiff_t r0 = block * rows / row_blocks, r1 = (block + 1) * rows / row_blocks;
-            ptrdiff_t first = chunk * d->panels / d->chunks, last = (chunk + 1) * d->panels / d->chunks;
-            multiply_block(g, a + r0 * lda, lda, row0 + r0, r1 - r0, first, last, own_sums);
-        }
+/* Rows row0.. (`rows` of them) of out. */
+typedef struct {
+    const product *g;
+    const division *d;
+    float *a; /* these rows of x in fp32, `lda` apart */
+    ptrdiff_t lda, row0, rows;
+    float *sums; /* d->sums_size floats per thread */
+} part;
+
+static void multiply_share(void *context, int64_t begin, int64_t end, int thread) {
+    const part *p = context;
+    const division *d = p->d;
+    ptrdiff_t row_blocks = (p->rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    for (ptrdiff_t task = begin; task < end; task++) {
+        ptrdiff_t chunk = task / row_blocks, block = task % row_blocks;
+        ptrdiff_t r0 = block * p->rows / row_blocks, r1 = (block + 1) * p->rows / row_blocks;
+        ptrdiff_t first = chunk * d->panels / d->chunks, last = (chunk + 1) * d->panels / d->chunks;
+        multiply_block(p->g, p->a + r0 * p->lda, p->lda, p->row0 + r0, r1 - r0, first, last,
+                       p->sums + thread * d->sums_size);
     }
 }
 
-/* bf16 rows row0.. of x -> a [rows, lda] fp32. */
-static void widen_rows(const product *g, ptrdiff_t row0, ptrdiff_t rows, float *a, ptrdiff_t lda, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * g->k > SERIAL_WORK)
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const uint16_t *x = (const uint16_t *)g->x + (row0 + r) * g->ldx;
+static void multiply_rows(part *p, int shared) {
+    ptrdiff_t tasks = (p->rows + BLOCK_ROWS - 1) / BLOCK_ROWS * p->d->chunks;
+    team_share(tasks, shared ? tasks : 1, multiply_share, p);
+}
+
+/* bf16 rows of x -> p->a */
+static void widen_share(void *context, int64_t begin, int64_t end, int thread) {
+    const part *p = context;
+    const product *g = p->g;
+    (void)thread;
+    for (ptrdiff_t r = begin; r < end; r++) {
+        const uint16_t *x = (const uint16_t *)g->x + (p->row0 + r) * g->ldx;
         ptrdiff_t k = 0;
         for (; k + LANES <= g->k; k += LANES) {
-            store_fp32(a + r * lda + k, load(x, k, BF16));
+            store_fp32(p->a + r * p->lda + k, load(x, k, BF16));
         }
         for (; k < g->k; k++) {
-            a[r * lda + k] = load_one(x, k, BF16);
+            p->a[r * p->lda + k] = load_one(x, k, BF16);
         }
     }
 }
 
 /* Returns 0, or -1 if there is no memory for scratch space. */
-static int multiply(const product *g, int threads) {
-    if (g->rows * g->n * g->k <= SERIAL_WORK) {
-        threads = 1;
-    }
+static int multiply(const product *g) {
+    int shared = g->rows * g->n * g->k > SERIAL_WORK, threads = shared ? team_size() : 1;
     division d = divide(g, g->rows, threads);
     int widen = g->x_type == BF16;
     /* the odd multiple of a cache line keeps the rows of a tile from sharing cache sets */
@@ -316,14 +326,14 @@ static int multiply(const product *g, int threads) {
     if (scratch == NULL) {
         return -1;
     }
-    for (ptrdiff_t row0 = 0; row0 < g->rows; row0 += step) {
-        ptrdiff_t rows = g->rows - row0 < step ? g->rows - row0 : step;
-        const float *a = (const float *)g->x + row0 * g->ldx;
+    part p = {.g = g, .d = &d, .lda = lda, .sums = scratch + widened};
+    for (p.row0 = 0; p.row0 < g->rows; p.row0 += step) {
+        p.rows = g->rows - p.row0 < step ? g->rows - p.row0 : step;
+        p.a = widen ? scratch : (float *)g->x + p.row0 * g->ldx;
         if (widen) {
-            widen_rows(g, row0, rows, scratch, lda, threads);
-            a = scratch;
+            team_rows(p.rows, shared && p.rows * g->k > SERIAL_WORK, widen_share, &p);
         }
-        multiply_rows(g, &d, a, lda, row0, rows, scratch + widened, threads);
+        multiply_rows(&p, shared);
     }
     free(scratch);
     return 0;
@@ -368,61 +378,86 @@ ROOTLET_FUNCTION(rootlet_gemm_panel) {
     return PyLong_FromLong(PANEL);
 }
 
-/* (panels, source, n, k, type, threads): source [n, k] -> panels */
+typedef struct {
+    char *to;
+    const char *from;
+    const int64_t *ids; /* of the rows to unpack */
+    ptrdiff_t n, k;
+    int type;
+} copying;
+
+static void pack_share(void *context, int64_t begin, int64_t end, int thread) {
+    const copying *c = context;
+    (void)thread;
+    for (ptrdiff_t p = begin; p < end; p++) {
+        char *panel = c->to + p * PANEL * c->k * element_size(c->type);
+        if (c->type == BF16) {
+            pack_panel(panel, c->from, c->n, c->k, p, BF16);
+        } else {
+            pack_panel(panel, c->from, c->n, c->k, p, F32);
+        }
+    }
+}
+
+static void unpack_share(void *context, int64_t begin, int64_t end, int thread) {
+    const copying *c = context;
+    (void)thread;
+    for (ptrdiff_t i = begin; i < end; i++) {
+        char *row = c->to + i * c->k * element_size(c->type);
+        if (c->type == BF16) {
+            unpack_row(row, c->from, c->ids[i], c->k, BF16);
+        } else {
+            unpack_row(row, c->from, c->ids[i], c->k, F32);
+        }
+    }
+}
+
+/* (panels, source, n, k, type): source [n, k] -> panels */
 ROOTLET_FUNCTION(rootlet_gemm_pack) {
-    ARGUMENTS(6)
-    char *panels = pointer_argument(args[0]);
-    const char *source = pointer_argument(args[1]);
-    ptrdiff_t n = integer_argument(args[2]), k = integer_argument(args[3]);
-    int type = (int)integer_argument(args[4]), threads = (int)integer_argument(args[5]);
+    ARGUMENTS(5)
+    copying c = {
+        .to = pointer_argument(args[0]),
+        .from = pointer_argument(args[1]),
+        .n = integer_argument(args[2]),
+        .k = integer_argument(args[3]),
+        .type = (int)integer_argument(args[4]),
+    };
     ARGUMENTS_END
-    BEGIN_COMPUTE(n * k > SERIAL_WORK)
-#pragma omp parallel for num_threads(threads) if (threads > 1 && n * k > SERIAL_WORK)
-    for (ptrdiff_t p = 0; p < (n + PANEL - 1) / PANEL; p++) {
-        char *panel = panels + p * PANEL * k * element_size(type);
-        if (type == BF16) {
-            pack_panel(panel, source, n, k, p, BF16);
-        } else {
-            pack_panel(panel, source, n, k, p, F32);
-        }
-    }
+    int large = c.n * c.k > SERIAL_WORK;
+    BEGIN_COMPUTE(large)
+    team_rows((c.n + PANEL - 1) / PANEL, large, pack_share, &c);
     END_COMPUTE
     Py_RETURN_NONE;
 }
 
-/* (out, panels, ids, count, n, k, type, threads): rows ids [count] int64 of the packed weight -> out
- * [count, k] */
+/* (out, panels, ids, count, n, k, type): rows ids [count] int64 of the packed weight -> out [count, k] */
 ROOTLET_FUNCTION(rootlet_gemm_rows) {
-    ARGUMENTS(8)
-    char *out = pointer_argument(args[0]);
-    const char *panels = pointer_argument(args[1]);
-    const int64_t *ids = pointer_argument(args[2]);
-    ptrdiff_t count = integer_argument(args[3]), n = integer_argument(args[4]), k = integer_argument(args[5]);
-    int type = (int)integer_argument(args[6]), threads = (int)integer_argument(args[7]);
+    ARGUMENTS(7)
+    int64_t count = integer_argument(args[3]);
+    copying c = {
+        .to = pointer_argument(args[0]),
+        .from = pointer_argument(args[1]),
+        .ids = pointer_argument(args[2]),
+        .n = integer_argument(args[4]),
+        .k = integer_argument(args[5]),
+        .type = (int)integer_argument(args[6]),
+    };
     ARGUMENTS_END
-    for (ptrdiff_t t = 0; t < count; t++) {
-        if (ids[t] < 0 || ids[t] >= n) {
-            return PyErr_Format(PyExc_IndexError, "Row %lld is not in 0..%zd.", (long long)ids[t], n - 1);
+    for (ptrdiff_t i = 0; i < count; i++) {
+        if (c.ids[i] < 0 || c.ids[i] >= c.n) {
+            return PyErr_Format(PyExc_IndexError, "Row %lld is not in 0..%zd.", (long long)c.ids[i], c.n - 1);
         }
     }
-    BEGIN_COMPUTE(count * k > SERIAL_WORK)
-#pragma omp parallel for num_threads(threads) if (threads > 1 && count * k > SERIAL_WORK)
-    for (ptrdiff_t t = 0; t < count; t++) {
-        char *row = out + t * k * element_size(type);
-        if (type == BF16) {
-            unpack_row(row, panels, ids[t], k, BF16);
-        } else {
-            unpack_row(row, panels, ids[t], k, F32);
-        }
-    }
+    int large = count * c.k > SERIAL_WORK;
+    BEGIN_COMPUTE(large)
+    team_rows(count, large, unpack_share, &c);
     END_COMPUTE
     Py_RETURN_NONE;
 }
 
-/* (out, out_type, x, x_type, ldx, panels, w_type, bias, bias_type, rows, n, k, threads); bias 0 for
- * none */
+/* (out, out_type, x, x_type, ldx, panels, w_type, bias, bias_type, rows, n, k); bias 0 for none */
 ROOTLET_FUNCTION(rootlet_gemm) {
-    ARGUMENTS(13)
+    ARGUMENTS(12)
     product g = {
         .out = pointer_argument(args[0]),
         .out_type = (int)integer_argument(args[1]),
@@ -437,10 +472,9 @@ ROOTLET_FUNCTION(rootlet_gemm) {
         .n = integer_argument(args[10]),
         .k = integer_argument(args[11]),
     };
-    int threads = (int)integer_argument(args[12]);
     ARGUMENTS_END
     BEGIN_COMPUTE(g.rows * g.n * g.k > LARGE_WORK)
-    int failed = g.rows * g.n > 0 && multiply(&g, threads) != 0;
+    int failed = g.rows * g.n > 0 && multiply(&g) != 0;
     END_COMPUTE
     if (failed) {
         return PyErr_NoMemory();

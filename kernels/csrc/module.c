@@ -14,6 +14,10 @@ static PyMethodDef methods[] = {
     ENTRY(gemm_pack),
     ENTRY(gemm_panel),
     ENTRY(gemm_rows),
+    ENTRY(team_open),
+    ENTRY(team_bind),
+    ENTRY(team_stalled),
+    ENTRY(team_close),
     {NULL, NULL, 0, NULL},
 };
 

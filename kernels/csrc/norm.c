@@ -1,5 +1,6 @@
 /* RMS normalisation of rows, alone or after adding to the residual stream. */
 #include "rootlet.h"
+#include "team.h"
 #include "vector.h"
 
 /* Sum of squares in four chains, to hide the latency of the multiply-add. With a residual, x is added
@@ -43,39 +44,55 @@ INLINE void norm_row(void *out, const void *x, void *residual, const void *weigh
     }
 }
 
-INLINE void norm_rows(char *out, const char *x, char *residual, const void *weight, int64_t rows,
-                      int64_t size, float eps, int threads, int type) {
-    size_t stride = (size_t)size * element_size(type);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < rows; row++) {
+struct norm {
+    char *out;
+    const char *x;
+    char *residual; /* or NULL */
+    const void *weight;
+    int64_t size;
+    float eps;
+    int type;
+};
+
+INLINE void norm_rows(const struct norm *n, int64_t begin, int64_t end, char *residual, int type) {
+    size_t stride = (size_t)n->size * element_size(type);
+    for (int64_t row = begin; row < end; row++) {
         char *add_to = residual != NULL ? residual + row * stride : NULL;
-        norm_row(out + row * stride, x + row * stride, add_to, weight, size, eps, type);
+        norm_row(n->out + row * stride, n->x + row * stride, add_to, n->weight, n->size, n->eps, type);
     }
 }
 
-/* (out, x, residual or 0, weight, rows, size, eps, type, threads) */
-ROOTLET_FUNCTION(rootlet_rms_norm) {
-    ARGUMENTS(9)
-    char *out = pointer_argument(args[0]);
-    const char *x = pointer_argument(args[1]);
-    char *residual = pointer_argument(args[2]);
-    const void *weight = pointer_argument(args[3]);
-    int64_t rows = integer_argument(args[4]), size = integer_argument(args[5]);
-    float eps = float_argument(args[6]);
-    int type = (int)integer_argument(args[7]), threads = (int)integer_argument(args[8]);
-    ARGUMENTS_END
-    int large = rows * size >= 1 << 16;
-    threads = large ? threads : 1;
-    BEGIN_COMPUTE(large)
-    if (type == BF16 && residual != NULL) {
-        norm_rows(out, x, residual, weight, rows, size, eps, threads, BF16);
-    } else if (type == BF16) {
-        norm_rows(out, x, NULL, weight, rows, size, eps, threads, BF16);
-    } else if (residual != NULL) {
-        norm_rows(out, x, residual, weight, rows, size, eps, threads, F32);
+static void norm_share(void *context, int64_t begin, int64_t end, int thread) {
+    const struct norm *n = context;
+    (void)thread;
+    if (n->type == BF16 && n->residual != NULL) {
+        norm_rows(n, begin, end, n->residual, BF16);
+    } else if (n->type == BF16) {
+        norm_rows(n, begin, end, NULL, BF16);
+    } else if (n->residual != NULL) {
+        norm_rows(n, begin, end, n->residual, F32);
     } else {
-        norm_rows(out, x, NULL, weight, rows, size, eps, threads, F32);
+        norm_rows(n, begin, end, NULL, F32);
     }
+}
+
+/* (out, x, residual or 0, weight, rows, size, eps, type) */
+ROOTLET_FUNCTION(rootlet_rms_norm) {
+    ARGUMENTS(8)
+    int64_t rows = integer_argument(args[4]);
+    struct norm n = {
+        .out = pointer_argument(args[0]),
+        .x = pointer_argument(args[1]),
+        .residual = pointer_argument(args[2]),
+        .weight = pointer_argument(args[3]),
+        .size = integer_argument(args[5]),
+        .eps = float_argument(args[6]),
+        .type = (int)integer_argument(args[7]),
+    };
+    ARGUMENTS_END
+    int large = rows * n.size >= 1 << 16;
+    BEGIN_COMPUTE(large)
+    team_rows(rows, large, norm_share, &n);
     END_COMPUTE
     Py_RETURN_NONE;
 }

@@ -1,8 +1,7 @@
 /* What every file of the extension shares: the functions Python sees, and how they read arguments.
  *
  * Every function takes plain integers (addresses, sizes, counts) and floats and checks nothing that
- * its Python launcher already has checked. The number of threads is an argument because OpenMP's own
- * default knows nothing of torch.set_num_threads.
+ * its Python launcher already has checked. Work is shared by the team of the calling thread (team.h).
  *
  * To add a function: declare it here, and add its line to the table in module.c.
  */
@@ -26,6 +25,10 @@ ROOTLET_FUNCTION(rootlet_gemm);
 ROOTLET_FUNCTION(rootlet_gemm_pack);
 ROOTLET_FUNCTION(rootlet_gemm_panel);
 ROOTLET_FUNCTION(rootlet_gemm_rows);
+ROOTLET_FUNCTION(rootlet_team_open);
+ROOTLET_FUNCTION(rootlet_team_bind);
+ROOTLET_FUNCTION(rootlet_team_stalled);
+ROOTLET_FUNCTION(rootlet_team_close);
 
 /* Arguments are read first and PyErr_Occurred() is asked once, through ARGUMENTS_END. */
 #define ARGUMENTS(count)                                                                    \

@@ -1,5 +1,6 @@
 /* Rotary position embedding of q and k, fused with storing k and v in the paged cache. */
 #include "rootlet.h"
+#include "team.h"
 #include "vector.h"
 
 struct rotary {
@@ -9,6 +10,7 @@ struct rotary {
     const int64_t *positions, *slots;
     char *k_cache, *v_cache; /* [num_slots, num_kv, dim] */
     int64_t tokens, num_q, num_kv, dim, rotary_dim, num_positions, num_slots;
+    int type;
 };
 
 /* Rotate one head of dim elements: pairs (i, i + half) by the angles, the rest copied. */
@@ -30,10 +32,9 @@ INLINE void rotate_head(char *out, const char *in, const float *cos, int64_t hal
     memcpy(out + 2 * half * width, in + 2 * half * width, (size_t)(dim - 2 * half) * width);
 }
 
-INLINE void rotate_tokens(const struct rotary *r, int threads, int type) {
+INLINE void rotate_tokens(const struct rotary *r, int64_t begin, int64_t end, int type) {
     size_t head = (size_t)r->dim * element_size(type);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t t = 0; t < r->tokens; t++) {
+    for (int64_t t = begin; t < end; t++) {
         const float *angles = r->cos_sin + r->positions[t] * r->rotary_dim;
         const char *in = r->qkv + t * (r->num_q + 2 * r->num_kv) * head;
         char *q = r->q_out + t * r->num_q * head;
@@ -45,6 +46,16 @@ INLINE void rotate_tokens(const struct rotary *r, int threads, int type) {
             rotate_head(k + h * head, in, angles, r->rotary_dim / 2, r->dim, type);
         }
         memcpy(r->v_cache + r->slots[t] * r->num_kv * head, in, r->num_kv * head);
+    }
+}
+
+static void rotate_share(void *context, int64_t begin, int64_t end, int thread) {
+    const struct rotary *r = context;
+    (void)thread;
+    if (r->type == BF16) {
+        rotate_tokens(r, begin, end, BF16);
+    } else {
+        rotate_tokens(r, begin, end, F32);
     }
 }
 
@@ -67,9 +78,9 @@ static int check_range(const char *what, const int64_t *values, int64_t count, i
 }
 
 /* (q_out, qkv, cos_sin, positions, slots, k_cache, v_cache, tokens, num_q, num_kv, dim, rotary_dim,
- *  num_positions, num_slots, type, threads); raises IndexError */
+ *  num_positions, num_slots, type); raises IndexError */
 ROOTLET_FUNCTION(rootlet_rotary_and_store) {
-    ARGUMENTS(16)
+    ARGUMENTS(15)
     struct rotary r = {
         .q_out = pointer_argument(args[0]),
         .qkv = pointer_argument(args[1]),
@@ -85,21 +96,16 @@ ROOTLET_FUNCTION(rootlet_rotary_and_store) {
         .rotary_dim = integer_argument(args[11]),
         .num_positions = integer_argument(args[12]),
         .num_slots = integer_argument(args[13]),
+        .type = (int)integer_argument(args[14]),
     };
-    int type = (int)integer_argument(args[14]), threads = (int)integer_argument(args[15]);
     ARGUMENTS_END
     if (!check_range("Position", r.positions, r.tokens, r.num_positions) ||
         !check_range("KV slot", r.slots, r.tokens, r.num_slots)) {
         return NULL;
     }
     int large = r.tokens * (r.num_q + 2 * r.num_kv) * r.dim >= 1 << 16;
-    threads = large ? threads : 1;
     BEGIN_COMPUTE(large)
-    if (type == BF16) {
-        rotate_tokens(&r, threads, BF16);
-    } else {
-        rotate_tokens(&r, threads, F32);
-    }
+    team_rows(r.tokens, large, rotate_share, &r);
     END_COMPUTE
     Py_RETURN_NONE;
 }

@@ -1,25 +1,22 @@
 /* Tokens that a grammar forbids, set to minus infinity. */
 #include "rootlet.h"
+#include "team.h"
 #include <math.h>
 
-/* (logits fp32, allowed bits, rows, columns, words of a row, threads) */
-ROOTLET_FUNCTION(rootlet_mask_disallowed) {
-    ARGUMENTS(6)
-    float *logits = pointer_argument(args[0]);
-    const uint32_t *allowed = pointer_argument(args[1]);
-    int64_t rows = integer_argument(args[2]), columns = integer_argument(args[3]);
-    int64_t words = integer_argument(args[4]);
-    int threads = (int)integer_argument(args[5]);
-    ARGUMENTS_END
-    int large = rows * columns >= 1 << 17;
-    threads = large ? threads : 1;
-    BEGIN_COMPUTE(large)
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (int64_t row = 0; row < rows; row++) {
-        float *line = logits + row * columns;
-        for (int64_t word = 0; word * 32 < columns; word++) {
-            uint32_t bits = allowed[row * words + word];
-            int64_t rest = columns - word * 32;
+struct masking {
+    float *logits;           /* [rows, columns] */
+    const uint32_t *allowed; /* [rows, words] */
+    int64_t columns, words;
+};
+
+static void mask_rows(void *context, int64_t begin, int64_t end, int thread) {
+    const struct masking *m = context;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        float *line = m->logits + row * m->columns;
+        for (int64_t word = 0; word * 32 < m->columns; word++) {
+            uint32_t bits = m->allowed[row * m->words + word];
+            int64_t rest = m->columns - word * 32;
             int count = rest < 32 ? (int)rest : 32;
             if (bits == UINT32_MAX) {
                 continue;
@@ -29,6 +26,22 @@ ROOTLET_FUNCTION(rootlet_mask_disallowed) {
             }
         }
     }
+}
+
+/* (logits fp32, allowed bits, rows, columns, words of a row) */
+ROOTLET_FUNCTION(rootlet_mask_disallowed) {
+    ARGUMENTS(5)
+    int64_t rows = integer_argument(args[2]);
+    struct masking m = {
+        .logits = pointer_argument(args[0]),
+        .allowed = pointer_argument(args[1]),
+        .columns = integer_argument(args[3]),
+        .words = integer_argument(args[4]),
+    };
+    ARGUMENTS_END
+    int large = rows * m.columns >= 1 << 17;
+    BEGIN_COMPUTE(large)
+    team_rows(rows, large, mask_rows, &m);
     END_COMPUTE
     Py_RETURN_NONE;
 }

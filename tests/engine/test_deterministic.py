@@ -75,13 +75,8 @@ def test_no_mix_changes_a_bit(options, dtype, make, expected):
 
 
 def test_threads_do_not_change_a_bit(make, expected):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if before > 1 else 2)
-        with make(dtype="bfloat16") as engine:
-            assert mixes.alone(engine) == expected["bfloat16"]
-    finally:
-        torch.set_num_threads(before)
+    with make(dtype="bfloat16", num_threads=1 if torch.get_num_threads() > 1 else 2) as engine:
+        assert mixes.alone(engine) == expected["bfloat16"]
 
 
 def test_what_would_promise_nothing_is_refused(make, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rootlet.kernels import attention
 from rootlet.kernels.attention import paged_attention, paged_attention_reference
+from rootlet.kernels.threads import Team
 
 # decode rows, whole prompts, chunks behind a prefix, lengths at and next to tiles (64) and spans (256)
 MIXED = [(1, 1), (1, 300), (7, 7), (5, 513), (70, 100), (1, 64), (1, 65), (33, 257), (1, 256)]
@@ -110,14 +111,10 @@ def test_result_depends_on_nothing_but_the_tokens(paged_case, heads, window, sof
     check(chunks, 1)
     check(decode, 7)
     check([(0, context, context)], 5)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with Team(count, kernels=attention._C).bound():
             check(decode[-1:], 16)
             check([*chunks[:2], *decode], 3)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("implementation")

@@ -7,6 +7,7 @@ bit" becomes "close". Without the C extension all three are torch.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from rootlet.kernels import linear as linear_module
 from rootlet.kernels.linear import PackedWeight, linear, linear_add, linear_reference, pack_weight
+from rootlet.kernels.threads import Team
 
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 257]
 DTYPES = [torch.bfloat16, torch.float32]
@@ -70,11 +72,13 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(autouse=True)
 def threads():
-    """``torch.set_num_threads`` for one test; one thread unless it says otherwise (busy machines)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+    """``threads(n)``: what is computed inside is computed on so many; outside on one (busy machines)."""
+
+    def bound(count: int) -> AbstractContextManager[None]:
+        return Team(count, kernels=linear_module._C).bound()
+
+    with bound(1):
+        yield bound
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -169,7 +173,6 @@ def test_a_row_alone_is_the_row_in_any_batch(data, w_dtype: torch.dtype, x_dtype
     weight = pack_weight(random(n, k, dtype=w_dtype), in_panels=have_c())
     bias = data.draw(st.sampled_from([None, random(n, seed=1), random(n, seed=1, dtype=torch.float32)]))
     row = random(1, k, seed=2, dtype=x_dtype)
-    torch.set_num_threads(1)
     alone = multiply(row, weight, bias, torch.float32)
     for _ in range(4):
         rows = data.draw(st.integers(1, 120), "rows")
@@ -177,8 +180,8 @@ def test_a_row_alone_is_the_row_in_any_batch(data, w_dtype: torch.dtype, x_dtype
         start, width = data.draw(st.integers(0, 20), "start"), k + data.draw(st.integers(20, 40), "gap")
         x = random(rows, width, seed=rows, dtype=x_dtype)[:, start : start + k]
         x[place] = row[0]
-        torch.set_num_threads(data.draw(st.integers(1, 3), "threads"))
-        assert_same(multiply(x, weight, bias, torch.float32)[place], alone[0])
+        with Team(data.draw(st.integers(1, 3), "threads"), kernels=linear_module._C).bound():
+            assert_same(multiply(x, weight, bias, torch.float32)[place], alone[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -189,10 +192,10 @@ def test_a_result_does_not_depend_on_the_threads(threads, rows: int, dtype: torc
     ids = torch.arange(499, -1, -1)
     results = []
     for count in (1, 2, 3):
-        threads(count)
-        weight = pack_weight(w, in_panels=have_c())
-        assert torch.equal(weight.rows(ids), w.flip(0))
-        results.append(linear(x, weight, bias))
+        with threads(count):
+            weight = pack_weight(w, in_panels=have_c())
+            assert torch.equal(weight.rows(ids), w.flip(0))
+            results.append(linear(x, weight, bias))
     assert_close(results[0], x, w, bias)
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
@@ -323,4 +326,4 @@ def test_packing_chooses_a_layout_by_dtype():
     assert pack_weight(random(4, 4, dtype=torch.float32)).panel == 0
     chosen = pack_weight(random(4, 4))
     assert isinstance(chosen, PackedWeight)
-    assert (chosen.panel > 0) == (have_c() and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert (chosen.panel > 0) == (have_c() and not linear_module._ONEDNN_BF16)

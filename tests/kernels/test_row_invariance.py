@@ -11,11 +11,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rootlet.kernels import native
+from rootlet.kernels import native, norm
 from rootlet.kernels.activation import ACTIVATIONS, gated_activation
 from rootlet.kernels.embedding import embed
 from rootlet.kernels.norm import add_rms_norm, rms_norm
 from rootlet.kernels.rotary import rotary_and_store
+from rootlet.kernels.threads import Team
 
 pytestmark = [
     pytest.mark.usefixtures("c_build"),
@@ -37,7 +38,6 @@ def assert_invariant():
 
     def check(run: Run) -> None:
         everything = torch.arange(TOKENS)
-        torch.set_num_threads(1)
         whole = run(everything)
         few = torch.randperm(TOKENS)
         batches = [
@@ -51,14 +51,12 @@ def assert_invariant():
             everything.flip(0),
         ]
         for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for batch in batches:
-                for got, wanted in zip(run(batch), whole, strict=True):
-                    assert torch.equal(got, wanted[batch])
+            with Team(threads, kernels=norm._C).bound():
+                for batch in batches:
+                    for got, wanted in zip(run(batch), whole, strict=True):
+                        assert torch.equal(got, wanted[batch])
 
-    before = torch.get_num_threads()
-    yield check
-    torch.set_num_threads(before)
+    return check
 
 
 @pytest.mark.parametrize("size", [576, 577, 40, 3])
