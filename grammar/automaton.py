@@ -20,6 +20,7 @@ from .tree import (
     Chars,
     Choice,
     Every,
+    Except,
     Lexeme,
     Node,
     Not,
@@ -28,6 +29,7 @@ from .tree import (
     Rule,
     Sequence,
     Until,
+    Words,
     codes,
     common,
     complement,
@@ -59,9 +61,92 @@ class NoText(GrammarError):
 
 def determine(node: Node, budget: Budget | None = None, what: str = "a pattern") -> Automaton:
     """The automaton of a tree. Raises GrammarError if ``what`` is out of budget, and NoText."""
-    machine = _Machine(budget or Budget(), what)
+    budget = budget or Budget()
+    words = node.item if isinstance(node, Lexeme) else node
+    if isinstance(words, Words):
+        return Trie(words.words, budget, what).minimal()
+    if isinstance(words, Except):
+        return _without(determine(words.item, budget, what), Trie(words.words, budget, what), budget, what)
+    machine = _Machine(budget, what)
     end = machine.add(node, 0)
     return _subsets(machine, end)
+
+
+class Trie:
+    """Words by their beginnings. A node's children have higher numbers; node 0 is the empty beginning."""
+
+    def __init__(self, words: Iterable[str], budget: Budget, what: str) -> None:
+        self.children: list[dict[str, int]] = [{}]
+        self.ends: set[int] = set()
+        for word in words:
+            budget.spend(len(word), what)
+            node = 0
+            for char in word:
+                children = self.children[node]
+                if char not in children:
+                    children[char] = len(self.children)
+                    self.children.append({})
+                    budget.spend(1, what, _STATE_BYTES)
+                node = children[char]
+            self.ends.add(node)
+
+    def minimal(self) -> Automaton:
+        """The smallest automaton of the words: nodes that are followed by the same are one state."""
+        known: dict[object, int] = {}
+        merged = [0] * len(self.children)
+        edges: list[list[tuple[Ranges, int]]] = []
+        ends = set()
+        for node in reversed(range(len(self.children))):
+            by_target: dict[int, list[str]] = {}
+            for char, child in self.children[node].items():
+                by_target.setdefault(merged[child], []).append(char)
+            look = node in self.ends, frozenset((to, "".join(sorted(c))) for to, c in by_target.items())
+            if look not in known:
+                known[look] = len(edges)
+                edges.append([(codes("".join(chars)), to) for to, chars in by_target.items()])
+                if node in self.ends:
+                    ends.add(known[look])
+            merged[node] = known[look]
+        last = len(edges) - 1  # the root comes last and is like no other: turn the numbers around
+        return Automaton(
+            [[(ranges, last - to) for ranges, to in edges[last - state]] for state in range(len(edges))],
+            frozenset(last - state for state in ends),
+        )
+
+
+def _without(automaton: Automaton, words: Trie, budget: Budget, what: str) -> Automaton:
+    """The texts of an automaton that are none of ``words``: a state more for each beginning of a word."""
+    size = len(automaton.edges)
+    edges = {size + n: [(ranges, size + to) for ranges, to in ways] for n, ways in enumerate(automaton.edges)}
+    ends = {size + state for state in automaton.ends}
+    todo = [(0, 0, 0)]  # node, the automaton's state, and the number of both
+    first_free = 2 * size
+    for node, state, number in todo:
+        children = words.children[node]
+        if state in automaton.ends and node not in words.ends:
+            ends.add(number)
+        others = complement(codes("".join(children)))
+        edges[number] = []
+        for ranges, to in automaton.edges[state]:
+            budget.spend(10 + 2 * len(children), what, _STATE_BYTES)
+            if rest := common(ranges, others) if children else ranges:
+                edges[number].append((rest, size + to))
+            for char, child in children.items():
+                if any(low <= ord(char) <= high for low, high in ranges):
+                    edges[number].append((codes(char), first_free))
+                    todo.append((child, to, first_free))
+                    first_free += 1
+    return _pruned(edges, ends)
+
+
+def _pruned(edges: Mapping[int, list[tuple[Ranges, int]]], ends: Iterable[int]) -> Automaton:
+    """Without the states from which no end can be reached, numbered anew; 0 stays the first."""
+    alive = _alive(edges, ends)
+    if 0 not in alive:
+        raise NoText
+    numbers = {state: number for number, state in enumerate(sorted(alive))}
+    kept = [[(ranges, numbers[to]) for ranges, to in edges[state] if to in alive] for state in numbers]
+    return Automaton(kept, frozenset(numbers[state] for state in ends))
 
 
 class _Machine:
@@ -106,7 +191,23 @@ class _Machine:
             return self._put(_others(node.item, self.budget, self.what), begin)
         if isinstance(node, Every):
             return self._every([determine(item, self.budget, self.what) for item in node.items], begin)
+        if isinstance(node, Words):
+            return self._words(node.words, begin)
+        if isinstance(node, Except):
+            return self._put(determine(node, self.budget, self.what), begin)
         return self._repeat(node, begin)
+
+    def _words(self, words: tuple[str, ...], begin: int) -> int:
+        end = self._new()
+        numbers = [begin]
+        trie = Trie(words, self.budget, self.what)
+        for node, children in enumerate(trie.children):
+            for char, child in children.items():
+                numbers.append(self._new())
+                self.steps[numbers[node]].append((codes(char), numbers[child]))
+            if node in trie.ends:
+                self.free[numbers[node]].append(end)
+        return end
 
     def _put(self, automaton: Automaton, begin: int) -> int:
         """A state for each of the automaton's."""
@@ -266,12 +367,7 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
             found.append((joined(ranges), numbers[target]))
         edges.append(found)
     ends = frozenset(number for states, number in numbers.items() if end in states)
-    alive = _alive(dict(enumerate(edges)), ends)
-    if 0 not in alive:
-        raise NoText
-    if len(alive) < len(edges):
-        edges = [[way for way in ways if way[1] in alive] for ways in edges]
-    return _minimal(Automaton(edges, ends), machine.budget, machine.what)
+    return _minimal(_pruned(dict(enumerate(edges)), ends), machine.budget, machine.what)
 
 
 def accepts(automaton: Automaton, text: str) -> bool:

@@ -10,7 +10,7 @@ from .ebnf import parse_ebnf
 from .json_schema import compile_schema
 from .regex import parse
 from .structural_tag import compile_structural_tag
-from .tree import Lexeme, Rules, choice, literal
+from .tree import Lexeme, Rules, Words
 
 ANY_JSON = "$$ANY$$"
 """As ``json_schema``: any JSON document."""
@@ -34,4 +34,4 @@ class Constraint(NamedTuple):
             return compile_structural_tag(self.text, budget)
         if self.kind == "regex":
             return {"root": Lexeme(parse(self.text, budget))}
-        return {"root": Lexeme(choice(*map(literal, json.loads(self.text))))}
+        return {"root": Lexeme(Words(tuple(dict.fromkeys(json.loads(self.text)))))}

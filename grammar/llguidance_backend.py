@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Parser items that one mask may take, about 50 ms: a few for each token of the vocabulary where text is free.
 _MAX_ITEMS = 500_000
+_MAX_ROW = 20_000  # of them behind one token: as many as an object has properties that may follow
 _BYTES_PER_CHAR, _BYTES_EACH = 40, 100_000  # of a grammar, measured
 
 
@@ -51,7 +52,7 @@ class LlguidanceBackend:
             self._tokenizer,
             self._library.LLMatcher.grammar_from_lark(text),
             log_level=0,
-            limits=self._library.LLParserLimits(step_max_items=_MAX_ITEMS),
+            limits=self._library.LLParserLimits(step_max_items=_MAX_ITEMS, max_items_in_row=_MAX_ROW),
         )
         if matcher.is_error():
             raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")

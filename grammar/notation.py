@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from .automaton import Automaton, determine
 from .budget import Budget
@@ -11,6 +12,7 @@ from .tree import (
     Chars,
     Choice,
     Every,
+    Except,
     Lexeme,
     Node,
     Not,
@@ -20,11 +22,16 @@ from .tree import (
     Rules,
     Sequence,
     Until,
+    Words,
+    common,
+    complement,
+    joined,
     literal,
 )
 from .xgrammar_rules import with_counters, with_root_apart
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+_WIDE = 1000  # characters
 _SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
 
 
@@ -41,6 +48,8 @@ def as_regex(node: Node) -> str:
         return f"{item if isinstance(node.item, Chars) else f'(?:{item})'}{_bounds(node)}"
     if isinstance(node, Lexeme):
         return as_regex(node.item)
+    if isinstance(node, Words):
+        return f"(?:{'|'.join(as_regex(literal(word)) for word in node.words)})"
     raise TypeError(f"a regular expression cannot say {node!r}")
 
 
@@ -158,12 +167,63 @@ def _states(automaton: Automaton, name: str) -> list[str]:
         chained = entries[state] == 1 and state not in automaton.ends and len(automaton.edges[state]) == 1
         return state == 0 or not (chained or (state in automaton.ends and not automaton.edges[state]))
 
+    parted = _Parted(automaton, name, follow)
     lines = []
     for state in filter(stands_alone, range(len(automaton.edges))):
         options = ['""'] if state in automaton.ends else []
-        options += [f"{_class(ranges)} {follow(to)}" for ranges, to in automaton.edges[state]]
+        options += [
+            parted.option(ranges, to) or f"{_class(ranges)} {follow(to)}"
+            for ranges, to in automaton.edges[state]
+        ]
         lines.append(f"{rule(state)} ::= {' | '.join(options)}\n")
-    return lines
+    return lines + [f"{rule_name} ::= {text}\n" for rule_name, text in parted.rules.items()]
+
+
+class _Parted:
+    """Edges of almost any character, as a rule for each character that some state makes a difference of.
+
+    xgrammar looks at every token that may begin in a state. Where many states lead to the same one, but for a
+    few characters each (a string that may be any name but those declared), that is the whole vocabulary for
+    each of them; like this it is once, and a few tokens for each.
+    """
+
+    _LEAST = 8  # states
+
+    def __init__(self, automaton: Automaton, name: str, follow: Callable[[int], str]) -> None:
+        self.rules: dict[str, str] = {}
+        self._name = name
+        self._follow = follow
+        self._alike: dict[tuple[int, Ranges], str] = {}
+        into: dict[int, list[Ranges]] = {}
+        for edges in automaton.edges:
+            for ranges, to in edges:
+                if sum(high - low for low, high in ranges) > _WIDE:
+                    into.setdefault(to, []).append(ranges)
+        self._all = {
+            to: joined(itertools.chain(*found)) for to, found in into.items() if len(found) >= self._LEAST
+        }
+        self._special = {
+            to: joined(itertools.chain(*(common(self._all[to], complement(ranges)) for ranges in into[to])))
+            for to in self._all
+        }
+
+    def option(self, ranges: Ranges, to: int) -> str | None:
+        """What stands for an edge; None if it is written as it is."""
+        if to not in self._all or sum(high - low for low, high in ranges) <= _WIDE:
+            return None
+        if (to, ranges) not in self._alike:
+            name = self._alike[to, ranges] = f"{self._name}_to_{to}_{len(self._alike)}"
+            special = [code for low, high in self._special[to] for code in range(low, high + 1)]
+            kept = [code for code in special if common(ranges, ((code, code),))]
+            options = [self._single(common(ranges, complement(self._special[to])), to, "others")]
+            options += [self._single(((code, code),), to, str(code)) for code in kept]
+            self.rules[name] = " | ".join(options)
+        return self._alike[to, ranges]
+
+    def _single(self, ranges: Ranges, to: int, which: str) -> str:
+        name = f"{self._name}_by_{to}_{which}"
+        self.rules[name] = f"{_class(ranges)} {self._follow(to)}"
+        return name
 
 
 def _quoted(code: int) -> str:
@@ -178,6 +238,8 @@ def _terminal(node: Node) -> str:
         return " & ".join(map(_terminal, node.items))
     if isinstance(node, Not):
         return f"~/{as_regex(node.item)}/"
+    if isinstance(node, Except):
+        return f"{_terminal(node.item)} & ~/{as_regex(Words(node.words))}/"
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
     anything = "(?s:.)*"

@@ -83,7 +83,20 @@ class Not(NamedTuple):
     item: Node
 
 
-Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every | Not
+class Words(NamedTuple):
+    """Just these texts. Stands in a :class:`Lexeme`."""
+
+    words: tuple[str, ...]
+
+
+class Except(NamedTuple):
+    """Text of ``item``, which has no rules, but none of ``words``. Stands in a :class:`Lexeme`."""
+
+    item: Node
+    words: tuple[str, ...]
+
+
+Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every | Not | Words | Except
 Rules = dict[str, Node]
 """Rules by name; the language is that of ``root``."""
 
@@ -169,7 +182,7 @@ def parts(node: Node) -> Iterator[Node]:
         yield from node.items
     elif isinstance(node, Choice):
         yield from node.options
-    elif isinstance(node, (Repeat, Lexeme)):
+    elif isinstance(node, (Repeat, Lexeme, Except)):
         yield node.item
 
 

@@ -23,7 +23,7 @@ from .numbers import Bounds, fractions, integers, multiples, numbers, any_number
 from .objects import list_of
 from .references import Document
 from .strings import string, texts
-from .tokens import BEGIN_LIST, BEGIN_OBJECT, END_LIST, END_OBJECT, MEMBER, constant, number
+from .tokens import BEGIN_LIST, BEGIN_OBJECT, END_LIST, END_OBJECT, MEMBER, constants, number
 
 _SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule
 _MAX_DEPTH = 64
@@ -124,7 +124,7 @@ class _Compiler:
         if name == "$ref":
             return self._reference(value, path)
         if name in ("const", "enum"):
-            return choice(*map(constant, [value] if name == "const" else value))
+            return constants([value] if name == "const" else value)
         if name == "allOf" and len(value) == 1:
             return self.node(value[0], f"{path}/allOf/0")
         if name == "anyOf" or (name == "oneOf" and self._conjunctions.are_apart(value)):
@@ -165,7 +165,7 @@ class _Compiler:
     def _option(self, option: dict, path: str) -> Node:
         """What a conjunction comes to."""
         if "enum" in option:
-            return choice(*map(constant, option["enum"]))
+            return constants(option["enum"])
         kinds = option.get("type")
         if kinds is None:
             kinds = [one for one in ATOMS if any(name in option for name in _KEYWORDS.get(one, ()))] or ATOMS
@@ -190,7 +190,7 @@ class _Compiler:
         kept = [one for one in values if self.judge.option({"excluded": option.get("excluded", [])}, one)]
         if not kept:
             raise NoValue("every value is excluded")
-        return choice(*map(constant, kept))
+        return constants(kept)
 
     def _but(self, kind: type, option: dict, node: Node) -> Node:
         """``node``, which must have none of the excluded values."""

@@ -11,10 +11,10 @@ from ..budget import Budget
 from ..patterns import ANYTHING, search
 from ..regex import parse
 from ..tree import (
-    EMPTY,
     Chars,
     Choice,
     Every,
+    Except,
     Lexeme,
     Node,
     Not,
@@ -30,6 +30,7 @@ from ..tree import (
     sequence,
 )
 from .formats import FORMATS, WIDEST, within
+from .tokens import text_of
 
 _PLAIN = joined([(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF)])  # stand for themselves
 _ESCAPES = dict(zip('"\\\b\f\n\r\t', '"\\bfnrt'))
@@ -49,9 +50,6 @@ def string(text: Node) -> Node:
         # kind: those that need no escape.
         plain = text._replace(item=Chars(_PLAIN))
         return Lexeme(sequence(literal('"'), plain, literal('"')), in_states=False)
-    if isinstance(text, Every):
-        quoted = (Not(_quoted(item.item)) if isinstance(item, Not) else _quoted(item) for item in text.items)
-        return Lexeme(Every(tuple(quoted)))
     return Lexeme(_quoted(text))
 
 
@@ -111,20 +109,16 @@ def _every(nodes: Sequence[Node]) -> Node:
 
 def texts_except(names: Iterable[str]) -> Node:
     """Every text but these."""
-    by_first: dict[str, list[str]] = {}
-    may_end = True
-    for name in names:
-        if name:
-            by_first.setdefault(name[0], []).append(name[1:])
-        else:
-            may_end = False
-    others = Chars(complement(codes("".join(by_first))))
-    options = [sequence(others, Repeat(Chars(_ALL), 0, None))]
-    options += [sequence(literal(first), texts_except(rests)) for first, rests in by_first.items()]
-    return choice(*([EMPTY] if may_end else []), *options)
+    return Except(Repeat(Chars(_ALL), 0, None), tuple(names))
 
 
 def _quoted(text: Node) -> Node:
+    if isinstance(text, Every):
+        return Every(tuple(map(_quoted, text.items)))
+    if isinstance(text, Not):
+        return Not(_quoted(text.item))
+    if isinstance(text, Except):
+        return Except(_quoted(text.item), tuple(map(text_of, text.words)))
     return sequence(literal('"'), _escaped(text), literal('"'))
 
 

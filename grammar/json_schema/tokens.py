@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import GrammarError
-from ..tree import Lexeme, Node, literal, sequence, word
+from ..tree import Lexeme, Node, Words, choice, literal, sequence, word
 
 ITEM, MEMBER = word(", "), word(": ")  # between items, and between a name and its value
 BEGIN_LIST, END_LIST, BEGIN_OBJECT, END_OBJECT = map(word, "[]{}")
@@ -24,13 +25,30 @@ def constant(given: Any) -> Node:
     if isinstance(given, dict):
         members = [sequence(member_name(key), constant(one)) for key, one in given.items()]
         return sequence(BEGIN_OBJECT, *_separated(members), END_OBJECT)
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    return number(literal(text_of(given))) if is_number else word(text_of(given))
+
+
+def text_of(given: Any) -> str:
+    """A string, number, boolean or null as it is written. Raises GrammarError for what JSON cannot carry."""
     try:
         text = json.dumps(given, ensure_ascii=False, allow_nan=False)
         text.encode()
     except (ValueError, UnicodeEncodeError):
         raise GrammarError("a number or character that JSON cannot carry") from None
-    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    return number(literal(text)) if is_number else word(text.replace("\x7f", "\\u007f"))
+    return text.replace("\x7f", "\\u007f")
+
+
+def constants(values: Sequence[Any]) -> Node:
+    """Any of these values: the strings among them are one word, and so are the numbers."""
+    texts = [text_of(one) for one in values if isinstance(one, str)]
+    numbers = [text_of(one) for one in values if type(one) in (int, float)]
+    options: list[Node] = [constant(one) for one in values if type(one) not in (str, int, float)]
+    if texts:
+        options.append(word(texts[0]) if len(texts) == 1 else Lexeme(Words(tuple(dict.fromkeys(texts)))))
+    if numbers:
+        options.append(number(choice(*map(literal, numbers))))
+    return choice(*options)
 
 
 def member_name(text: str) -> Node:
