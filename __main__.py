@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from .cli import batch, bench, chat, generate
+from .cli.parser import Parser
 from .errors import EngineClosedError, EngineFailedError, RootletError
 from .version import __version__
 
@@ -28,7 +29,7 @@ rootlet COMMAND --help lists the options of a command: every engine option and s
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rootlet",
         description="An LLM inference engine you import. From the command line: jobs, single prompts, chat.",
         epilog=EPILOG,

@@ -14,6 +14,7 @@
     ├── LogitProcessorError (RuntimeError)   a caller's logit processor raised or returned no logits
     ├── NumericalError (ArithmeticError)     a request's logits leave no token to choose: NaN, or all -inf
     ├── TokenizerError (RuntimeError)        the model's tokenizer raised; ``__cause__`` is what it raised
+    ├── ProfileError (RuntimeError)           a profile is started twice, or stopped before it was started
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
     ├── EngineThreadError (RuntimeError)     a call would wait for the thread it runs on
     ├── EngineClosedError (RuntimeError)     the engine was closed
@@ -129,9 +130,14 @@ def unknown_option(kind: str, name: str, known: Iterable[str]) -> UnknownOptionE
     ``kind`` names what it is, e.g. ``"engine option"`` or ``"sampling parameter"``.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-    return UnknownOptionError(f"Unknown {kind} {name!r}.{hint} Known names: {', '.join(known)}.")
+    hint = did_you_mean(name, known)
+    return UnknownOptionError(f"Unknown {kind} {short(name)}.{hint} Known names: {', '.join(known)}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known names as a question behind a message, empty if none is near."""
+    close = difflib.get_close_matches(name[:100], list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
 def short(value: object) -> str:

@@ -1,7 +1,8 @@
 """Engine options: what the user asked for (:class:`EngineConfig`), checked once and then frozen.
 
-Names and defaults are those of the documented server arguments wherever they make sense inside a
-process. Options of that page that belong to a server are refused with the reason.
+``help(rootlet.engine.config.EngineConfig)`` explains every option. Names and defaults are those of the
+documented server arguments wherever they make sense inside a process. Options of that page that belong to
+a server are refused with the reason.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +40,10 @@ def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Every option of :class:`rootlet.Engine`. Raises ConfigError when a value is impossible."""
+    """Every option of :class:`rootlet.Engine`. Raises ConfigError when a value is impossible.
+
+    Options:
+    """
 
     model_path: str = field(metadata={"help": "folder, .gguf file or hub id of the model"})
     tokenizer_path: str | None = _option(None, "folder or hub id of the tokenizer; default: the model's own")
@@ -52,7 +57,9 @@ class EngineConfig:
     is_embedding: bool = _option(
         False, "compute embeddings (encode) instead of text; models without a language head always do"
     )
-    context_length: int | None = _option(None, "tokens of a request, prompt and output; default: the model's")
+    context_length: int | None = _option(
+        None, "tokens of a request, prompt and output, at least 1; default: the model's"
+    )
     allow_auto_truncate: bool = _option(
         False, "cut prompts that are too long to their first tokens, with a warning, instead of refusing them"
     )
@@ -80,27 +87,33 @@ class EngineConfig:
         " reply or the prompt says so)",
     )
 
-    max_total_tokens: int | None = _option(None, "size of the KV pool in tokens")
-    kv_cache_bytes: int | None = _option(None, "size of the KV pool in bytes")
+    max_total_tokens: int | None = _option(
+        None, "size of the KV pool in tokens, at least 1; default: by mem_fraction_static"
+    )
+    kv_cache_bytes: int | None = _option(None, "size of the KV pool in bytes, instead of max_total_tokens")
     mem_fraction_static: float | None = _option(
         None,
-        "KV pool as a fraction of the memory free at construction (default 0.85 on a GPU, 0.25 on a CPU)",
+        "KV pool as a fraction, above 0 and below 1, of the memory free at construction (default 0.85 on a"
+        " GPU, 0.25 on a CPU)",
     )
     cpu_offload_gb: float = _option(
         0,
-        "GiB of the layers' weights that stay in host memory and are copied to the GPU in every step:"
-        " same results, slower, more room",
+        "GiB, at least 0, of the layers' weights that stay in host memory and are copied to the GPU in every"
+        " step: same results, slower, more room",
     )
     page_size: int | None = _option(
-        None, "tokens per KV page (default 16 CPU, 64 GPU); prefix reuse is token-exact whatever it is"
+        None,
+        "tokens per KV page, at least 1 (default 16 CPU, 64 GPU); prefix reuse is token-exact whatever it is",
     )
     disable_radix_cache: bool = _option(False, "compute every prompt from its first token")
 
-    max_running_requests: int | None = _option(None, "requests that run at once (default 256 CPU, 1024 GPU)")
+    max_running_requests: int | None = _option(
+        None, "requests that run at once, at least 1 (default 256 CPU, 1024 GPU)"
+    )
     chunked_prefill_size: int | None = _option(
         None, "prompt tokens computed per step, in pieces (default 512 CPU, 8192 GPU); -1: whole prompts"
     )
-    max_prefill_tokens: int = _option(16384, "prompt tokens computed per step in all")
+    max_prefill_tokens: int = _option(16384, "prompt tokens computed per step in all, at least 1")
     schedule_policy: str = _option("lpm", "order in which waiting requests start", POLICY_NAMES)
     disable_overlap_schedule: bool | None = _option(
         None, "commit each step before launching the next (default: on a CPU yes, on a GPU no)"
@@ -141,11 +154,13 @@ class EngineConfig:
         False, "return hidden states with every result; costs memory and time"
     )
     step_by_hand: bool = _option(False, "no thread of its own: the engine moves only when you call step()")
-    stream_interval: int = _option(1, "tokens between two chunks of a stream")
+    stream_interval: int = _option(1, "tokens between two chunks of a stream, at least 1")
     decode_log_interval: int | None = _option(
         None, "steps between two lines of statistics in the log 'rootlet.engine' (INFO); default: none"
     )
-    random_seed: int | None = _option(None, "makes unseeded sampling repeatable; default: drawn afresh")
+    random_seed: int | None = _option(
+        None, "seed in [0, 2**63) that makes unseeded sampling repeatable; default: drawn afresh"
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -228,6 +243,22 @@ class EngineConfig:
     def as_dict(self) -> dict[str, object]:
         """All options by name."""
         return dataclasses.asdict(self)
+
+
+def _explained(option: dataclasses.Field) -> str:
+    """What a docstring says of an option: its type, default, meaning and the values it may have."""
+    default = "" if option.default is dataclasses.MISSING else f" = {option.default!r}"
+    choices = option.metadata.get("choices")
+    text = option.metadata["help"] + (f"; one of {', '.join(choices)}" if choices else "")
+    indent = " " * 12
+    meaning = textwrap.fill(text, 106, initial_indent=indent, subsequent_indent=indent)
+    return f"        {option.name}: {option.type}{default}\n{meaning}\n"
+
+
+# one source for pydoc and the command line: the options' own metadata
+EngineConfig.__doc__ = (
+    (EngineConfig.__doc__ or "").rstrip() + "\n" + "".join(map(_explained, dataclasses.fields(EngineConfig)))
+)
 
 
 def _check_type(option: dataclasses.Field, value: object) -> None:

@@ -23,6 +23,7 @@ from .constraints import Constraints, constraint_of
 from .input_embeds import PLACEHOLDER, namespace_of, parse_embeds
 from .request import LogprobOptions, Request
 from .sessions import SessionParams, Sessions, Turn
+from .unicode import check_unicode
 
 if TYPE_CHECKING:
     import torch
@@ -218,6 +219,8 @@ class RequestFactory:
             )
         if not texts:
             return []
+        for text in texts:
+            check_unicode("The prompt", text)
         return [list(ids) for ids in self.tokenizer(texts)["input_ids"]]
 
     def _cut(self, prompt: _Prompt, asked: int | None) -> _Prompt:

@@ -64,6 +64,9 @@ class RequestOutput(DocumentedOutput):
         finish_reason: None while running; else ``{"type": "stop"|"length"|"abort", ...}``.
         prompt_tokens, completion_tokens: token counts.
         cached_tokens: prompt tokens that came from the prefix cache.
+        input_token_logprobs, output_token_logprobs, input_top_logprobs, output_top_logprobs: what was asked
+            for by ``return_logprob`` and ``top_logprobs_num``, else None; per position a (log-probability,
+            token id, text or None), or a list of those of the likeliest tokens.
         index: position in a batch (``prompt * n + sample``), None for a single request.
         weights_version: how often the weights had been updated when the request ended.
         hidden_states: in the final output of a request with ``return_hidden_states``: states after the final

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InvalidRequestError
 from .outputs import RequestOutput
+from .unicode import check_unicode
 
 SCORING_PARAMS = {"temperature": 0, "max_new_tokens": 0}
 """The token that is sampled all the same is nobody's."""
@@ -115,6 +116,7 @@ def _tokens(tokenizer: Any, prompt: Any, ending: Any) -> tuple[list[int], list[i
             "The engine has no tokenizer (skip_tokenizer_init=True):"
             " pass prompts and continuations as token ids."
         )
+    check_unicode("A prompt with its continuation", prompt + ending)
     context, whole = tokenizer([prompt, prompt + ending])["input_ids"]
     return list(context), list(whole)
 

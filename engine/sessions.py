@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidRequestError, unknown_option
+from ..errors import InvalidRequestError, short, unknown_option
 
 if TYPE_CHECKING:
     from .handle import RequestHandle
@@ -101,7 +101,9 @@ class Sessions:
         self._open: dict[str, dict[str, _Node]] = {}
 
     def open(self, session_id: str | None = None) -> str:
-        """Open a session and return its id. Raises InvalidRequestError if that id is open already."""
+        """Open a session and return its id. InvalidRequestError if it is open already, or no text."""
+        if session_id is not None and not isinstance(session_id, str):
+            raise InvalidRequestError(f"A session's id must be a text, got {short(session_id)}.")
         session_id = session_id or uuid.uuid4().hex
         with self._lock:
             if session_id in self._open:
@@ -171,9 +173,10 @@ class Sessions:
         return dropped
 
     def _nodes(self, session_id: str) -> dict[str, _Node]:
-        if session_id not in self._open:
+        if not isinstance(session_id, str) or session_id not in self._open:
             raise InvalidRequestError(
-                f"Invalid request: session id {session_id} does not exist. Open it with open_session()."
+                f"Invalid request: session id {short(session_id)} does not exist."
+                " Open it with open_session()."
             )
         return self._open[session_id]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call of a tool. ``arguments``: the JSON text of an object. ``id``: 9 letters and digits."""
+    """A call of the tool ``name``. ``arguments``: JSON text of an object. ``id``: 9 letters and digits."""
 
     id: str
     name: str
@@ -92,7 +92,15 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """What is new in a streamed reply; the last one has ``finish_reason`` and the whole reply, ``output``."""
+    """What is new in a streamed reply.
+
+    Attributes:
+        content, reasoning_content: more of the texts of those names of :class:`ChatOutput`, empty for none.
+        tool_calls: pieces of calls, at most one of each call.
+        index: position in a batch (``conversation * n + sample``), None for a single reply.
+        finish_reason: as that of :class:`ChatOutput`, in the last delta; None before.
+        output: the whole reply, in the last delta; None before.
+    """
 
     content: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import InvalidRequestError
+from ..unicode import check_unicode
 from .conversation import ROLES, Conversation, join
 
 if TYPE_CHECKING:
@@ -101,13 +102,7 @@ class ChatRenderer:
         if reply_start and self._template is not None:
             text += self._template.reply_gap
         text += reply_start
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can write half a surrogate pair
-            raise InvalidRequestError(
-                "The conversation is not valid Unicode: a lone surrogate is character"
-                f" {error.start} of the prompt."
-            ) from error
+        check_unicode("The rendered conversation", text)
         return text, reply_start
 
     def _check_template(self, conversation: Conversation, tools: Sequence[Tool]) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import pydoc
+import re
 import subprocess
 import sys
 
 import pytest
 
+from rootlet import RequestOutput, errors, run_jobs
 from rootlet.__main__ import build_parser, main
 from rootlet.cli.options import engine_options, sampling_params
+from rootlet.engine.chat.outputs import ChatDelta, ChatOutput, ToolCall, ToolCallDelta
 from rootlet.engine.config import EngineConfig
+from rootlet.engine.jobs import JobSummary
 from rootlet.sampling.params import SamplingParams
 
 COMMANDS = {
@@ -108,13 +114,27 @@ def test_help_is_complete_and_exits_with_0(command, capsys):
     [
         ([], "COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
+        (["genrate", "--model", "M"], "Did you mean 'generate'?"),
+        (["bench", "one_batch", "--model", "M"], "Did you mean 'one-batch'?"),
+        (["bench", "offline", "--model", "M", "--num-prompt-s", "3"], "Did you mean '--num-prompts'"),
+        (
+            ["batch", "--model", "M", "--input", "i", "--output", "o", "--ouput", "p"],
+            "Did you mean '--output'",
+        ),
+        (["generate", "--model", "M", "x", "--max_new_tokens=3"], "Did you mean '--max-new-tokens'"),
+        (["generate", "--model", "M", "x", "--dtype", "flaot16"], "Did you mean 'float16'"),
+        (["chat", "--model", "M", "--qqqq", "1"], "unrecognized arguments: --qqqq 1\n"),
+        (["chat", "--modle", "M"], "required: --model/--model-path Did you mean '--model'"),
         (["batch", "--model", "M"], "--input"),
         (["generate", "hello"], "--model"),
         (["generate", "--model", "M", "x", "--page-size", "many"], "--page-size"),
         (["generate", "--model", "M", "x", "--logit-bias", "[1]"], "not a JSON object"),
         (["generate", "--model", "M", "x", "--logit-bias", "{"], "not JSON"),
         (["generate", "--model", "M", "x", "--dtype", "int3"], "--dtype"),
-        (["generate", "--model", "M", "x", "--temprature", "1"], "--temprature"),
+        (
+            ["generate", "--model", "M", "x", "--temprature", "1"],
+            "--temprature 1 Did you mean '--temperature'",
+        ),
     ],
 )
 def test_usage_errors_exit_with_2(arguments, message, capsys):
@@ -153,3 +173,41 @@ def test_help_loads_neither_torch_nor_numpy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "set()"
+
+
+# the word by which a number's help says what it counts
+UNITS = ("token", "byte", "GiB", "fraction", "request", "step", "seed", "second", "thread", "count", "batch")
+
+
+def test_pydoc_explains_every_option():
+    text = pydoc.plain(pydoc.render_doc("rootlet.engine.config"))
+    text = " ".join(text.replace("|", " ").split())
+    for option in dataclasses.fields(EngineConfig):
+        default = "" if option.default is dataclasses.MISSING else f" = {option.default!r}"
+        kind = " ".join(str(option.type).replace("|", " ").split())
+        explained = f" {option.name}: {kind}{default} {' '.join(option.metadata['help'].split())}"
+        assert explained in text
+        for choice in option.metadata.get("choices") or ():
+            assert choice in text
+        if kind.startswith(("int", "float")):
+            assert any(unit in option.metadata["help"] for unit in UNITS), option.name
+
+
+@pytest.mark.parametrize(
+    "thing", [SamplingParams, ChatDelta, ChatOutput, ToolCall, ToolCallDelta, RequestOutput, JobSummary]
+)
+def test_docstrings_name_every_field(thing):
+    for name in [field.name for field in dataclasses.fields(thing)]:
+        assert re.search(rf"\b{name}\b", thing.__doc__), name
+
+
+def test_docstrings_name_every_argument_of_a_job():
+    for name in inspect.signature(run_jobs).parameters:
+        assert re.search(rf"\b{name}\b", run_jobs.__doc__.partition("Args:")[2]), name
+
+
+def test_the_tree_of_errors_is_whole():
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, errors.RootletError):
+            builtin = f" ({error.__bases__[1].__name__})" if len(error.__bases__) > 1 else ""
+            assert re.search(rf"\b{name}{re.escape(builtin)}", errors.__doc__), name

@@ -488,3 +488,24 @@ def test_prompts_as_tokenizers_return_them(engine):
     ]
     one = engine.generate(input_ids=engine.tokenizer(texts[0]), sampling_params=GREEDY)
     assert one.text == outputs[0].text
+
+
+@pytest.mark.parametrize("text", ["\ud800", "Hello \udfff"])
+def test_half_a_surrogate_pair_is_refused(engine, text):
+    for call in (
+        lambda: engine.generate(text, GREEDY),
+        lambda: engine.generate(["Hi", text], GREEDY, stream=True),
+        lambda: engine.submit(text, GREEDY),
+        lambda: engine.score(text, [" a"]),
+        lambda: engine.score("Hi", [text]),
+        lambda: engine.chat([{"role": "user", "content": text}], GREEDY),
+    ):
+        with pytest.raises(InvalidRequestError, match="lone surrogate"):
+            call()
+
+
+@pytest.mark.parametrize("junk", [[1], {"a": 1}, 5, b"x"])
+def test_ids_of_sessions_are_texts(engine, junk):
+    for call in (engine.open_session, engine.close_session):
+        with pytest.raises(InvalidRequestError, match="session"):
+            call(junk)
