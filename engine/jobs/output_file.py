@@ -38,6 +38,7 @@ class OutputFile:
     Use as a context manager. A file that was made here and is still empty goes again at the end, unless
     ``begun`` is set: then it belongs to a job that can be resumed. Raises JobError if the path is not a
     regular file or another running job holds it, and wherever the disk fails; ``failed`` then is set.
+    ``is_new``: the file was made here.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,9 +46,9 @@ class OutputFile:
         self.scratch = Scratch(self.path)
         self.begun = self.failed = False
         self._fd = -1
-        self._is_new = False
+        self.is_new = False
         with self._disk("opened"):
-            self._fd, self._is_new = self._open_locked()
+            self._fd, self.is_new = self._open_locked()
             try:
                 with self._reader() as file:
                     self._end = _end_of_last_line(file, self.nbytes)  # of the last whole record
@@ -71,7 +72,9 @@ class OutputFile:
     @property
     def torn_tail(self) -> bytes:
         """The first bytes, at most 64, of what stands behind the last whole record."""
-        return os.pread(self._fd, 64, self._end)
+        with self._reader() as file:
+            file.seek(self._end)
+            return file.read(64)
 
     def repair(self) -> int:
         """Cut off a torn last record (one without its line end); returns the bytes removed."""
@@ -156,7 +159,7 @@ class OutputFile:
         if self._fd < 0:
             return
         try:
-            if self._is_new and not self.begun and not self.nbytes:
+            if self.is_new and not self.begun and not self.nbytes:
                 self.path.unlink(missing_ok=True)  # before the lock goes
             elif not self._is_synced and not self.failed:
                 os.fsync(self._fd)

@@ -76,7 +76,7 @@ def make_plan(
     resumed = bool(file.nbytes) and not overwrite
     known = _known_settings(file, sidecar, resumed=resumed, force=force)
     old, sealed = known or (None, True)
-    drawn = old.seed if old and resumed else random_seed()
+    drawn = old.seed if old and not overwrite and not file.is_new else random_seed()
     settings = JobSettings.of(config, sampling, sampling.get("seed", drawn))
     changes = differences(old, settings) if old and resumed else []
     if changes and not force:

@@ -105,6 +105,14 @@ def begun(request, tmp_path_factory):
     return input_path, output, first, sidecar, sidecar.read_bytes(), read(output), request.param
 
 
+def test_a_job_killed_before_its_first_record_keeps_its_seed(begun):
+    input_path, output, _, sidecar, data, records, sampling = begun
+    sidecar.write_bytes(data)
+    output.write_bytes(b"")
+    run_jobs(input_path, output, engine=FakeEngine(), progress=False, sampling_params=sampling)
+    assert sorted(map(json.dumps, read(output))) == sorted(map(json.dumps, records))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0, 1, exclude_max=True))
 @example(0.0)
