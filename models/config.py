@@ -102,7 +102,9 @@ def refuse_quantized(raw: Mapping[str, Any]) -> None:
         method = quantization.get("quant_method", "mlx" if "bits" in quantization else None)
     raise ModelError(
         f"config.json: quantization_config with quant_method {shorten(method)} is not supported. Use the"
-        " unquantised weights, or a GGUF file of the model (Q4_0, Q4_K, Q8_0 and the like are read)."
+        " unquantised weights, or a GGUF file of the model (Q4_0, Q4_K, Q8_0 and the like are read). Where a"
+        " merge to 16 bits has left the entry behind, override it with json_model_override_args:"
+        ' {"quantization_config": null}.'
     )
 
 

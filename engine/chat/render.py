@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import InvalidRequestError
+from ...grammar.chat_templates.sandbox import render_chat
 from ..unicode import check_unicode
 from .conversation import ROLES, Conversation, join
 
@@ -93,9 +94,7 @@ class ChatRenderer:
             raise InvalidRequestError("messages hold only the beginning of a reply: add a user message.")
         shown = {"tools": [tool.as_dict() for tool in tools]} if tools else {}
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **shown
-            )
+            text = render_chat(self._tokenizer, messages, add_generation_prompt=True, **shown)
         except Exception as error:  # templates are programs of the model's author: they may raise anything
             message = str(error).removesuffix(".")
             raise InvalidRequestError(f"The chat template refuses these messages: {message}.") from error

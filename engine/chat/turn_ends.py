@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ...grammar.chat_templates.sandbox import render_chat
+
 # as the vocabularies of public models spell them
 _END_TEXTS: Final = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<turn|>"),
@@ -49,7 +51,7 @@ def _closing_token(tokenizer: Any, special: Mapping[str, int]) -> str | None:
     if not special or not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        text = tokenizer.apply_chat_template(list(_PROBE), tokenize=False)
+        text = render_chat(tokenizer, _PROBE)
     except Exception:  # templates may raise anything, e.g. demand a system message
         return None
     behind = text.rpartition(_REPLY)[2].lstrip() if _REPLY in text else ""

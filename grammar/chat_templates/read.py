@@ -60,6 +60,8 @@ def _compiled(template: ConversationTemplate) -> ChatTemplate:
 
 
 def _read(file: Path) -> str:
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"chat_template {str(file)!r} is not a regular file.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -93,9 +93,8 @@ def _read_index(folder: Path, index: Path) -> Shards:
     expected: dict[str, set[str]] = {}
     for tensor, file in _read_weight_map(index).items():
         if not isinstance(file, str) or os.path.basename(file) != file or not file:
-            raise WeightsError(
-                f"{index}: {shorten(tensor)} is placed in {shorten(file)}; a file of the same folder is needed."
-            )
+            place = f"{shorten(tensor)} is placed in {shorten(file)}"
+            raise WeightsError(f"{index}: {place}; a file of the same folder is required.")
         expected.setdefault(file, set()).add(tensor)
     if len(expected) > _MAX_FILES:
         raise WeightsError(f"{index}: names {len(expected)} files; at most {_MAX_FILES} will do.")

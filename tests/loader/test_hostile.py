@@ -84,18 +84,18 @@ def test_dummy_weights_beyond_the_memory(folder):
         load_model(folder, load_format="dummy")
 
 
-def test_a_hundred_thousand_tensors(folder):
-    names = [f"model.layers.{i}.x" for i in range(100_000)]
+def test_fifty_thousand_tensors(folder):
+    names = [f"model.layers.{i}.x" for i in range(50_000)]
     header = {name: f32(0, 0, shape=(0,)) for name in names}
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    with pytest.raises(WeightsError, match=r"leftover \(100000\)") as caught:
+    with pytest.raises(WeightsError, match=r"leftover \(50000\)") as caught:
         load_model(folder)
     assert len(str(caught.value)) < 5000
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {name: f"{i}.safetensors" for i, name in enumerate(names)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(WeightsError, match="names 100000 files; at most 10000"):
+    with pytest.raises(WeightsError, match="names 50000 files; at most 10000"):
         load_model(folder)
     index = {"weight_map": {name: f"{i % 5000}.safetensors" for i, name in enumerate(names)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

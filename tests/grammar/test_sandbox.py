@@ -1,0 +1,114 @@
+"""Chat templates as programs of strangers: bounded, and otherwise as transformers renders them."""
+
+from __future__ import annotations
+
+import pytest
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from rootlet.grammar.chat_templates.builtin import BUILT_IN
+from rootlet.grammar.chat_templates.sandbox import MAX_SIZE, render, render_chat
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
+LIST = "{% set l = range(100000)|list %}{% for i in l %}"
+GROW = "{%% set ns = namespace(x=%s) %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(10**9) %}x{% endfor %}", "Range too big"),
+        (LIST + "{% for j in l %}{% endfor %}{% endfor %}", "too many steps"),
+        (LIST + "{% if 'q' in l %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{% if l == l %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{% set m = l[1:] %}{% endfor %}", "too many steps"),
+        (LIST + "{{ l|join|length }}{% endfor %}", "too many steps"),
+        ("{% for i in range(100000) %}{{ 'x' * 100 }}{% endfor %}", "writes more than"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without end"),
+        ("{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}", "many steps"),
+        ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "recursive loops"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deeply"),
+        ("{% if 1 %}" * 2000 + "{% endif %}" * 2000, "nested too deeply"),
+        ("x" * 2**21, "a chat template of 2097152 characters"),
+        # one huge value
+        ("{{ 'a' * 10**10 }}", "larger than"),
+        ("{{ 10**10 * [0] }}", "larger than"),
+        ("{{ 10**(10**10) }}", "larger than"),
+        ("{{ 'a'|center(10**10) }}", "center with a number above"),
+        ("{{ 'a'.ljust(10**10) }}", "ljust with a number above"),
+        ("{{ (1).to_bytes(10**10, 'big') }}", "to_bytes with a number above"),
+        ("{{ '%1000000000d' % 1 }}", "width"),
+        ("{{ '%1000000000d'|format(1) }}", "width"),
+        ("{{ '%*d' % (10**9, 1) }}", "number above"),
+        ("{{ '{:>1000000000}'.format(1) }}", "width"),
+        ("{{ '{:>{}}'.format(1, 10**9) }}", "number above"),
+        ("{{ ('a' * 400000).replace('a', 'b' * 100000) }}", "larger than"),
+        ("{{ ('a' * 400000)|replace('', 'b' * 100000) }}", "larger than"),
+        ("{{ ('b' * 100000).join(range(100000)|map('string')) }}", "many steps"),
+        ("{{ range(100000)|join('b' * 100000) }}", "larger than"),
+        ("{{ range(100000)|map('center', 10000)|list }}", "many steps"),
+        ("{{ ('\\n' * 100000)|indent('x' * 100000) }}", "larger than"),
+        ("{{ ('\\t' * 100000).expandtabs(10000) }}", "larger than"),
+        # one that grows
+        (GROW % ("'aa'", "ns.x ~ ns.x"), "larger than"),
+        (GROW % ("'aa'", "ns.x + ns.x"), "larger than"),
+        (GROW % ("[1]", "[ns.x, ns.x]"), "larger than"),
+        (GROW % ("1", "(ns.x, ns.x)"), "larger than"),
+        (GROW % ("1", "{'a': ns.x, 'b': ns.x}"), "larger than"),
+        (GROW % ("1", "dict(a=ns.x, b=ns.x)"), "larger than"),
+        (GROW % ("1", "namespace(a=ns.x, b=ns.x)"), "larger than"),
+        # what the sandbox is for
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "not callable|unsafe"),
+    ],
+)  # fmt: skip
+def test_bounds(template, message):
+    with pytest.raises((TemplateError, OverflowError), match=message):
+        render(template, messages=CHAT)
+
+
+def test_the_bounds_grow_with_the_messages():
+    """A conversation of a book is nothing to refuse."""
+    book = "a page " * MAX_SIZE
+    text = render("{% for m in messages %}{{ m.content|trim }}{% endfor %}", messages=[{"content": book}])
+    assert text == book.strip()
+
+
+EVERYTHING = """\
+{%- set ns = namespace(found=false) -%}
+{% for m in messages[::-1] %}{% if not ns.found and m.role == 'user' %}
+{% set ns.found = true %}{{ m.content }}{% endif %}{% endfor %}
+{{ messages|tojson }} {{ messages|length - 1 }} {{ [1, 2] + [3] }} {{ (1, 2) }}
+{% generation %}x{{ messages[0].content }}{% endgeneration %}
+{% for a, b in {'x': 1}.items() %}{{ a }}{{ b }}{{ loop.last }}{% endfor %}
+{% for i in range(3) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{{ loop.length }}{% endfor %}
+{% for i in [] %}{{ i }}{% else %}no{% endfor %}
+{{ 'a %s' % 'b' }}{{ 'x' ~ 1 ~ none }}{% set a, b = 1, 2 %}{{ a }}{{ 1 < 2 <= 3 }}{{ 'a' in 'abc' }}
+{% macro f(x, y=[]) %}{{ x }}{{ y }}{{ caller() if caller }}{% endmacro %}{{ f(1, y=[2]) }}
+{% call f(3) %}c{% endcall %}
+{{ messages|selectattr('role', 'equalto', 'user')|list|length }}
+{{ messages|map(attribute='role')|join(', ') }}
+{% if tools is defined and tools is not none %}T{% endif %}{% filter upper %}abc{% endfilter %}
+{{ 123456|string }}
+{% set block %}in a block{% endset %}{{ block }}{{ bos_token }}{{ messages[-1]['content'].split('k')[0] }}
+{{ '{}-{}'.format(1, 'b') }}{{ 'abc'.replace('b', 'x') }}{{ missing }}{{ raise_exception is defined }}
+"""
+
+
+@pytest.mark.parametrize("template", [EVERYTHING, *(one.to_jinja() for one in BUILT_IN.values())])
+def test_as_transformers_renders(template):
+    from tokenizers import Tokenizer, models
+
+    vocab = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocab, bos_token="<s>", chat_template=template)
+    for options in ({}, {"add_generation_prompt": True}):
+        want = tokenizer.apply_chat_template(CHAT, tokenize=False, **options)
+        assert render_chat(tokenizer, CHAT, **options) == want
+
+
+def test_a_tokenizer_with_a_way_of_its_own_is_asked():
+    class Own:
+        def apply_chat_template(self, messages, **options):
+            return f"{len(messages)} {options['tokenize']}"
+
+    assert render_chat(Own(), CHAT) == "2 False"
