@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from .budget import Budget
+from .budget import Budget, shortened
 from .ebnf import parse_ebnf
 from .json_schema import compile_schema
 from .regex import parse
@@ -33,5 +33,10 @@ class Constraint(NamedTuple):
         if self.kind == "structural_tag":
             return compile_structural_tag(self.text, budget)
         if self.kind == "regex":
-            return {"root": Lexeme(parse(self.text, budget))}
-        return {"root": Lexeme(Words(tuple(dict.fromkeys(json.loads(self.text)))))}
+            return self._one(Lexeme(parse(self.text, budget)), budget)
+        return self._one(Lexeme(Words(tuple(dict.fromkeys(json.loads(self.text))))), budget)
+
+    def _one(self, word: Lexeme, budget: Budget) -> Rules:
+        """The rules of a single word."""
+        budget.locate(word, f"the {self.kind} {shortened(self.text)}")
+        return {"root": word}

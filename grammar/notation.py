@@ -49,7 +49,7 @@ def as_regex(node: Node) -> str:
     if isinstance(node, Lexeme):
         return as_regex(node.item)
     if isinstance(node, Words):
-        return f"(?:{'|'.join(as_regex(literal(word)) for word in node.words)})"
+        return f"(?:{'|'.join(''.join(_char(ord(char)) for char in word) for word in node.words)})"
     raise TypeError(f"a regular expression cannot say {node!r}")
 
 
@@ -236,10 +236,10 @@ def _terminal(node: Node) -> str:
     """A terminal of Lark; beyond expressions llguidance knows & (both) and ~ (not)."""
     if isinstance(node, Every):
         return " & ".join(map(_terminal, node.items))
-    if isinstance(node, Not):
-        return f"~/{as_regex(node.item)}/"
     if isinstance(node, Except):
         return f"{_terminal(node.item)} & ~/{as_regex(Words(node.words))}/"
+    if isinstance(node, Not):
+        return f"~/{as_regex(node.item)}/"
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
     anything = "(?s:.)*"

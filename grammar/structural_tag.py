@@ -36,6 +36,7 @@ from .tree import (
     sequence,
 )
 
+_MAX_DEPTH = 64
 _FIELDS = {
     "const_string": {"value"},
     "json_schema": {"json_schema"},
@@ -118,6 +119,8 @@ class _Compiler:
     def format(self, given: Any, path: str, *, until: str | None = None) -> Node:
         """One format. ``until``: what ends it, for text of any kind; its end is then included."""
         self._budget.spend(1, f"structural_tag at {path}")
+        if path.count(".") > _MAX_DEPTH:
+            raise GrammarError(f"structural_tag: more than {_MAX_DEPTH} formats within each other.")
         kind = given.get("type") if isinstance(given, dict) else None
         if kind not in _FIELDS:
             raise GrammarError(

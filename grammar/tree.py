@@ -6,6 +6,7 @@ writes them in the notation of a backend. So both backends are given the same la
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -77,12 +78,6 @@ class Every(NamedTuple):
     items: tuple[Node, ...]
 
 
-class Not(NamedTuple):
-    """Text that ``item`` does not describe; it has no rules. Stands in an :class:`Every`."""
-
-    item: Node
-
-
 class Words(NamedTuple):
     """Just these texts. Stands in a :class:`Lexeme`."""
 
@@ -94,6 +89,12 @@ class Except(NamedTuple):
 
     item: Node
     words: tuple[str, ...]
+
+
+class Not(NamedTuple):
+    """Text that ``item`` does not describe; it has no rules. Stands in an :class:`Every`."""
+
+    item: Node
 
 
 Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every | Not | Words | Except
@@ -136,7 +137,12 @@ def codes(chars: str) -> Ranges:
 
 def literal(text: str) -> Sequence:
     """Just this text."""
-    return Sequence(tuple(Chars(codes(char)) for char in text))
+    return Sequence(tuple(map(_char, text)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _char(char: str) -> Chars:
+    return Chars(codes(char))
 
 
 def word(text: str) -> Lexeme:
@@ -203,6 +209,12 @@ def productive(rules: Rules, budget: Budget) -> Rules:
     return {name: node for name, node in kept.items() if node is not None}
 
 
+def possible(node: Node, budget: Budget | None = None) -> Node:
+    """A tree without rules, less the options that no text can be; a set of no characters if that is all."""
+    kept = _pruned(node, set(), budget or Budget())
+    return Chars(()) if kept is None else kept
+
+
 def references(node: Node, budget: Budget) -> set[str]:
     """The rules that a node uses."""
     found, todo = set(), [node]
@@ -230,12 +242,6 @@ def _is_finite(node: Node, known: set[str], budget: Budget) -> bool:
     if isinstance(node, Choice):
         return any(_is_finite(option, known, budget) for option in node.options)
     return all(_is_finite(item, known, budget) for item in node.items)
-
-
-def possible(node: Node, budget: Budget) -> Node:
-    """A tree without rules, less the options that no text can be; a set of no characters if that is all."""
-    kept = _pruned(node, set(), budget)
-    return Chars(()) if kept is None else kept
 
 
 def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:

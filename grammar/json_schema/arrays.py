@@ -79,7 +79,7 @@ def _in_any_order(values: Sequence[Node], least: int, most: int, share: Callable
 def _in_order(values: Sequence[Node], least: int, most: int, share: Callable[[Node], Node]) -> Node:
     is_capped = most < len(values)
     enough = max(1, most if is_capped else least)  # what is more makes no difference
-    rests: dict[int, Node] = {count: EMPTY for count in range(least, enough + 1)}
+    rests: dict[int, Node] = dict.fromkeys(range(least, enough + 1), EMPTY)
     for value in reversed(values):
         before: dict[int, Node] = {}
         for count in range(enough + 1):

@@ -29,9 +29,9 @@ class Conjunctions:
     """Works out conjunctions; ``resolve`` follows a ``$ref``."""
 
     def __init__(self, resolve: Callable[[str], Any], judge: Judge, budget: Budget) -> None:
+        self._budget = budget
         self._resolve = resolve
         self._judge = judge
-        self._budget = budget
         self._negations = Negations(resolve, self.options, self._both)
         self._products = 0
 
@@ -96,7 +96,7 @@ class Conjunctions:
                 if j == i or not options or not self._both(options, others):
                     continue
                 try:
-                    options = self._without(options, parts[j], references)  # noqa: PLW2901
+                    options = self._without(options, parts[j], references)
                 except GrammarError as error:
                     raise GrammarError(
                         f"oneOf is supported where its schemas can be told apart; here a value may be of {i} and"
@@ -128,7 +128,10 @@ class Conjunctions:
         self._products += len(first) * len(second)
         if len(first) * len(second) > _MAX_OPTIONS or self._products > _MAX_PRODUCTS:
             raise GrammarError(f"more than {_MAX_OPTIONS} combinations of anyOf and oneOf are not supported")
-        self._budget.spend(10 * len(first) * len(second), "a conjunction of schemas")
+        sizes = [_size(one) for one in first], [_size(other) for other in second]
+        self._budget.spend(
+            len(second) * sum(sizes[0]) + len(first) * sum(sizes[1]), "a conjunction of schemas"
+        )
         merged = [merge(one, other, self._judge) for one in first for other in second]
         return _distinct([option for option in merged if option is not None])
 
@@ -157,6 +160,11 @@ def _closed(option: dict, name: str, rest: Any) -> dict:
         properties |= dict.fromkeys(own, True)
         patterns |= dict.fromkeys(theirs, True)
     return option | {"members": [*shapes, [properties, patterns, rest]]}
+
+
+def _size(option: dict) -> int:
+    """How much there is to compare."""
+    return 5 + sum(len(value) for value in option.values() if isinstance(value, (list, dict)))
 
 
 def _absent(name: str) -> dict:

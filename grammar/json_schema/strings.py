@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from ...errors import GrammarError
 from .. import tree
 from ..automaton import NoText, determine, lengths
-from ..budget import Budget
+from ..budget import Budget, shortened
 from ..patterns import ANYTHING, search
 from ..regex import parse
 from ..tree import (
@@ -72,32 +72,33 @@ def texts(
         raise GrammarError(f"a length above {_MAX_LENGTH} is not supported")
     if most is not None and least > most:
         raise NoText
-    budget = budget or Budget()
     is_bounded = least > 0 or most is not None
+    budget = budget or Budget()
+    what = f"a string of {shortened(' and '.join([*patterns, *formats]))}"
     forms = [name for name in formats if name in FORMATS]
     given = [parse(FORMATS[form] if most is None else within(form, most)) for form in forms]
     given += [search(pattern, budget) for pattern in patterns]
     if is_bounded and given:
-        shortest, longest = lengths(determine(_every(given), budget, "a string"))
+        shortest, longest = lengths(determine(_every(given), budget, what))
         is_bounded = shortest < least or (most is not None and longest > most)
     if is_bounded or not given:
         given.append(Repeat(Chars(_ALL), least, most))
     if excluded:
         given.append(texts_except(excluded))
     given += [Not(search(pattern, budget, widest=True)) for pattern in no_patterns]
-    given += [Not(wide(form, budget)) for form in no_formats if form in FORMATS]
+    given += [Not(wide(form)) for form in no_formats if form in FORMATS]
     given = list(dict.fromkeys(item for item in given if item != ANYTHING)) or [ANYTHING]
     if isinstance(given[0], Not):
         given.insert(0, ANYTHING)
     found = _every(given)
     if isinstance(found, Every) or found == Chars(()):
-        determine(found, budget, "a string")  # raises if there is no such text
+        determine(found, budget, what)  # raises if there is no such text
     return found
 
 
-def wide(form: str, budget: Budget | None = None) -> Node:
+def wide(form: str) -> Node:
     """All texts that anybody may take for this format."""
-    return search(f"^{WIDEST[form]}$", budget, widest=True) if form in WIDEST else ANYTHING
+    return search(f"^{WIDEST[form]}$", widest=True) if form in WIDEST else ANYTHING
 
 
 def _every(nodes: Sequence[Node]) -> Node:
@@ -109,7 +110,7 @@ def _every(nodes: Sequence[Node]) -> Node:
 
 def texts_except(names: Iterable[str]) -> Node:
     """Every text but these."""
-    return Except(Repeat(Chars(_ALL), 0, None), tuple(names))
+    return Except(ANYTHING, tuple(names))
 
 
 def _quoted(text: Node) -> Node:
