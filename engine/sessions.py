@@ -175,7 +175,7 @@ class Sessions:
     def _nodes(self, session_id: str) -> dict[str, _Node]:
         if not isinstance(session_id, str) or session_id not in self._open:
             raise InvalidRequestError(
-                f"Invalid request: session id {short(session_id)} does not exist."
+                f"Invalid request: session id {session_id!s:.100} does not exist."
                 " Open it with open_session()."
             )
         return self._open[session_id]

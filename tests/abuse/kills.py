@@ -53,7 +53,7 @@ def lines(rng: Random) -> list[str]:
 
 def answers(output: Path) -> dict[str, Any]:
     """The records by their lines, without what depends on time or on the cache."""
-    records = [json.loads(line) for line in output.read_text().splitlines()]
+    records = [json.loads(line) for line in output.read_bytes().splitlines()]
     kept = {}
     for record in records:
         name = json.dumps([record.get("id"), record.get("custom_id"), record.get("index")])
