@@ -32,7 +32,7 @@ class LlguidanceBackend:
             import llguidance
         except ImportError as error:
             raise MissingDependencyError(
-                "grammar_backend='llguidance' needs that package: pip install 'llguidance>=1.0'."
+                "grammar_backend='llguidance' needs that package: pip install 'llguidance>=1.7'."
             ) from error
         self._library = llguidance
         self._make_vocabulary = vocabulary

@@ -161,7 +161,7 @@ def test_what_errors_ask_to_install_is_what_we_declare():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())}
     named = [(where(p), name) for p in package_files() for name in PIP_INSTALL.findall(p.read_text())]
-    assert {name for _, name in named} >= {"gguf>=0.17.1", "llguidance>=1.0"}
+    assert {name for _, name in named} >= {"gguf>=0.17.1", "llguidance>=1.7"}
     assert [place for place in named if place[1] not in declared] == []
 
 

@@ -139,7 +139,7 @@ def test_overrides(tmp_path, llama):
 def test_without_the_package(tmp_path, llama, monkeypatch):
     path = write_model(tmp_path / "m.gguf", llama, "llama")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'gguf>=0\.17'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gguf>=0\.17\.1'"):
         load_model(path)
     assert load_model(path, load_format="dummy").config.num_layers == 2
 
