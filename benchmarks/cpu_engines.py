@@ -48,13 +48,14 @@ class Rootlet:
     name = "rootlet bf16"
     batch_size = None
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, **options: Any) -> None:
         self._path = str(model)
+        self._options = {"dtype": "bfloat16", "max_total_tokens": 64 * 1024} | options
 
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Build the engine for this run; its thread and that thread's workers end with it."""
-        with rootlet.Engine(self._path, dtype="bfloat16", max_total_tokens=64 * 1024) as self._engine:
+        with rootlet.Engine(self._path, **self._options) as self._engine:
             self.generate([[5] * 64], [4])
             yield
 

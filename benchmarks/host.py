@@ -15,7 +15,7 @@ import cProfile
 import pstats
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
@@ -39,6 +39,9 @@ class ConstantStep:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.result = StepResult([7] * len(batch.sampling_requests))
+
+    def draw(self) -> None:
+        """Nothing is left to draw."""
 
     def wait(self) -> StepResult:
         """The same token for every row that samples."""
@@ -109,7 +112,7 @@ def windows(core: EngineCore, count: int) -> Iterator[float]:
         yield (time.perf_counter() - start) / WINDOW
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each number of rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="1,64,256,1000", help="numbers of requests, comma-separated")
@@ -119,7 +122,7 @@ def main() -> None:
     parser.add_argument("--check-stop", action="store_true", help="requests have a stop token")
     parser.add_argument("--layout", action="store_true", help="lay out the arrays of each step as well")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     print(f"{'rows':>6} {'us/step':>9} {'us/row':>8}   (page size {args.page_size})")
     for num_rows in map(int, args.rows.split(",")):
         core = decoding_core(num_rows, (2 * args.windows + 1) * WINDOW, args)

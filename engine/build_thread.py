@@ -1,9 +1,10 @@
 """Building an engine on a thread of its own, which ends before the first step.
 
-OpenMP keeps a team of workers per thread that ever ran a parallel loop. Weights loaded on the caller's thread
-would leave a second, idle team beside the owner thread's; with more workers than cores libgomp then puts
-workers to sleep between loops at once instead of letting them wait a moment, and a decode step, hundreds of
-short loops, takes two to three times as long (measured: 45 against 15 ms). A team ends with its thread.
+torch keeps a team of OpenMP workers per thread that ever ran one of its loops. Weights loaded on the caller's
+thread would leave a second, idle team in the process; with more workers than cores libgomp then puts workers
+to sleep between loops at once, and what torch multiplies in a step takes two to three times as long (45
+against 15 ms). A team ends with its thread. The engine's own threads (``kernels/threads.py``) need none of
+this.
 """
 
 from __future__ import annotations
