@@ -18,6 +18,7 @@ from rootlet.errors import ConfigError, ModelError, WeightsError
 from rootlet.models.loader import load_model
 
 from .tiny import random_model, write_model
+from .vocabularies import byte_letters
 
 PROMPT = [5, 9, 3, 40]
 
@@ -358,3 +359,40 @@ def test_gguf_files_of_other_kinds(tmp_path, llama):
     for path in (tmp_path, tmp_path / "m-00002-of-00003.gguf"):
         with pytest.raises(ModelError, match=r"one of 3 parts of a split model.*llama-gguf-split --merge"):
             load_model(path)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize("end_kind", [3, 4], ids=["control", "user-defined"])
+@pytest.mark.parametrize("eos", ["<|endoftext|>", None])
+def test_a_chat_of_a_gguf_file_with_the_eos_of_its_base_model_stops(tmp_path, end_kind, eos):
+    """The file never says that <|im_end|> ends anything, and the model says nothing else."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*(letter for _, letter in sorted(byte_letters().items())), "\u0120a", *special]
+    model = random_model("llama", vocab_size=len(tokens))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 50.0
+        model.model.norm.weight.fill_(1.0)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokens.index("<|im_end|>"), 0] = 5.0
+
+    def vocabulary(writer):
+        for key in ("eos_token_id", "bos_token_id"):
+            writer.kv_data[0].pop(f"tokenizer.ggml.{key}")
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([1] * 257 + [3, 3, end_kind])
+        writer.add_token_merges(["\u0120 a"])
+        writer.add_chat_template(CHATML)
+        if eos:
+            writer.add_eos_token_id(tokens.index(eos))
+
+    path = write_model(tmp_path / "m.gguf", model, "llama", extra=vocabulary)
+    with rootlet.Engine(str(path), max_total_tokens=1024) as engine:
+        out = engine.chat([{"role": "user", "content": "Hi"}], {"temperature": 0, "max_new_tokens": 8})
+    assert (out.finish_reason, out.output.completion_tokens, out.content) == ("stop", 1, "")
