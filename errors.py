@@ -33,7 +33,8 @@ import threading
 from collections.abc import Iterable
 
 _REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = 8
 
 
 class RootletError(Exception):
@@ -116,6 +117,14 @@ class EngineFailedError(RootletError, RuntimeError):
     """A step of the engine raised; the original exception is ``__cause__``."""
 
 
+def short(value: object) -> str:
+    """``repr(value)`` for a message: shortened, and safe for values whose own repr is endless or raises."""
+    try:
+        return _REPR.repr(value)
+    except Exception:  # a caller's class may do anything; Python refuses to write out huge integers
+        return f"<{type(value).__name__}>"
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Whether ``error`` is a Ctrl-C: Python delivers it to the main thread, whatever runs there.
 
@@ -124,22 +133,19 @@ def is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
-def unknown_option(kind: str, name: str, known: Iterable[str]) -> UnknownOptionError:
+def unknown_option(kind: str, name: str, known: Iterable[str], hint: str | None = None) -> UnknownOptionError:
     """Build the error for an unknown name, with the nearest known names as a suggestion.
 
-    ``kind`` names what it is, e.g. ``"engine option"`` or ``"sampling parameter"``.
+    ``kind`` names what it is, e.g. ``"engine option"`` or ``"sampling parameter"``; ``hint`` is a better
+    suggestion than that, a sentence.
     """
     known = sorted(known)
-    hint = did_you_mean(name, known)
-    return UnknownOptionError(f"Unknown {kind} {short(name)}.{hint} Known names: {', '.join(known)}.")
+    if hint is None:
+        hint = f"{did_you_mean(name, known)} Known names: {', '.join(known)}.".strip()
+    return UnknownOptionError(f"Unknown {kind} {short(name)}. {hint}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The nearest known names as a question behind a message, empty if none is near."""
     close = difflib.get_close_matches(name[:100], list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-
-
-def short(value: object) -> str:
-    """``value`` for an error message: its ``repr``, cut where it is long or deep."""
-    return _REPR.repr(value)

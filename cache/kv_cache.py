@@ -80,7 +80,7 @@ class KVCache:
             )
         if not src:
             return
-        pairs = torch.tensor([list(src), list(dst)], dtype=torch.int64)
+        pairs = torch.tensor([list(src), list(dst)], dtype=torch.int64, device="cpu")
         if self.device.type == "cuda":
             pairs = pairs.pin_memory().to(self.device, non_blocking=True)
         self._raw.index_copy_(2, pairs[1], self._raw.index_select(2, pairs[0]))

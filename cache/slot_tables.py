@@ -69,7 +69,7 @@ class SlotTables:
 
     def close(self) -> None:
         """Let the memory go. Idempotent."""
-        self.tokens = self.pages = torch.empty(0, dtype=torch.int32)
+        self.tokens = self.pages = torch.empty(0, dtype=torch.int32, device="cpu")
 
 
 def _flatten(runs: Iterable[Run], shape: torch.Size) -> tuple[torch.Tensor, array]:
@@ -86,7 +86,7 @@ def _flatten(runs: Iterable[Run], shape: torch.Size) -> tuple[torch.Tensor, arra
         lengths.append(len(run))
         values.extend(run)
     if not values:
-        return torch.empty(0, dtype=torch.int64), values
+        return torch.empty(0, dtype=torch.int64, device="cpu"), values
     shift, length = (torch.frombuffer(part, dtype=torch.int64) for part in (shifts, lengths))
     places = torch.repeat_interleave(shift, length, output_size=len(values))
-    return places.add_(torch.arange(len(values))), values
+    return places.add_(torch.arange(len(values), dtype=torch.int64, device="cpu")), values

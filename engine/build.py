@@ -6,6 +6,7 @@ device) is written down in :class:`Resolved`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -43,6 +44,7 @@ from .core import EngineCore
 from .detokenizer import Detokenizer
 from .drafts import MAX_DRAFTS
 from .embedding import build_embedding
+from .encoding import TextEncoder
 from .inputs import Limits
 from .outputs import build_output
 from .policies import make_policy
@@ -123,6 +125,7 @@ class Parts:
     limits: Limits
     resolved: Resolved
     constraints: Constraints
+    encoder: TextEncoder
     release: Callable[[], None]  # frees device memory
 
 
@@ -186,24 +189,28 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
     )
 
     def release() -> None:
-        constraints.close()
-        runner.close()
-        tables.close()
-        kv.close()
-        give_back_memory(device)  # nobody but the runner held the model
+        with contextlib.ExitStack() as ending:  # each of them, in this order, whatever the others raise
+            ending.callback(give_back_memory, device)  # nobody but the runner held the model
+            ending.callback(kv.close)
+            ending.callback(tables.close)
+            ending.callback(runner.close)
+            ending.callback(constraints.close)
 
     limits = Limits(
         loaded.config.vocab_size, resolved.context_length, resolved.pool_tokens, loaded.config.hidden_size
     )
-    renderer = _chat_renderer(config, tokenizer, template)
-    return Parts(core, tokenizer, renderer, limits, resolved, constraints, release)
+    encoder = TextEncoder(tokenizer, limits.max_prompt_tokens, truncates=config.allow_auto_truncate)
+    renderer = _chat_renderer(config, tokenizer, template, encoder)
+    return Parts(core, tokenizer, renderer, limits, resolved, constraints, encoder, release)
 
 
-def _chat_renderer(config: EngineConfig, tokenizer: Any, template: ChatTemplate | None) -> ChatRenderer:
+def _chat_renderer(
+    config: EngineConfig, tokenizer: Any, template: ChatTemplate | None, encoder: TextEncoder
+) -> ChatRenderer:
     tool_format = detect_format(getattr(tokenizer, "chat_template", None), config.tool_call_parser)
     name = config.reasoning_parser
     return ChatRenderer(
-        tokenizer, template, tool_format, None if name is None else get_reasoning_format(name)
+        tokenizer, template, tool_format, None if name is None else get_reasoning_format(name), encoder
     )
 
 

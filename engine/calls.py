@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InvalidRequestError
 from . import progress_bar, streams
 from .handle import RequestHandle
+from .host_modes import on_plain_thread
+from .side_thread import beside_loop, count_chars
 
 if TYPE_CHECKING:
     from .core import EngineCore
     from .inputs import GenerateArgs, RequestFactory, Submission
     from .loop import EngineLoop
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -40,10 +45,15 @@ class Calls:
     async def run_async(self, args: GenerateArgs, progress: bool) -> Any:
         """:meth:`run` for a running event loop."""
         _check_progress(progress, args.stream)
+        self._loop.check_open()
+        if not args.stream:
+            self._loop.check_wait()
+        submissions, is_batch = await beside_loop(
+            count_chars(args.prompt), self._build, self._factory.build, args
+        )
+        handles = self._start(submissions)
         if args.stream:
-            return streams.AsyncStream(self._submit(args)[0], self._loop)
-        self._loop.check_wait()
-        handles, is_batch = self._submit(args)
+            return streams.AsyncStream(handles, self._loop)
         try:
             if progress:
                 await progress_bar.watch_async(handles, self._loop)
@@ -56,15 +66,16 @@ class Calls:
     def submit_one(self, args: GenerateArgs) -> RequestHandle:
         """Start a single request."""
         self._loop.check_open()
-        submissions, is_batch = self._factory.build(args)
-        if is_batch:
-            raise InvalidRequestError("submit() takes one prompt with n=1; use generate() for batches.")
-        return self._start(submissions)[0]
+        return self._start([self._build(self._factory.build_one, args)])[0]
 
     def _submit(self, args: GenerateArgs) -> tuple[list[RequestHandle], bool]:
         self._loop.check_open()  # before any work, and before locks that a forked child may find held
-        submissions, is_batch = self._factory.build(args)
+        submissions, is_batch = self._build(self._factory.build, args)
         return self._start(submissions), is_batch
+
+    def _build(self, build: Callable[[GenerateArgs], T], args: GenerateArgs) -> T:
+        """``build(args)``; vectors are read where no mode of the caller's applies."""
+        return build(args) if args.input_embeds is None else on_plain_thread(build, args)
 
     def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
         loop = self._loop

@@ -9,13 +9,14 @@ the core calls :meth:`EngineCore.step`, and everything happens in that call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import InvalidRequestError
-from .host_code import call_host
+from ..errors import InvalidRequestError, TokenizerError, is_interrupt
+from .host_code import call_host, log_exception
 from .outputs import RequestOutput, build_output
 from .request import FinishReason, Request, RequestStatus
 
@@ -140,12 +141,13 @@ class EngineCore:
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
-        text = None
-        if self._detokenizer is not None and (submission.stream or request.params.stop):
-            text = self._detokenizer.start(request.params, request.token_ids)
-        request.is_watched = submission.stream or text is not None
-        self._tracked[request.rid] = _Tracked(submission, listener, text)
+        wants_text = self._detokenizer is not None and bool(submission.stream or request.params.stop)
+        request.is_watched = submission.stream or wants_text
+        tracked = self._tracked[request.rid] = _Tracked(submission, listener, None)
         self.scheduler.add(request)
+        if wants_text:
+            with self._only(request):
+                tracked.text = self._detokenizer.start(request.params, request.token_ids)
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""
@@ -153,8 +155,10 @@ class EngineCore:
         if grammar is not None:
             grammar.release()
         if rid in self._tracked:
-            self.scheduler.abort(self._tracked[rid].submission.request, message)
-            self._finish(rid)
+            request = self._tracked[rid].submission.request
+            self.scheduler.abort(request, message)
+            with self._only(request):
+                self._finish(rid)
 
     def _take_grammars(self) -> None:
         """Let requests whose grammars are compiled go on, and end those whose grammars are refused."""
@@ -209,18 +213,38 @@ class EngineCore:
         if self._in_flight is not None:
             self._in_flight.draw()  # before the text: the device may be waiting for it
         for request in noteworthy:
-            tracked = self._tracked[request.rid]
-            self._extend_text(request, tracked)
-            if request.is_finished:
-                self._finish(request.rid)
-            elif tracked.submission.stream:
-                self._stream(request, tracked)
+            with self._only(request):
+                self._tell(request, self._tracked[request.rid])
 
     def _fail(self, request: Request, error: BaseException) -> None:
-        """End one request by an error. No-op when it ended while the step was in flight."""
-        if not request.is_finished:
+        """End one request by an error. No-op when its listener heard of the end already."""
+        tracked = self._tracked.get(request.rid)
+        if tracked is not None and tracked.submission.request is request:
             self.scheduler.abort(request, str(error))
-            self._tracked.pop(request.rid).listener.fail(error)
+            del self._tracked[request.rid]
+            self._compiling.pop(request.rid, None)
+            tracked.listener.fail(error)
+
+    @contextlib.contextmanager
+    def _only(self, request: Request) -> Iterator[None]:
+        """A block that makes text of tokens, which may run a model's own code: errors end that request."""
+        try:
+            yield
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            log_exception("The output of request %s could not be made", request.rid)
+            failure = TokenizerError(f"The output of this request cannot be written as text: {error!r}.")
+            failure.__cause__ = error
+            self._fail(request, failure)
+
+    def _tell(self, request: Request, tracked: _Tracked) -> None:
+        """Tell the listener of new tokens."""
+        self._extend_text(request, tracked)
+        if request.is_finished:
+            self._finish(request.rid)
+        elif tracked.submission.stream:
+            self._stream(request, tracked)
 
     def _extend_text(self, request: Request, tracked: _Tracked) -> None:
         """Push the new tokens; a stop string they complete ends the request (unless its last token did).
@@ -251,9 +275,11 @@ class EngineCore:
             tracked.listener.deliver(self._snapshot(tracked, text))
 
     def _finish(self, rid: str) -> None:
-        tracked = self._tracked.pop(rid)
+        tracked = self._tracked[rid]
         text = self._final_text(tracked) if self._detokenizer is not None else None
-        tracked.listener.deliver(self._snapshot(tracked, text))
+        output = self._snapshot(tracked, text)
+        del self._tracked[rid]
+        tracked.listener.deliver(output)
 
     def _final_text(self, tracked: _Tracked) -> str:
         request = tracked.submission.request

@@ -74,7 +74,10 @@ class Drafter:
         if request.forecast:
             self._learn(request, [request.token_ids[-1] == request.forecast[0]])
         text = request.matcher.forced_text()
-        request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
+        try:
+            request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
+        except Exception:  # the tokenizer's: what it cannot cut is not guessed
+            request.forecast = ()
 
     def plan(self, running: Collection[Request]) -> Mapping[Request, int]:
         """How many drafts are worth their rows in the next step, by request, where there are any.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..errors import EngineClosedError, InvalidRequestError
+from ..errors import InvalidRequestError
+from ..sampling.params import SamplingParams
+from ..signatures import suggest_names
 from ..version import __version__
+from . import host_modes
 from .build_thread import build_on_thread
 from .calls import Calls
 from .chat.options import ChatOptions
@@ -22,7 +26,16 @@ from .loop import EngineLoop
 from .profiling import Profile
 from .scoring import ScoreOutput, ScorePlan
 from .sessions import Sessions
+from .side_thread import beside_loop, count_chars
 from .stats import EngineStats, collect
+
+_named = suggest_names(
+    "argument",
+    {
+        field.name: f"It is a sampling parameter: pass sampling_params={{{field.name!r}: ...}}."
+        for field in dataclasses.fields(SamplingParams)
+    },
+)
 
 
 class Engine:
@@ -63,6 +76,7 @@ class Engine:
         self.chat_renderer = parts.chat_renderer  # messages to prompts
         self._resolved = parts.resolved
         self._constraints = parts.constraints
+        self._encoder = parts.encoder
         self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))
         self._factory = RequestFactory(
             parts.tokenizer,
@@ -74,8 +88,11 @@ class Engine:
             embeds=parts.resolved.embeds,
             auto_truncate=self.config.allow_auto_truncate,
             constraints=parts.constraints,
+            encoder=parts.encoder,
         )
-        self._loop = EngineLoop(parts.core, parts.release, by_hand=self.config.step_by_hand)
+        self._loop = EngineLoop(
+            parts.core, parts.release, by_hand=self.config.step_by_hand, shielded=host_modes.shielded
+        )
         self._profile = Profile(parts.resolved.device)
         self._calls = Calls(self._factory, self._loop)
         # The loop refers to the core and never to this object, so this runs when the last reference goes. It
@@ -84,6 +101,7 @@ class Engine:
 
     # ---- generating --------------------------------------------------------------------------------
 
+    @_named
     def generate(
         self,
         prompt: str | list[str] | None = None,
@@ -109,7 +127,8 @@ class Engine:
             sampling_params: dict or SamplingParams for all prompts, or a list with one per prompt.
             input_ids: token ids of one prompt, or a list of those.
             return_logprob: also return log-probabilities of output (and input) tokens.
-            logprob_start_len: first prompt position whose successors are scored; -1 or None scores none.
+            logprob_start_len: first prompt token whose log-probability is returned, so there are
+                ``prompt_tokens - logprob_start_len``; that of token 0 is None. -1 or None: none.
             top_logprobs_num: likeliest alternatives per position.
             return_text_in_logprobs: add each token's text to the log-probability triples.
             stream: return an iterator of cumulative outputs; many prompts interleave and carry ``index``.
@@ -139,6 +158,7 @@ class Engine:
         )  # fmt: skip
         return self._calls.run(args, progress)
 
+    @_named
     async def async_generate(
         self,
         prompt: str | list[str] | None = None,
@@ -169,6 +189,7 @@ class Engine:
         )  # fmt: skip
         return await self._calls.run_async(args, progress)
 
+    @_named
     def chat(
         self,
         messages: Any,
@@ -210,6 +231,7 @@ class Engine:
         )  # fmt: skip
         return plan.iterate(outputs) if stream else plan.collect(outputs)
 
+    @_named
     async def async_chat(
         self,
         messages: Any,
@@ -227,13 +249,16 @@ class Engine:
     ) -> Any:
         """:meth:`chat` for a running event loop; with ``stream=True`` ``await`` gives an async iterator."""
         options = ChatOptions.read(tools, tool_choice, response_format)
-        plan = ChatPlan(self.chat_renderer, messages, sampling_params, options)
+        plan = await beside_loop(
+            count_chars(messages), ChatPlan, self.chat_renderer, messages, sampling_params, options
+        )
         outputs = await self.async_generate(
             **plan.arguments, return_logprob=return_logprob, top_logprobs_num=top_logprobs_num, stream=stream,
             rid=rid, custom_logit_processor=custom_logit_processor, progress=progress,
         )  # fmt: skip
         return plan.iterate_async(outputs) if stream else plan.collect(outputs)
 
+    @_named
     def submit(
         self,
         prompt: str | None = None,
@@ -263,28 +288,38 @@ class Engine:
         )  # fmt: skip
         return self._calls.submit_one(args)
 
-    def score(self, prompts: Any, continuations: Any) -> list[ScoreOutput] | list[list[ScoreOutput]]:
+    @_named
+    def score(
+        self, prompts: Any, continuations: Any, *, progress: bool = False
+    ) -> list[ScoreOutput] | list[list[ScoreOutput]]:
         """Log-likelihoods of continuations after prompts; a prompt is computed once for all of its own.
 
         Args:
             prompts: a text (or list of token ids), or a list of those.
             continuations: for one prompt a list of texts (or of lists of token ids), for a list of prompts a
                 list of such lists.
+            progress: show a bar that counts scored continuations.
 
         Returns: a :class:`~rootlet.engine.scoring.ScoreOutput` per continuation, in the argument's shape.
 
         Raises InvalidRequestError, RequestTooLongError; EngineClosedError, EngineFailedError.
         """
-        plan = ScorePlan(self.tokenizer, prompts, continuations)
-        return plan.collect(self.generate(**plan.arguments) if plan.input_ids else [])
+        plan = ScorePlan(self._encoder, prompts, continuations)
+        return plan.collect(self.generate(**plan.arguments, progress=progress) if plan.input_ids else [])
 
+    @_named
     async def async_score(
-        self, prompts: Any, continuations: Any
+        self, prompts: Any, continuations: Any, *, progress: bool = False
     ) -> list[ScoreOutput] | list[list[ScoreOutput]]:
         """:meth:`score` for a running event loop."""
-        plan = ScorePlan(self.tokenizer, prompts, continuations)
-        return plan.collect(await self.async_generate(**plan.arguments) if plan.input_ids else [])
+        plan = await beside_loop(
+            count_chars([prompts, continuations]), ScorePlan, self._encoder, prompts, continuations
+        )
+        return plan.collect(
+            await self.async_generate(**plan.arguments, progress=progress) if plan.input_ids else []
+        )
 
+    @_named
     def encode(
         self,
         prompt: str | list[str] | None = None,
@@ -302,6 +337,7 @@ class Engine:
         """
         return self._calls.run(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
 
+    @_named
     async def async_encode(
         self,
         prompt: str | list[str] | None = None,
@@ -313,6 +349,7 @@ class Engine:
         """:meth:`encode` for a running event loop."""
         return await self._calls.run_async(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
 
+    @_named
     def classify(
         self,
         prompt: str | list[str] | None = None,
@@ -329,6 +366,7 @@ class Engine:
         self._require_labels()
         return self.encode(prompt, input_ids, rid=rid, progress=progress)
 
+    @_named
     async def async_classify(
         self,
         prompt: str | list[str] | None = None,
@@ -417,8 +455,7 @@ class Engine:
         self.close()
 
     def __enter__(self) -> Engine:
-        if self._loop.is_closed:
-            raise EngineClosedError("The engine was closed; build a new one.")
+        self._loop.check_open()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -36,7 +36,7 @@ def upload(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
     for array in arrays:
         ends.append((size, size + array.size))
         size += -(-array.size // _ALIGN) * _ALIGN
-    host = torch.empty(size, dtype=torch.int32, pin_memory=device.type == "cuda")
+    host = torch.empty(size, dtype=torch.int32, pin_memory=device.type == "cuda", device="cpu")
     view = host.numpy()
     for array, (begin, end) in zip(arrays, ends):
         view[begin:end] = array.reshape(-1)

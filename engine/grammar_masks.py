@@ -32,7 +32,7 @@ class GrammarMasks:
 
     def _allocate(self, rows: int) -> torch.Tensor:
         pinned = self._device.type == "cuda"
-        return torch.empty((rows, self._width), dtype=torch.int32, pin_memory=pinned)
+        return torch.empty((rows, self._width), dtype=torch.int32, pin_memory=pinned, device="cpu")
 
     def fill(self, batch: Batch) -> tuple[torch.Tensor, dict[int, GrammarError]]:
         """Masks [S, ceil(V / 32)] int32 on the device, one row per drawn token; errors of grammars by row.

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import InvalidRequestError, RootletError
+from ..errors import InvalidRequestError, RootletError, short
 from . import streams
 from .host_code import call_host
 
@@ -107,8 +107,8 @@ class RequestHandle:
         """
         if not callable(callback) or inspect.iscoroutinefunction(callback):
             raise InvalidRequestError(
-                f"A done callback must be a plain function of the handle, got {callback!r}. In an event loop"
-                " `await handle`, or pass a function that calls loop.call_soon_threadsafe(...)."
+                f"A done callback must be a plain function of the handle, got {short(callback)}. In an event"
+                " loop `await handle`, or pass a function that calls loop.call_soon_threadsafe(...)."
             )
         if not self.done():
             if self._owner.is_forked:

@@ -46,11 +46,13 @@ def _matrix(given: Any, hidden_size: int, where: str) -> torch.Tensor:
     try:
         if isinstance(given, (list, tuple)) and given and isinstance(given[0], torch.Tensor):
             given = torch.stack(tuple(given))
-        matrix = torch.as_tensor(given).detach().to("cpu", torch.float32, copy=True).contiguous()
+        matrix = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach().clone().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidRequestError(
             f"input_embeds{where} are not numbers in rows of one length: {error}"
         ) from error
+    if type(matrix) is not torch.Tensor:
+        raise InvalidRequestError(f"input_embeds{where} must be plain numbers, got {type(matrix).__name__}.")
     if matrix.dim() != 2 or matrix.shape[1] != hidden_size or not len(matrix):
         raise InvalidRequestError(
             f"input_embeds{where} have the shape {list(matrix.shape)}; a prompt is [tokens, {hidden_size}],"
@@ -77,7 +79,7 @@ def replaced_embeds(batch: Batch, device: torch.device, dtype: torch.dtype) -> T
     for row in batch.rows:
         if id(row) in chosen:
             end = min(row.end, row.request.num_prompt_tokens)
-            places.append(torch.arange(offset, offset + end - row.start))
+            places.append(torch.arange(offset, offset + end - row.start, dtype=torch.int64, device="cpu"))
             values.append(row.request.input_embeds[row.start : end])
         offset += row.num_tokens
     return TokenEmbeds(_sent(torch.cat(places), device), _sent(torch.cat(values).to(dtype), device))

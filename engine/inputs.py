@@ -13,17 +13,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InvalidRequestError, RequestTooLongError
+from ..errors import InvalidRequestError, RequestTooLongError, short
 from ..sampling.custom import resolve_processor
+from ..sampling.limits import (
+    MAX_COPIED_TOKENS,
+    MAX_ID_CHARS,
+    MAX_REQUESTS,
+    MAX_TOP_LOGPROBS,
+    check_count,
+    check_product,
+)
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import SamplingRow
 from ..sampling.seeds import derive_seed
 from ..sampling.seeds import random_seed as draw_seed
 from .constraints import Constraints, constraint_of
+from .encoding import TextEncoder
 from .input_embeds import PLACEHOLDER, namespace_of, parse_embeds
 from .request import LogprobOptions, Request
 from .sessions import SessionParams, Sessions, Turn
-from .unicode import check_unicode
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +51,11 @@ class Limits:
     context_length: int
     pool_tokens: int
     hidden_size: int = 0  # of input_embeds
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt; behind it one token more fits."""
+        return min(self.context_length - 1, self.pool_tokens)
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,7 @@ class RequestFactory:
         embeds: the engine computes embeddings and no tokens.
         auto_truncate: cut prompts that are too long instead of refusing them.
         constraints: compiles those of requests.
+        encoder: reads texts; by default one that refuses those that cannot fit.
     """
 
     def __init__(
@@ -117,18 +131,29 @@ class RequestFactory:
         embeds: bool = False,
         auto_truncate: bool = False,
         constraints: Constraints | None = None,
+        encoder: TextEncoder | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
         self.eos_token_ids = frozenset(eos_token_ids)
         self.hidden_states = hidden_states
+        self._encoder = encoder or TextEncoder(tokenizer, limits.max_prompt_tokens)
         self._sessions = sessions or Sessions(None)
         self._embeds = embeds
         self._auto_truncate = auto_truncate
         self._constraints = constraints
         self._seeds = None if random_seed is None else random.Random(random_seed)
 
-    def build(self, args: GenerateArgs) -> tuple[list[Submission], bool]:
+    def build_one(self, args: GenerateArgs) -> Submission:
+        """The one submission of ``args``; raises InvalidRequestError if they ask for several."""
+        if isinstance(args.prompt, (list, tuple)) or _is_nested(args.input_ids):
+            raise _not_single()
+        submissions, is_batch = self.build(args, max_samples=1)
+        if is_batch:
+            raise _not_single()
+        return submissions[0]
+
+    def build(self, args: GenerateArgs, max_samples: int | None = None) -> tuple[list[Submission], bool]:
         """Return the submissions in order (index = prompt * n + sample) and whether the result is a list."""
         self._check_kind(args)
         prompts, is_batch = self._prompts(args)
@@ -145,6 +170,11 @@ class RequestFactory:
                 f" Got n in {sorted(samples)}: send prompts with different n in separate calls."
             )
         n = samples.pop() if samples else 1
+        if max_samples is not None and n > max_samples:
+            raise _not_single()
+        if n > 1:
+            check_product("The number of prompts", count, n, MAX_REQUESTS)
+            check_product("Prompt tokens", sum(len(p.ids) for p in prompts), n, MAX_COPIED_TOKENS)
         if n > 1 and any(turns):
             raise InvalidRequestError(f"A session continues one output at a time: leave n={n} out.")
         is_batch = is_batch or n > 1
@@ -160,9 +190,12 @@ class RequestFactory:
             logprobs = _logprob_options(wanted[i], starts[i], tops[i], length, self.limits.vocab_size)
             if prompt.embeds is not None:
                 _check_beside_embeds(params[i], logprobs)
+            ends = self._ends(params[i])
             for j in range(n):
                 rid = rids[i] if n == 1 else f"{rids[i]}-{j}"
-                request = self._request(prompt, params[i], rid, logprobs, processors[i], hidden[i], sample=j)
+                request = self._request(
+                    prompt, params[i], rid, logprobs, processors[i], hidden[i], ends, sample=j
+                )
                 index = i * n + j if is_batch else None
                 grammar = None if self._constraints is None else self._constraints.grammar(params[i])
                 submissions.append(
@@ -197,7 +230,7 @@ class RequestFactory:
             return [_Prompt([PLACEHOLDER] * len(matrix), matrix) for matrix in matrices], is_batch
         if args.prompt is not None:
             texts, is_batch = _texts(args.prompt)
-            ids = self._encode(texts)
+            ids = self._encoder.encode_all(texts)
         else:
             ids, is_batch = _id_lists(args.input_ids)
         for i, prompt in enumerate(ids):
@@ -210,18 +243,6 @@ class RequestFactory:
                     f"Token id {bad}{where} is outside the vocabulary [0, {self.limits.vocab_size})."
                 )
         return [_Prompt(prompt) for prompt in ids], is_batch
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if self.tokenizer is None:
-            raise InvalidRequestError(
-                "The engine initialized with skip_tokenizer_init=True cannot accept text prompts."
-                " Please provide input_ids, or build the engine without skip_tokenizer_init."
-            )
-        if not texts:
-            return []
-        for text in texts:
-            check_unicode("The prompt", text)
-        return [list(ids) for ids in self.tokenizer(texts)["input_ids"]]
 
     def _cut(self, prompt: _Prompt, asked: int | None) -> _Prompt:
         """The first tokens of a prompt that leave room for the ``asked`` new ones, at least for one."""
@@ -271,11 +292,14 @@ class RequestFactory:
             return [uuid.uuid4().hex for _ in range(count)]
         rids = list(rid) if isinstance(rid, (list, tuple)) else [rid]
         if not all(isinstance(r, str) and r for r in rids):
-            raise InvalidRequestError(f"rid must be a non-empty string or a list of them, got {rid!r}.")
+            raise InvalidRequestError(f"rid must be a non-empty string or a list of them, got {short(rid)}.")
+        check_count("The length of a rid", max(map(len, rids), default=0), MAX_ID_CHARS)
         if len(rids) != count or (is_list and isinstance(rid, str) and count > 1):
-            raise InvalidRequestError(f"rid must be a list with one id per prompt ({count}), got {rid!r}.")
+            raise InvalidRequestError(
+                f"rid must be a list with one id per prompt ({count}), got {short(rid)}."
+            )
         if len(set(rids)) != count:
-            raise InvalidRequestError(f"rid must not repeat within a batch, got {rid!r}.")
+            raise InvalidRequestError(f"rid must not repeat within a batch, got {short(rid)}.")
         return rids
 
     def _request(
@@ -286,6 +310,7 @@ class RequestFactory:
         logprobs: LogprobOptions | None,
         processor: Any,
         hidden_states: Any,
+        ends: tuple[int, ...],
         *,
         sample: int,
     ) -> Request:
@@ -293,17 +318,20 @@ class RequestFactory:
             seed = derive_seed(params.seed, sample) if params.n > 1 else params.seed
         else:
             seed = draw_seed(self._seeds)
-        named = frozenset(params.stop_token_ids or ())
         # with a constraint nothing but an end is allowed where it is met, so that is one
-        stops = (
-            frozenset() if params.ignore_eos and constraint_of(params) is None else named | self.eos_token_ids
-        )
+        stops = () if params.ignore_eos and constraint_of(params) is None else ends
+        max_new_tokens = self._max_new_tokens(len(prompt.ids), params.max_new_tokens)
+        _check_min_new_tokens(params, max_new_tokens)
+        if logprobs is not None and logprobs.top:
+            scored = 0 if logprobs.prompt_start is None else len(prompt.ids) - logprobs.prompt_start
+            positions = f"top_logprobs_num={logprobs.top} times positions"
+            check_product(positions, logprobs.top * (scored + max_new_tokens), params.n, MAX_TOP_LOGPROBS)
         row = SamplingRow(
             params=params,
             seed=seed,
             slot=0,
             prompt_len=len(prompt.ids),
-            banned_until_min=tuple(sorted(named | self.eos_token_ids)),
+            banned_until_min=ends,
             logprobs=logprobs is not None,
             top_logprobs=logprobs.top if logprobs else 0,
             processor=resolve_processor(processor, params.custom_params),
@@ -313,14 +341,18 @@ class RequestFactory:
             rid=rid,
             token_ids=array("i", prompt.ids),
             params=params,
-            max_new_tokens=self._max_new_tokens(len(prompt.ids), params.max_new_tokens),
-            stop_token_ids=stops,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=frozenset(stops),
             sampling_row=row,
             logprobs=logprobs,
             return_hidden_states=_flag("return_hidden_states", hidden_states),
             namespace=None if prompt.embeds is None else namespace_of(prompt.embeds),
             input_embeds=prompt.embeds,
         )
+
+    def _ends(self, params: SamplingParams) -> tuple[int, ...]:
+        """Token ids that end a request, ascending."""
+        return tuple(sorted({*params.stop_token_ids, *self.eos_token_ids}))
 
     def _max_new_tokens(self, prompt: int, asked: int | None) -> int:
         """The effective output limit; refuses what can never fit. The last token's KV is never needed."""
@@ -353,6 +385,14 @@ class RequestFactory:
         return asked
 
 
+def _check_min_new_tokens(params: SamplingParams, max_new_tokens: int) -> None:
+    if params.min_new_tokens > max_new_tokens:  # only without a limit of its own: it fills the context
+        raise RequestTooLongError(
+            f"min_new_tokens={params.min_new_tokens} is more than the {max_new_tokens} tokens that fit behind"
+            " the prompt. Lower it, or shorten the prompt."
+        )
+
+
 def _check_beside_embeds(params: SamplingParams, logprobs: LogprobOptions | None) -> None:
     """Refuse what needs the prompt's tokens: there are none."""
     if params.repetition_penalty != 1:
@@ -366,7 +406,7 @@ def _check_beside_embeds(params: SamplingParams, logprobs: LogprobOptions | None
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InvalidRequestError(f"{name} must be a bool, got {value!r}.")
+        raise InvalidRequestError(f"{name} must be a bool, got {short(value)}.")
     return value
 
 
@@ -388,6 +428,14 @@ def _id_lists(ids: Any) -> tuple[list[list[int]], bool]:
     return [_ids(ids)], False
 
 
+def _is_nested(ids: Any) -> bool:
+    return isinstance(ids, (list, tuple)) and bool(ids) and isinstance(ids[0], (list, tuple))
+
+
+def _not_single() -> InvalidRequestError:
+    return InvalidRequestError("submit() takes one prompt with n=1; use generate() for batches.")
+
+
 def _ids(ids: Any) -> list[int]:
     if isinstance(ids, (list, tuple)) and all(type(t) is int for t in ids):
         return list(ids)
@@ -400,7 +448,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         kinds = sorted({type(v).__name__ for v in value})
         return f"a {type(value).__name__} of {' and '.join(kinds) or 'nothing'}"
-    return f"{type(value).__name__}: {value!r}"
+    return f"{type(value).__name__}: {short(value)}"
 
 
 def _per_prompt(name: str, value: Any, count: int, default: Any) -> list[Any]:
@@ -415,10 +463,10 @@ def _logprob_options(
     wanted: Any, start: Any, top: Any, prompt_len: int, vocab_size: int
 ) -> LogprobOptions | None:
     if not isinstance(wanted, bool):
-        raise InvalidRequestError(f"return_logprob must be a bool, got {wanted!r}.")
+        raise InvalidRequestError(f"return_logprob must be a bool, got {short(wanted)}.")
     for name, value in (("logprob_start_len", start), ("top_logprobs_num", top)):
         if value is not None and type(value) is not int:
-            raise InvalidRequestError(f"{name} must be an int, got {value!r}.")
+            raise InvalidRequestError(f"{name} must be an int, got {short(value)}.")
     if not wanted:
         if top or start not in (None, -1):
             raise InvalidRequestError("top_logprobs_num and logprob_start_len need return_logprob=True.")

@@ -52,7 +52,7 @@ class HostCopy:
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True, device="cpu")
     return host.copy_(tensor, non_blocking=True)
 
 

@@ -32,11 +32,19 @@ class EngineLoop:
 
     ``release`` frees what the core uses; it runs exactly once, on the owner thread (or in ``close`` when
     the thread never started), after the last step. ``by_hand``: there is no thread; whoever calls
-    :meth:`step` or :meth:`call` is the owner meanwhile.
+    :meth:`step` or :meth:`call` is the owner meanwhile, inside a block of ``shielded``.
     """
 
-    def __init__(self, core: EngineCore, release: Callable[[], None], *, by_hand: bool = False) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        release: Callable[[], None],
+        *,
+        by_hand: bool = False,
+        shielded: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> None:
         self.by_hand = by_hand
+        self._shielded = shielded
         self._core: EngineCore | None = core
         self._release: Callable[[], None] | None = release
         self._commands: deque[tuple[Callable[[EngineCore], None], Callable[[BaseException], None]]] = deque()
@@ -195,7 +203,8 @@ class EngineLoop:
         """Within the block the calling thread is the owner; what ends it early ends the engine."""
         self._owner = threading.get_ident()
         try:
-            yield
+            with self._shielded():
+                yield
         except BaseException as failure:
             self._failure = failure
             self._shut_down(self._ended())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from . import streams
+from .embedding import EmbeddingOutput
 
 if TYPE_CHECKING:
     from .handle import Owner, RequestHandle
@@ -42,15 +43,22 @@ async def watch_async(handles: Sequence[RequestHandle], owner: Owner) -> None:
 
 @contextlib.contextmanager
 def _request_bar(total: int) -> Iterator[Callable[[RequestOutput], None]]:
-    """A bar over ``total`` requests with generated tokens per second; yields what counts one output."""
+    """A bar over ``total`` requests with their tokens per second; yields what counts one output."""
     started, tokens = time.monotonic(), 0
     with ProgressBar(total=total, unit=" requests") as bar:
 
         def count(output: RequestOutput) -> None:
             nonlocal tokens
-            tokens += output.completion_tokens
+            tokens += _num_tokens(output)
             rate = tokens / max(time.monotonic() - started, 1e-9)
             bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
             bar.update()
 
         yield count
+
+
+def _num_tokens(output: RequestOutput | EmbeddingOutput) -> int:
+    """Tokens that ``output`` is about: its own, or those of the prompt where none were asked for."""
+    if isinstance(output, EmbeddingOutput) or (output.finish_reason or {}).get("length") == 0:
+        return output.prompt_tokens
+    return output.completion_tokens

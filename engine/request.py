@@ -63,7 +63,7 @@ class FinishReason:
 class LogprobOptions:
     """Which log-probabilities a request wants.
 
-    ``prompt_start``: log-probabilities of prompt tokens after this position are returned; None means none.
+    ``prompt_start``: log-probabilities of the prompt's tokens from this one on are returned; None means none.
     ``top``: alternatives per position.
     """
 
@@ -109,7 +109,7 @@ class Request:
     num_cached_tokens: int = field(init=False, default=0)  # prefix hit of the first admission
     num_preemptions: int = field(init=False, default=0)
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
-    num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions already scored
+    num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions whose successors are scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
     grammar: Grammar | None = field(init=False, default=None)  # of its constraint, once that is compiled
     forecast: Sequence[int] | None = field(init=False, default=None)  # likely next tokens; None: unknown yet
@@ -128,7 +128,7 @@ class Request:
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max(self.max_new_tokens, 1)
         if self.logprobs is not None and self.logprobs.prompt_start is not None:
-            self.num_prompt_logprobs = self.logprobs.prompt_start
+            self.num_prompt_logprobs = max(self.logprobs.prompt_start - 1, 0)  # the position before tells it
 
     @property
     def matcher(self) -> Matcher | None:

@@ -190,7 +190,7 @@ class ModelRunner:
         """Embeddings of ``hidden`` [S, H] instead of tokens; a request's only token is nobody's."""
         if not len(hidden):
             return None
-        token_ids = torch.zeros(len(hidden), dtype=torch.int64)
+        token_ids = torch.zeros(len(hidden), dtype=torch.int64, device="cpu")
         return HostCopy({"token_ids": token_ids, "embeddings": self.model.compute_embeddings(hidden)})
 
     def _sampling(self, batch: Batch) -> SamplingBatch:

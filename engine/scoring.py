@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, short
+from .encoding import TextEncoder
 from .outputs import RequestOutput
-from .unicode import check_unicode
 
 SCORING_PARAMS = {"temperature": 0, "max_new_tokens": 0}
 """The token that is sampled all the same is nobody's."""
@@ -49,7 +49,7 @@ class ScorePlan:
     Raises InvalidRequestError.
     """
 
-    def __init__(self, tokenizer: Any, prompts: Any, continuations: Any) -> None:
+    def __init__(self, encoder: TextEncoder, prompts: Any, continuations: Any) -> None:
         self._is_single = isinstance(prompts, str) or _is_ids(prompts)
         if self._is_single:
             prompts, continuations = [prompts], [continuations]
@@ -67,10 +67,13 @@ class ScorePlan:
         self._counts: list[int] = []
         for prompt, endings in zip(prompts, continuations):
             if isinstance(endings, str) or not isinstance(endings, (list, tuple)) or _is_ids(endings):
-                raise InvalidRequestError(f"The continuations of a prompt must be a list, got {endings!r}.")
+                raise InvalidRequestError(
+                    f"The continuations of a prompt must be a list, got {short(endings)}."
+                )
             self._counts.append(len(endings))
+            read = _Reader(encoder, prompt)
             for ending in endings:
-                context, whole = _tokens(tokenizer, prompt, ending)
+                context, whole = read.with_ending(ending)
                 start = _common_length(context, whole)
                 _check(prompt, ending, start, len(whole))
                 self.input_ids.append(whole)
@@ -78,12 +81,12 @@ class ScorePlan:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``generate``; scored are the successors of a position and all that follow."""
+        """The arguments of ``generate``; scored are the tokens of the continuations."""
         return {
             "input_ids": self.input_ids,
             "sampling_params": SCORING_PARAMS,
             "return_logprob": True,
-            "logprob_start_len": [start - 1 for start in self.starts],
+            "logprob_start_len": self.starts,
             "return_hidden_states": False,
         }
 
@@ -98,27 +101,31 @@ class ScorePlan:
 
 
 def _score(ids: list[int], start: int, output: RequestOutput) -> ScoreOutput:
-    logprobs = tuple(logprob for logprob, _, _ in output.input_token_logprobs[-(len(ids) - start) :])
+    logprobs = tuple(logprob for logprob, _, _ in output.input_token_logprobs)
     return ScoreOutput(sum(logprobs), tuple(ids[start:]), logprobs, output.cached_tokens)
 
 
-def _tokens(tokenizer: Any, prompt: Any, ending: Any) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, and of prompt and continuation together."""
-    if _is_ids(prompt) and _is_ids(ending):
-        return list(prompt), [*prompt, *ending]
-    if not (isinstance(prompt, str) and isinstance(ending, str)):
-        raise InvalidRequestError(
-            "A prompt and its continuations must all be texts or all lists of token ids,"
-            f" got {prompt!r} and {ending!r}."
-        )
-    if tokenizer is None:
-        raise InvalidRequestError(
-            "The engine has no tokenizer (skip_tokenizer_init=True):"
-            " pass prompts and continuations as token ids."
-        )
-    check_unicode("A prompt with its continuation", prompt + ending)
-    context, whole = tokenizer([prompt, prompt + ending])["input_ids"]
-    return list(context), list(whole)
+class _Reader:
+    """Token ids of one prompt, and of the prompt and a continuation together."""
+
+    def __init__(self, encoder: TextEncoder, prompt: Any) -> None:
+        self._encoder = encoder
+        self._prompt = prompt
+        self._context: list[int] | None = None
+
+    def with_ending(self, ending: Any) -> tuple[list[int], list[int]]:
+        """The tokens of both; raises InvalidRequestError unless both are texts or both are ids."""
+        prompt = self._prompt
+        if _is_ids(prompt) and _is_ids(ending):
+            return list(prompt), [*prompt, *ending]
+        if not (isinstance(prompt, str) and isinstance(ending, str)):
+            raise InvalidRequestError(
+                "A prompt and its continuations must all be texts or all lists of token ids,"
+                f" got {short(prompt)} and {short(ending)}."
+            )
+        if self._context is None:
+            self._context = self._encoder.encode(prompt)
+        return self._context, self._encoder.encode(prompt + ending)
 
 
 def _common_length(a: list[int], b: list[int]) -> int:
@@ -128,11 +135,13 @@ def _common_length(a: list[int], b: list[int]) -> int:
 def _check(prompt: Any, ending: Any, start: int, num_tokens: int) -> None:
     if start == 0:
         raise InvalidRequestError(
-            f"Nothing comes before the continuation {ending!r}: the prompt {prompt!r} must give at least one"
-            " token to predict from, the tokenizer's begin-of-sequence token for instance."
+            f"Nothing comes before the continuation {short(ending)}: the prompt {short(prompt)} must give at"
+            " least one token to predict from, the tokenizer's begin-of-sequence token for instance."
         )
     if start == num_tokens:
-        raise InvalidRequestError(f"The continuation {ending!r} adds no token to the prompt {prompt!r}.")
+        raise InvalidRequestError(
+            f"The continuation {short(ending)} adds no token to the prompt {short(prompt)}."
+        )
 
 
 def _is_ids(value: Any) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequestError, short, unknown_option
+from ..sampling.limits import MAX_ID_CHARS, check_count
 
 if TYPE_CHECKING:
     from .handle import RequestHandle
@@ -43,7 +44,7 @@ class SessionParams:
             return given
         if not isinstance(given, dict):
             raise InvalidRequestError(
-                f"session_params must be a dict, got {type(given).__name__}: {given!r}."
+                f"session_params must be a dict, got {type(given).__name__}: {short(given)}."
             )
         for name in given:
             if name not in _KEYS:
@@ -52,7 +53,7 @@ class SessionParams:
         for name, value in given.items():
             if value is not None and type(value) not in kinds[name]:
                 raise InvalidRequestError(
-                    f"session_params[{name!r}] must be {kinds[name][0].__name__} or None, got {value!r}."
+                    f"session_params[{name!r}] must be {kinds[name][0].__name__} or None, got {short(value)}."
                 )
         if given.get("id") is None:
             return None
@@ -101,13 +102,17 @@ class Sessions:
         self._open: dict[str, dict[str, _Node]] = {}
 
     def open(self, session_id: str | None = None) -> str:
-        """Open a session and return its id. InvalidRequestError if it is open already, or no text."""
-        if session_id is not None and not isinstance(session_id, str):
-            raise InvalidRequestError(f"A session's id must be a text, got {short(session_id)}.")
-        session_id = session_id or uuid.uuid4().hex
+        """Open a session and return its id.
+
+        Raises InvalidRequestError if that id is open already or no text, InvalidParameterError if it is long.
+        """
+        session_id = uuid.uuid4().hex if session_id is None else session_id
+        if not isinstance(session_id, str) or not session_id:
+            raise InvalidRequestError(f"A session's id must be a non-empty string, got {short(session_id)}.")
+        check_count("The length of a session's id", len(session_id), MAX_ID_CHARS)
         with self._lock:
             if session_id in self._open:
-                raise InvalidRequestError(f"Session {session_id!r} is open already; choose another id.")
+                raise InvalidRequestError(f"Session {short(session_id)} is open already; choose another id.")
             self._open[session_id] = {}
         return session_id
 
@@ -130,13 +135,13 @@ class Sessions:
             node = nodes.get(params.rid)
             if node is None:
                 raise InvalidRequestError(
-                    f"Invalid request: session {params.id!r} has no request {params.rid!r} to continue."
-                    f" It has {sorted(nodes) or 'none'}."
+                    f"Invalid request: session {short(params.id)} has no request {short(params.rid)} to"
+                    f" continue. It has {sorted(nodes) or 'none'}."
                 )
             if not (node.handle.done() or params.replace):
                 raise InvalidRequestError(
-                    f"Invalid request: request {params.rid!r} has not finished; wait for it, or continue with"
-                    " replace=True, which aborts it."
+                    f"Invalid request: request {short(params.rid)} has not finished; wait for it, or"
+                    " continue with replace=True, which aborts it."
                 )
             context = node.context()
         if params.offset:

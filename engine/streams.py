@@ -14,6 +14,8 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..signatures import suggest_names
+
 if TYPE_CHECKING:
     from .engine import Engine
     from .handle import Owner, RequestHandle
@@ -30,6 +32,7 @@ class _News:
         self._owner = owner
         self._handles = list(handles)
         self._open = set(handles)
+        self._check_process()
         for handle in handles:
             handle.watch(self.mark)
 
@@ -47,6 +50,7 @@ class _News:
 
     def take(self) -> RequestOutput | None:
         """What is new of one handle, None if nothing is; its final output comes once."""
+        self._check_process()
         with self._condition:
             while self._changed:
                 handle = next(iter(self._changed))
@@ -66,6 +70,11 @@ class _News:
         with self._condition:
             while not self._changed and self._open:
                 self._condition.wait()
+
+    def _check_process(self) -> None:
+        """Raise EngineForkedError in a forked child, before a lock is taken that may be held for ever."""
+        if self._owner.is_forked:
+            self._owner.check_wait()
 
     def end(self) -> None:
         """Nobody reads any more: abort what is unfinished. In a forked child it is the parent's."""
@@ -182,6 +191,7 @@ async def wait_async(handle: RequestHandle) -> RequestOutput:
     return handle.latest()
 
 
+@suggest_names()
 def stream_and_merge(engine: Engine, prompt: str, sampling_params: Any = None) -> str:
     """Stream the answer to one text and return it whole; what the documentation's helper of that name does.
 
@@ -193,6 +203,7 @@ def stream_and_merge(engine: Engine, prompt: str, sampling_params: Any = None) -
     return text
 
 
+@suggest_names()
 async def async_stream_and_merge(
     engine: Engine, prompt: str, sampling_params: Any = None
 ) -> AsyncIterator[str]:

@@ -48,7 +48,7 @@ class TokenPieces:
         self.strips_space = strips_space
         self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self._backend = backend
-        self._alphabet = _byte_alphabet() if byte_level else None
+        self._alphabet = byte_alphabet() if byte_level else None
         self._pieces: dict[int, bytes] = {}
 
     @classmethod
@@ -204,7 +204,7 @@ def _signature(step: dict[str, Any]) -> str:
     return kind
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Map each character of byte-level BPE to its byte.
 
     The format is GPT-2's: printable Latin-1 bytes stand for themselves, the other ones, in order,

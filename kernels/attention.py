@@ -170,8 +170,8 @@ def _attend(
     scores = torch.einsum("qhgd,khd->hgqk", grouped, keys.float()) * scale
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    key = torch.arange(num_kv, device=q.device)
-    query = torch.arange(num_kv - num_q, num_kv, device=q.device)[:, None]
+    key = torch.arange(num_kv, dtype=torch.int64, device=q.device)
+    query = torch.arange(num_kv - num_q, num_kv, dtype=torch.int64, device=q.device)[:, None]
     visible = key <= query if window is None else (key <= query) & (key > query - window)
     weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), dim=-1)
     out = torch.einsum("hgqk,khd->qhgd", weights, values.float())

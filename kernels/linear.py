@@ -87,7 +87,7 @@ class PackedWeight:
         """Return the weight as a tensor ``[N, K]``, bit for bit as packed; a copy if it is in panels."""
         if not self.panel:
             return self._storage
-        return self.rows(torch.arange(self.shape[0]))
+        return self.rows(torch.arange(self.shape[0], dtype=torch.int64, device="cpu"))
 
     def copy_(self, weight: torch.Tensor) -> PackedWeight:
         """Overwrite the values with weight ``[N, K]`` (any dtype and device); the memory stays the same.
@@ -158,7 +158,7 @@ def pack_weight(
         )
     n, k = weight.shape
     panel = _C.gemm_panel()
-    storage = torch.empty(-(-n // panel) * panel * k, dtype=weight.dtype)
+    storage = torch.empty(-(-n // panel) * panel * k, dtype=weight.dtype, device="cpu")
     return PackedWeight(storage, weight.shape, panel).copy_(weight)
 
 
@@ -265,7 +265,7 @@ def _linear_panels(
         x, row_stride = x.contiguous(), k
     if bias is not None:
         bias = bias.contiguous()
-    out = torch.empty(rows, n, dtype=out_dtype)
+    out = torch.empty(rows, n, dtype=out_dtype, device="cpu")
     _C.gemm(
         out.data_ptr(),
         out_type,

@@ -79,7 +79,7 @@ class Rows:
     def build(cls, index: Sequence[int], total: int) -> Rows:
         """The rows ``index`` (ascending) of a tensor of ``total`` rows."""
         whole = len(index) == total
-        return cls(None if whole else torch.tensor(index, dtype=torch.int64), len(index))
+        return cls(None if whole else torch.tensor(index, dtype=torch.int64, device="cpu"), len(index))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The rows of ``values`` [total, ...] -> [count, ...]; ``values`` itself if all."""
@@ -215,8 +215,8 @@ class SamplingBatch:
         batch = cls(
             size=size,
             vocab_size=vocab_size,
-            keys=torch.tensor(keys, dtype=torch.int64),
-            kinds=torch.tensor(kinds, dtype=torch.int32),
+            keys=torch.tensor(keys, dtype=torch.int64, device="cpu"),
+            kinds=torch.tensor(kinds, dtype=torch.int32, device="cpu"),
             temperature=_column(temperature, torch.float32),
             biases=_biases(rows, vocab_size),
             bans=_bans(rows, vocab_size),
@@ -258,7 +258,7 @@ def upload(batch: Any, device: torch.device) -> Any:
     for tensor in tensors:
         starts.append(size)
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu")
 
     def part(buffer: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
         return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
@@ -289,7 +289,7 @@ def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def _column(values: list, dtype: torch.dtype) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype).unsqueeze(1)
+    return torch.tensor(values, dtype=dtype, device="cpu").unsqueeze(1)
 
 
 def _kind(row: SamplingRow, vocab_size: int) -> int:
@@ -312,8 +312,8 @@ def _biases(rows: Sequence[SamplingRow], vocab_size: int) -> Biases | None:
         return None
     flat, values = zip(*entries)
     return Biases(
-        torch.tensor(flat, dtype=torch.int64),
-        torch.tensor(values, dtype=torch.float32),
+        torch.tensor(flat, dtype=torch.int64, device="cpu"),
+        torch.tensor(values, dtype=torch.float32, device="cpu"),
     )
 
 
@@ -326,7 +326,7 @@ def _bans(rows: Sequence[SamplingRow], vocab_size: int) -> Bans | None:
     ]
     if not entries:
         return None
-    flat, row, until = torch.tensor(entries, dtype=torch.int64).unbind(1)
+    flat, row, until = torch.tensor(entries, dtype=torch.int64, device="cpu").unbind(1)
     return Bans(flat.contiguous(), row.contiguous(), until.contiguous())
 
 
@@ -340,8 +340,8 @@ def _penalties(rows: Sequence[SamplingRow]) -> Penalties | None:
     asking = [rows[i] for i in index]
     return Penalties(
         rows=Rows.build(index, len(rows)),
-        slots=torch.tensor([r.slot for r in asking], dtype=torch.int64),
-        prompt_lens=torch.tensor([r.prompt_len for r in asking], dtype=torch.int64),
+        slots=torch.tensor([r.slot for r in asking], dtype=torch.int64, device="cpu"),
+        prompt_lens=torch.tensor([r.prompt_len for r in asking], dtype=torch.int64, device="cpu"),
         frequency=_column([r.params.frequency_penalty for r in asking], torch.float32),
         presence=_column([r.params.presence_penalty for r in asking], torch.float32),
         repetition=_column([r.params.repetition_penalty for r in asking], torch.float32),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, short
 
 LogitProcessor = Callable[[torch.Tensor, "list[dict[str, Any]]"], torch.Tensor]
 """Takes the logits [n, V] fp32 of its n rows and their ``custom_params``; returns logits of that shape."""
@@ -123,6 +123,6 @@ def _checked(processor: Any) -> LogitProcessor:
     if not callable(processor):
         raise InvalidRequestError(
             "custom_logit_processor must be a CustomLogitProcessor, its to_str() or a callable"
-            f" f(logits, custom_param_list), got {type(processor).__name__}: {processor!r}."
+            f" f(logits, custom_param_list), got {type(processor).__name__}: {short(processor)}."
         )
     return processor

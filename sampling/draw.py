@@ -88,7 +88,9 @@ def invert(weights: torch.Tensor, running: torch.Tensor, uniform: torch.Tensor) 
     fp32 running sums over a whole vocabulary cost no precision among improbable tokens.
     """
     vocab = weights.shape[1]
-    last_of_block = torch.arange(_BLOCK - 1, vocab + _BLOCK - 1, _BLOCK, device=weights.device)
+    last_of_block = torch.arange(
+        _BLOCK - 1, vocab + _BLOCK - 1, _BLOCK, dtype=torch.int64, device=weights.device
+    )
     ends = running.index_select(1, last_of_block.clamp_(max=vocab - 1)).double()
     # uniform <= 1 - 2**-53, so target is below the last end even after rounding: the block found has weight.
     # Only a row of NaN needs the clamp.
@@ -97,7 +99,7 @@ def invert(weights: torch.Tensor, running: torch.Tensor, uniform: torch.Tensor) 
     end = ends.gather(1, block)
     begin = torch.where(block > 0, ends.gather(1, (block - 1).clamp_(min=0)), 0.0)
 
-    columns = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    columns = block * _BLOCK + torch.arange(_BLOCK, dtype=torch.int64, device=weights.device)
     inside = weights.gather(1, columns.clamp(max=vocab - 1)).double()
     inside.masked_fill_(columns >= vocab, 0.0)
     sums = inside.cumsum(1)

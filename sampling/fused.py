@@ -111,5 +111,5 @@ def logprobs(
         return chosen, None, None
     ids = top_tokens(asking, batch.top_logprobs)
     values = score(ids, asking)
-    ranks = torch.arange(ids.shape[1], device=ids.device)
+    ranks = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
     return chosen, values.masked_fill_(ranks >= rows.take(nucleus_count).unsqueeze(1), LOWEST), ids

@@ -29,7 +29,9 @@ def top_tokens(scores: torch.Tensor, count: int) -> torch.Tensor:
     blocks = scores.view(num_rows, -1, _BLOCK)
     best = torch.sort(blocks.amax(2), dim=1, descending=True, stable=True).indices[:, :count]
     best = best.sort(1).values  # back in id order, for the stable sort to settle ties by
-    ids = (best.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=scores.device)).flatten(1)
+    ids = (
+        best.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, dtype=torch.int64, device=scores.device)
+    ).flatten(1)
     order = torch.sort(scores.gather(1, ids), dim=1, descending=True, stable=True).indices
     # padding ties only with banned tokens and has the highest ids, so the first `count` are real
     return ids.gather(1, order[:, :count])
@@ -70,7 +72,7 @@ def sampled_logprobs(
         return chosen, None, None
     top_ids = top_tokens(scores, top_k)
     top_values = logprobs.gather(1, top_ids) - log_mass
-    ranks = torch.arange(top_ids.shape[1], device=scores.device)
+    ranks = torch.arange(top_ids.shape[1], dtype=torch.int64, device=scores.device)
     top_values = top_values.masked_fill_(ranks >= nucleus_count.unsqueeze(1), LOWEST).clamp_(min=LOWEST)
     return chosen, top_values, top_ids
 

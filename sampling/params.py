@@ -9,7 +9,9 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..errors import InvalidParameterError, InvalidRequestError, unknown_option
+from ..errors import InvalidParameterError, InvalidRequestError, short, unknown_option
+from ..signatures import suggest_names
+from .limits import MAX_ENTRIES, MAX_SAMPLES, MAX_STOP_CHARS, MAX_STOPS, check_count, check_product
 
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this one mean greedy decoding."""
@@ -45,7 +47,7 @@ class SamplingParams:
             decimal strings, since JSON has no other keys.
         seed: a signed 64-bit integer; the same seed, parameters and prompt draw the same tokens. ``None``
             draws a seed.
-        n: how many samples of the prompt to make.
+        n: how many samples of the prompt to make, 1 to 1024.
 
     Constraints, at most one; a token that would break it is never drawn, and the request ends when it is met:
         json_schema: a JSON schema: a string, a dict, or a Pydantic model (the class; kept as a string);
@@ -59,7 +61,7 @@ class SamplingParams:
     handed to the caller's own logit processor, otherwise unread.
 
     Integers may be given as integral floats. Any other type, NaN, infinity or a value out of range
-    raises :class:`~rootlet.errors.InvalidParameterError`.
+    raises :class:`~rootlet.errors.InvalidParameterError`; so do counts beyond :mod:`rootlet.sampling.limits`.
     """
 
     max_new_tokens: int | None = 128
@@ -103,6 +105,7 @@ class SamplingParams:
                 raise _wrong_type(name, getattr(self, name), "True or False")
         self._check_ranges()
         self._check_lengths()
+        self._check_counts()
         self._check_constraints()
 
     def _set(self, name: str, value: object) -> None:
@@ -126,6 +129,7 @@ class SamplingParams:
             f"repetition_penalty must be in (0, 2], got {self.repetition_penalty}.",
         )
         _require(self.n >= 1, f"n must be at least 1, got {self.n}.")
+        check_count("n", self.n, MAX_SAMPLES, "Send the prompt again for more samples.")
         _require(
             self.seed is None or self.seed in _SEEDS,
             f"seed must be in [-2**63, 2**63 - 1] or None, got {self.seed}.",
@@ -137,6 +141,14 @@ class SamplingParams:
         if most is not None:
             _require(most >= 0, f"max_new_tokens must be at least 0, got {most}.")
             _require(least <= most, f"min_new_tokens must be in (0, max_new_tokens({most})], got {least}.")
+
+    def _check_counts(self) -> None:
+        check_count("The number of stop strings", len(self.stop), MAX_STOPS)
+        check_count("The length of all stop strings together", sum(map(len, self.stop)), MAX_STOP_CHARS)
+        for name in ("logit_bias", "stop_token_ids", "custom_params"):
+            value = getattr(self, name)
+            if isinstance(value, (dict, tuple)):
+                check_product(f"Entries of {name}", len(value), self.n, MAX_ENTRIES)
 
     def _check_constraints(self) -> None:
         if callable(getattr(self.json_schema, "model_json_schema", None)):  # a Pydantic model
@@ -192,7 +204,7 @@ class SamplingParams:
         if isinstance(given, dict):
             return cls.from_dict(given)
         raise InvalidRequestError(
-            f"sampling_params must be a dict or SamplingParams, got {type(given).__name__}: {given!r}."
+            f"sampling_params must be a dict or SamplingParams, got {type(given).__name__}: {short(given)}."
         )
 
     @property
@@ -209,6 +221,8 @@ class SamplingParams:
                     f"{name} names token id {token_id}, but this vocabulary ends at {vocab_size - 1}.",
                 )
 
+
+SamplingParams.__init__ = suggest_names("sampling parameter")(SamplingParams.__init__)
 
 _FLOATS = (
     "temperature",
@@ -233,7 +247,7 @@ def _require(ok: bool, message: str) -> None:
 
 
 def _wrong_type(name: str, value: object, wanted: str) -> InvalidParameterError:
-    return InvalidParameterError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__}).")
+    return InvalidParameterError(f"{name} must be {wanted}, got {short(value)} ({type(value).__name__}).")
 
 
 def _float(name: str, value: object) -> float:
@@ -244,23 +258,27 @@ def _float(name: str, value: object) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    _require(math.isfinite(number), f"{name} must be a finite number, got {value}.")
+    if not math.isfinite(number):
+        raise _wrong_type(name, value, "a finite number")
     return number
 
 
 def _int(name: str, value: object) -> int:
-    """``value`` as a Python int; an integral float passes, as JSON writers often produce one."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer():
-        return int(value)
-    raise _wrong_type(name, value, "an integer")
+    """``value`` as a Python int of 64 bits; an integral float passes, as JSON writers often produce one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _wrong_type(name, value, "an integer")
+    if not (isinstance(value, numbers.Integral) or float(value).is_integer()):
+        raise _wrong_type(name, value, "an integer")
+    if not -(2**63) <= value < 2**63:
+        raise _wrong_type(name, value, "an integer of 64 bits")
+    return int(value)
 
 
 def _token_id(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise _wrong_type(name, value, "made of integer token ids")
-    _require(value >= 0, f"{name} must be made of token ids >= 0, got {value}.")
+    _require(value >= 0, f"{name} must be made of token ids >= 0, got {short(value)}.")
+    _require(value < 2**31, f"{name} must be made of token ids below 2**31, got {short(value)}.")
     return int(value)
 
 

@@ -26,7 +26,8 @@ def ban_until_min(logits: torch.Tensor, bans: Bans, positions: torch.Tensor) -> 
     """
     flat = logits.view(-1)
     banned = positions[bans.row] < bans.until
-    flat.put_(bans.flat, flat.take(bans.flat).masked_fill(banned, float("-inf")))
+    # index_put_ and not put_, which a host that asks torch for deterministic algorithms makes raise
+    flat.index_put_((bans.flat,), flat.take(bans.flat).masked_fill(banned, float("-inf")))
 
 
 def apply_penalties(
@@ -57,11 +58,11 @@ def apply_penalties(
     # host wait for the device, so there the whole width of the table is read.
     width = max(1, int(lengths.max())) if lengths.device.type == "cpu" else tokens.shape[1]
     history = tokens[:, :width].index_select(0, penalties.slots).long()
-    columns = torch.arange(width, device=history.device)
+    columns = torch.arange(width, dtype=torch.int64, device=history.device)
     # Columns past the end stand for the row's first token again: every column then names a token that
     # was seen, and writing one token several times is harmless because it gets the same value each time.
     history = torch.where(columns < lengths, history, history[:, :1])
-    row = torch.arange(logits.shape[0], device=logits.device).unsqueeze(1)
+    row = torch.arange(logits.shape[0], dtype=torch.int64, device=logits.device).unsqueeze(1)
     flat = penalties.rows.take(row) * vocab + history
     values = logits.view(-1).take(flat)
     if penalties.any_linear:
@@ -72,4 +73,4 @@ def apply_penalties(
         values -= penalties.presence * (counts > 0)
     if penalties.any_repetition:
         values = torch.where(values > 0, values / penalties.repetition, values * penalties.repetition)
-    logits.view(-1).put_(flat, values)
+    logits.view(-1).index_put_((flat,), values)

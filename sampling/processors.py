@@ -50,7 +50,7 @@ def group_processors(rows: Sequence[SamplingRow], device: torch.device) -> tuple
             groups.setdefault(id(row.processor), []).append(i)  # callers' objects may define any equality
 
     def on_device(index: list[int]) -> torch.Tensor:
-        host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda")
+        host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda", device="cpu")
         return host.to(device, non_blocking=True)
 
     return tuple(

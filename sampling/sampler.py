@@ -151,7 +151,7 @@ class Sampler:
         by, NaN or -inf if there was no choice; and what the filters did.
         """
         token_ids = torch.empty(batch.size, dtype=torch.int64, device=logits.device)
-        weight = torch.empty(batch.size, device=logits.device)
+        weight = torch.empty(batch.size, dtype=torch.float32, device=logits.device)
         filtered = None
         if batch.greedy.count:
             rows = batch.greedy.take(logits)
@@ -212,11 +212,11 @@ class Sampler:
             chosen, values, ids = sampled_logprobs(
                 scores, rows.take(token_ids), rows.take(mass), rows.take(count), width, work
             )
-        logprobs = torch.full((batch.size,), float("nan"), device=logits.device)
+        logprobs = torch.full((batch.size,), float("nan"), dtype=torch.float32, device=logits.device)
         rows.put(logprobs, chosen)
         if values is None or ids is None:
             return SampleOutput(token_ids, logprobs)
-        top_values = torch.full((batch.size, width), float("nan"), device=logits.device)
+        top_values = torch.full((batch.size, width), float("nan"), dtype=torch.float32, device=logits.device)
         top_ids = torch.full((batch.size, width), -1, dtype=torch.int64, device=logits.device)
         rows.put(top_values, values)
         rows.put(top_ids, ids)

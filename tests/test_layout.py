@@ -22,6 +22,7 @@ else:
 ROOT = Path(rootlet.__file__).parent
 FLOORS = {
     "errors": 0,
+    "signatures": 1,
     "version": 0,
     "cache": 1,
     "kernels": 1,
@@ -39,6 +40,26 @@ NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "buil
 WITHOUT_TORCH = ("rootlet.cache.page_pool", "rootlet.cache.radix_cache", "rootlet.engine.scheduler")
 MAX_LINES = 500
 PIP_INSTALL = re.compile(r"pip install +['\"]?([^\s'\"`]+)")
+CREATE = {
+    "arange", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "rand", "randint",
+    "randn", "randperm", "scalar_tensor", "tensor", "zeros",
+}  # fmt: skip
+AMBIENT = {
+    "set_default_dtype",
+    "set_default_device",
+    "set_default_tensor_type",
+    "get_default_dtype",
+    "Tensor",
+}
+TYPED = {
+    "FloatTensor",
+    "DoubleTensor",
+    "HalfTensor",
+    "BFloat16Tensor",
+    "LongTensor",
+    "IntTensor",
+    "BoolTensor",
+}
 UNWANTED = ("raise NotImplementedError", "TODO", "FIXME", "os.environ", "getenv")
 
 
@@ -176,3 +197,28 @@ def test_the_version_is_written_once():
     assert (ROOT / "CHANGELOG.md").read_text().startswith(f"# Changelog\n\n## {rootlet.__version__}")
     assert f"Version {rootlet.__version__}" in (ROOT / "README.md").read_text()
     assert pyproject["project"]["scripts"] == {"rootlet": "rootlet.__main__:main"}
+
+
+def torch_calls(tree):
+    """Calls of ``torch.NAME(...)``: (line, name, names of keywords)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if isinstance(owner, ast.Name) and owner.id == "torch":
+                yield node.lineno, node.func.attr, {keyword.arg for keyword in node.keywords}
+
+
+def test_every_tensor_is_made_with_a_dtype_and_a_device():
+    """So no default of the host's torch reaches it."""
+    flaws = []
+    for path in package_files():
+        for line, name, given in torch_calls(ast.parse(path.read_text())):
+            if name in AMBIENT | TYPED:
+                flaws.append(f"{where(path)}:{line} torch.{name}")
+            elif name in CREATE:
+                flaws += [
+                    f"{where(path)}:{line} torch.{name} without {k}"
+                    for k in ("dtype", "device")
+                    if k not in given
+                ]
+    assert flaws == []

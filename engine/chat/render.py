@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import InvalidRequestError
 from ...grammar.chat_templates.sandbox import render_chat
-from ..unicode import check_unicode
+from ..encoding import TextEncoder
 from .conversation import ROLES, Conversation, join
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class ChatRenderer:
         template: what that template is if it replaces the tokenizer's own.
         tool_format: how the model writes tool calls, None if that is not known.
         reasoning: how it marks its reasoning, None to leave replies as they are.
+        encoder: reads the rendered texts; by default any length of them.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class ChatRenderer:
         template: ChatTemplate | None = None,
         tool_format: ToolCallFormat | None = None,
         reasoning: ReasoningFormat | None = None,
+        encoder: TextEncoder | None = None,
     ) -> None:
         self.tool_format = tool_format
         self.reasoning = reasoning
         self._tokenizer = tokenizer
+        self._encoder = encoder or TextEncoder(tokenizer)
         self._template: ConversationTemplate | None = template.conversation if template else None
 
     def render(self, conversation: Conversation, tools: Sequence[Tool] = ()) -> str:
@@ -81,9 +84,9 @@ class ChatRenderer:
         text, reply_start = self._render(conversation, tools)
         in_reasoning = self.reasoning is not None and self.reasoning.begins_in(text, reply_start)
         if self._template is None:
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
-            return ChatPrompt(list(ids), in_reasoning=in_reasoning)
-        return ChatPrompt(list(self._tokenizer.encode(text)), self._template.stop, in_reasoning)
+            ids = self._encoder.encode(text, add_special_tokens=False)
+            return ChatPrompt(ids, in_reasoning=in_reasoning)
+        return ChatPrompt(self._encoder.encode(text), self._template.stop, in_reasoning)
 
     def _render(self, conversation: Conversation, tools: Sequence[Tool]) -> tuple[str, str]:
         """The prompt, and the beginning of the reply with which it ends."""
@@ -101,7 +104,6 @@ class ChatRenderer:
         if reply_start and self._template is not None:
             text += self._template.reply_gap
         text += reply_start
-        check_unicode("The rendered conversation", text)
         return text, reply_start
 
     def _check_template(self, conversation: Conversation, tools: Sequence[Tool]) -> None:

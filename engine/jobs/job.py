@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import EngineClosedError, JobError
 from ...sampling.params import SamplingParams
+from ...signatures import suggest_names
 from ..config import EngineConfig
 from .lines import parse_line
 from .options import check_flags, check_options, check_stack
@@ -39,6 +40,7 @@ _MIN_IN_FLIGHT = 64
 _IN_FLIGHT_PER_RUNNING = 2  # enough waiting that a finished request is replaced at once
 
 
+@suggest_names()
 def run_jobs(
     input: str | Path,
     output: str | Path,

@@ -16,7 +16,6 @@ from .identity import LineError, LineIdentity
 
 Prompt = str | tuple[int, ...] | Conversation
 Form = Literal["simple", "chat", "completion"]
-MAX_SAMPLES = 1024  # requests one line may turn into
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,7 @@ class JobDefaults:
         values = {**form, **self.sampling, **line}
         if line.get("seed") is None:
             values["seed"] = derive_seed(self.seed, int.from_bytes(identity, "little"))
-        params = SamplingParams.from_dict(values)
-        if params.n > MAX_SAMPLES:
-            raise InvalidRequestError(f"n must be at most {MAX_SAMPLES} in a job, got {params.n}.")
-        return params
+        return SamplingParams.from_dict(values)
 
 
 def check_prompt(name: str, value: object) -> str | tuple[int, ...]:

@@ -57,8 +57,8 @@ def build_cos_sin(config: RopeConfig, num_positions: int) -> Tensor:
     """Compute cos | sin ``[num_positions, rotary_dim]`` fp32 on the CPU, scaled by the attention factor."""
     half = config.rotary_dim // 2
     inv_freq, scale = inverse_frequencies(config, num_positions)
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inv_freq
-    table = torch.empty(num_positions, config.rotary_dim)
+    angles = torch.arange(num_positions, dtype=torch.float32, device="cpu")[:, None] * inv_freq
+    table = torch.empty(num_positions, config.rotary_dim, dtype=torch.float32, device="cpu")
     torch.mul(angles.cos(), scale, out=table[:, :half])
     torch.mul(angles.sin_(), scale, out=table[:, half:])
     return table
@@ -85,7 +85,7 @@ def inverse_frequencies(config: RopeConfig, num_positions: int) -> tuple[Tensor,
 
 def _exponents(config: RopeConfig) -> Tensor:
     """``2i / rotary_dim`` for each pair i, ``[rotary_dim / 2]`` fp32."""
-    return torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    return torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device="cpu") / config.rotary_dim
 
 
 def _unscaled(config: RopeConfig) -> Tensor:
@@ -101,7 +101,9 @@ def _dynamic(config: RopeConfig, num_positions: int) -> Tensor:
     """
     if num_positions <= config.max_position_embeddings:
         return _unscaled(config)
-    lengths = torch.arange(1, num_positions + 1).clamp(min=config.max_position_embeddings)
+    lengths = torch.arange(1, num_positions + 1, dtype=torch.float32, device="cpu").clamp(
+        min=config.max_position_embeddings
+    )
     stretch = config.factor * lengths / config.max_position_embeddings - (config.factor - 1)
     bases = config.theta * stretch ** (config.rotary_dim / (config.rotary_dim - 2))
     return 1.0 / bases[:, None] ** _exponents(config)
@@ -130,7 +132,7 @@ def _yarn(config: RopeConfig) -> Tensor:
     low, high = max(low, 0), min(high, config.rotary_dim - 1)
     if low == high:
         high += 0.001  # a ramp of no width would divide by zero
-    ramp = (torch.arange(config.rotary_dim // 2, dtype=torch.float32) - low) / (high - low)
+    ramp = (torch.arange(config.rotary_dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)
     keep = 1 - ramp.clamp(0, 1)
     wavelengths = config.theta ** _exponents(config)
     return 1.0 / (_length_factor(config) * wavelengths) * (1 - keep) + 1.0 / wavelengths * keep
@@ -159,7 +161,9 @@ def _yarn_attention_factor(config: RopeConfig) -> float:
 def _longrope(config: RopeConfig, num_positions: int) -> Tensor:
     """LongRoPE (arXiv:2402.13753): every pair has its own searched factor, short or long."""
     is_long = num_positions > config.original_max_position_embeddings
-    factors = torch.tensor(config.long_factor if is_long else config.short_factor, dtype=torch.float32)
+    factors = torch.tensor(
+        config.long_factor if is_long else config.short_factor, dtype=torch.float32, device="cpu"
+    )
     return 1.0 / (factors * config.theta ** _exponents(config))
 
 

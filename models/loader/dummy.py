@@ -30,7 +30,9 @@ def make_dummy(
 
     def stream() -> Iterator[StoredTensor]:
         generator = torch.Generator().manual_seed(seed)
-        pool = torch.empty(_POOL_SIZE).normal_(generator=generator).to(device)
+        pool = (
+            torch.empty(_POOL_SIZE, dtype=torch.float32, device="cpu").normal_(generator=generator).to(device)
+        )
         for name, shape in shapes.items():
             yield StoredTensor(name, _random_tensor(pool, name, torch.Size(shape), dtype, seed), sizes[name])
 

@@ -155,7 +155,7 @@ def _expand(package: ModuleType, kind: int, raw: np.ndarray, dtype: torch.dtype)
     A block is expanded without looking at its neighbours, so pieces need not be rows of the tensor.
     """
     block, block_bytes = package.GGML_QUANT_SIZES[kind]
-    values = torch.empty(raw.size // block_bytes * block, dtype=dtype)
+    values = torch.empty(raw.size // block_bytes * block, dtype=dtype, device="cpu")
     step = _EXPAND_AT_ONCE // block
     for start in range(0, raw.size // block_bytes, step):
         piece = raw[start * block_bytes : (start + step) * block_bytes]

@@ -79,6 +79,25 @@ def test_one_prompt_is_a_bar_of_one(engine, bars):
     assert (bars[0].n, bars[0].total) == (1, 1)
 
 
+def test_embeddings_and_scores_count_the_tokens_they_read(tiny_model, bars, capsys):
+    options = {"load_format": "dummy", "skip_tokenizer_init": True}
+    with rootlet.Engine(tiny_model, is_embedding=True, **options) as engine:
+        engine.encode(input_ids=PROMPTS, progress=True)
+        vectors = asyncio.run(engine.async_encode(input_ids=PROMPTS, progress=True))
+        assert [len(one.embedding) for one in vectors] == [64] * 7
+        assert engine.encode(input_ids=[5, 6], progress=True).prompt_tokens == 2
+    with rootlet.Engine(tiny_model, **options) as engine:
+        endings = [[5, 6], [7], [8, 9, 10]]
+        expected = [score.logprob for score in engine.score([3, 4], endings)]
+        for scores in (
+            engine.score([3, 4], endings, progress=True),
+            asyncio.run(engine.async_score([3, 4], endings, progress=True)),
+        ):
+            assert [score.logprob for score in scores] == pytest.approx(expected, abs=1e-5)
+    assert [bar.n for bar in bars] == [7, 7, 1, 3, 3]
+    assert len(re.findall(r"[1-9][\d,]* tokens/s", capsys.readouterr().err)) >= 5
+
+
 def test_refused_together_with_stream(engine):
     for call in (engine.generate, lambda **given: asyncio.run(engine.async_generate(**given))):
         with pytest.raises(InvalidRequestError, match=r"progress=True .* stream=True"):

@@ -207,7 +207,7 @@ def test_the_documented_dictionary(engine):
 
 def test_logprob_start_len_rules(engine):
     prompt = [4, 5, 6, 7, 8]
-    for start, length in ((None, 0), (-1, 0), (0, 5), (1, 3), (4, 0)):
+    for start, length in ((None, 0), (-1, 0), (0, 5), (1, 4), (4, 1)):
         out = engine.generate(
             input_ids=prompt, sampling_params=GREEDY, return_logprob=True, logprob_start_len=start
         )
@@ -215,6 +215,38 @@ def test_logprob_start_len_rules(engine):
     mixed = engine.generate(input_ids=[prompt, prompt], sampling_params=GREEDY, return_logprob=[True, False])
     assert mixed[0].output_token_logprobs is not None
     assert mixed[1].output_token_logprobs is None
+
+
+@pytest.mark.parametrize("options", [{}, {"chunked_prefill_size": 7}], ids=["whole", "chunks"])
+def test_prompt_logprobs_from_anywhere_are_those_from_the_beginning(tiny_model, options):
+    """Whatever is cached: each start finds more of the prompt in the cache, up to the token it needs."""
+    prompt = list(range(30, 50))
+    options = {"load_format": "dummy", "skip_tokenizer_init": True, "dtype": "float32", **options}
+    with rootlet.Engine(tiny_model, **options) as engine:
+
+        def scored(start):
+            return engine.generate(
+                input_ids=prompt, sampling_params=GREEDY, return_logprob=True, logprob_start_len=start,
+                top_logprobs_num=2,
+            )  # fmt: skip
+
+        whole = scored(0)
+        assert [token for _, token, _ in whole.input_token_logprobs] == prompt
+        assert [lp is None for lp, _, _ in whole.input_token_logprobs] == [True] + [False] * 19
+        for start in range(1, 20):
+            part = scored(start)
+            assert part.cached_tokens == start - 1
+            assert [token for _, token, _ in part.input_token_logprobs] == prompt[start:]
+            for name in ("input_token_logprobs", "input_top_logprobs"):
+                got, want = getattr(part, name), getattr(whole, name)[start:]
+                assert len(got) == 20 - start
+                flat = [[pair[0] for pair in (one if isinstance(one, list) else [one])] for one in got]
+                expected = [[pair[0] for pair in (one if isinstance(one, list) else [one])] for one in want]
+                assert flat == [pytest.approx(one, abs=1e-4) for one in expected]
+        [score] = engine.score(prompt[:12], [prompt[12:]])
+        expected = [lp for lp, _, _ in whole.input_token_logprobs[12:]]
+        assert score.token_logprobs == pytest.approx(expected, abs=1e-4)
+        assert score.token_ids == tuple(prompt[12:])
 
 
 def test_streams_are_cumulative_and_end_like_the_plain_call(engine):

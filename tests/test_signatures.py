@@ -1,0 +1,62 @@
+"""Unknown argument names: a suggestion, and signatures that tools still read."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+
+import rootlet
+from rootlet.errors import UnknownOptionError
+from rootlet.signatures import suggest_names
+
+CALLS = [
+    (rootlet.Engine.generate, "promt", "Did you mean 'prompt'"),
+    (rootlet.Engine.generate, "temperature", "pass sampling_params={'temperature': ...}"),
+    (rootlet.Engine.async_generate, "return_logprobs", "Did you mean 'return_logprob'"),
+    (rootlet.Engine.submit, "max_new_tokens", "sampling_params"),
+    (rootlet.Engine.chat, "tool", "Did you mean 'tools'"),
+    (rootlet.Engine.async_chat, "messges", "Did you mean 'messages'"),
+    (rootlet.Engine.score, "continuation", "Did you mean 'continuations'"),
+    (rootlet.Engine.async_score, "prompt", "Did you mean 'prompts'"),
+    (rootlet.Engine.encode, "inputids", "Did you mean 'input_ids'"),
+    (rootlet.Engine.async_encode, "inputids", "Did you mean 'input_ids'"),
+    (rootlet.Engine.classify, "promt", "Did you mean 'prompt'"),
+    (rootlet.Engine.async_classify, "promt", "Did you mean 'prompt'"),
+    (rootlet.run_jobs, "sampling_param", "Did you mean 'sampling_params'"),
+    (rootlet.stream_and_merge, "sampling_parms", "Did you mean 'sampling_params'"),
+    (rootlet.SamplingParams.__init__, "temprature", "Did you mean 'temperature'"),
+]
+
+
+@pytest.mark.parametrize(("function", "name", "hint"), CALLS, ids=lambda value: str(value))
+def test_an_unknown_name_gets_a_suggestion(function, name, hint):
+    def call():
+        result = function(None, **{name: 1})
+        asyncio.run(result)  # of a coroutine function
+
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert isinstance(caught.value, UnknownOptionError)
+    assert repr(name) in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_signatures_stay():
+    names = list(inspect.signature(rootlet.Engine.generate).parameters)
+    assert names[:4] == ["self", "prompt", "sampling_params", "input_ids"]
+    assert inspect.iscoroutinefunction(rootlet.Engine.async_generate)
+    assert not inspect.iscoroutinefunction(rootlet.Engine.generate)
+    assert "temperature" in inspect.signature(rootlet.SamplingParams).parameters
+    assert "bar that counts" in inspect.getdoc(rootlet.Engine.generate)
+
+
+def test_positional_only_names_may_be_anything():
+    @suggest_names()
+    def function(a, /, b, *, c=1):
+        return a, b, c
+
+    assert function(1, b=2) == (1, 2, 1)
+    with pytest.raises(UnknownOptionError, match="Unknown argument 'a'"):
+        function(1, 2, a=3)
