@@ -147,7 +147,8 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
             f"cpu_offload_gb={config.cpu_offload_gb} moves weights from a GPU to host memory;"
             " with device='cpu' they are there already. Leave it out."
         )
-    team = Team(config.num_threads or default_threads())
+    num_threads = config.num_threads or default_threads()
+    team = Team(num_threads, torch_threads=num_threads)
     with team.bound():
         return _build(config, device, team, check)
 
@@ -166,7 +167,7 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
     # one row more than runs (row 0 is padding); a row holds the longest sequence
     tables = SlotTables(resolved.max_running_requests + 1, reach, resolved.page_size, device)
-    threads = None if team is None else _step_threads(team, loaded)
+    threads = None if team is None else _step_threads(team, loaded, deterministic=config.deterministic)
     runner = _runner(config, resolved, backend, loaded, kv, tables, threads)
     constraints = Constraints(
         config.grammar_backend,
@@ -236,7 +237,7 @@ def _runner(
     )
 
 
-def _step_threads(team: Team, loaded: LoadedModel) -> StepThreads:
+def _step_threads(team: Team, loaded: LoadedModel, *, deterministic: bool) -> StepThreads:
     """Give torch one thread where the team does the work: two sets of threads would fight for the cores."""
     if describe_kernels() == "torch":
         logger.warning(
@@ -244,7 +245,8 @@ def _step_threads(team: Team, loaded: LoadedModel) -> StepThreads:
             " slower. Install a C compiler (gcc or clang) and Python's headers, then Rootlet again:"
             " pip install --force-reinstall --no-deps rootlet (or what you installed it from)."
         )
-    if isinstance(loaded.model, CausalLM) and is_multiplied_in_c(loaded.model.dtype):
+    in_c = deterministic or is_multiplied_in_c(loaded.model.dtype)
+    if isinstance(loaded.model, CausalLM) and in_c:
         team.torch_threads = 1
     return StepThreads(team)
 

@@ -4,9 +4,10 @@ Who multiplies is settled when a weight is packed:
 
 ========================  ==========================================================================
 on a GPU                  cuBLAS; our own kernels where x has few rows (``gpu/linear.py``)
-fp32 on the CPU           torch (MKL), rows as they are
+fp32, C with AVX          our own kernel (``csrc/gemm.c``), rows interleaved in panels
+fp32 elsewhere            torch, rows as they are
 bf16 instructions         torch (oneDNN with AMX or AVX-512 BF16), rows as they are
-bf16, C extension built   our own kernel (``csrc/gemm.c``), rows interleaved in panels
+bf16, C extension built   our own kernel, in panels
 bf16, neither             torch, rows as they are, widened to fp32 a piece at a time (slow)
 ========================  ==========================================================================
 
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from .activation import gated_activation
 from .device import has_pdl
 from .embedding import embed
-from .native import ELEMENT_TYPES, load
+from .native import ELEMENT_TYPES, describe, load
 from .norm import NormWeight, rms_norm
 
 _C = load()
@@ -164,6 +165,8 @@ def pack_weight(
 
 def is_multiplied_in_c(dtype: torch.dtype) -> bool:
     """Whether weights of that dtype on the CPU go into panels when nobody says otherwise."""
+    if dtype is torch.float32:  # measured on AVX-512 and AVX2; elsewhere torch has other libraries
+        return describe() in ("c-avx512", "c-avx2") and _C is not None
     return _C is not None and dtype is torch.bfloat16 and not _ONEDNN_BF16
 
 

@@ -36,19 +36,18 @@ class Team:
 
     Args:
         num_threads: 1 to 512.
-        torch_threads: threads of torch's own loops; may be changed between two uses. Default: as many.
+        torch_threads: threads of torch's own loops; may be changed between two uses. More than one are for
+            models that torch multiplies; they then stand in for the helpers, which would get no core.
         kernels: the C extension whose kernels share their work; default: the one in use.
 
     Raises ValueError for another number.
     """
 
-    def __init__(
-        self, num_threads: int, torch_threads: int | None = None, kernels: ModuleType | None = None
-    ) -> None:
+    def __init__(self, num_threads: int, torch_threads: int = 1, kernels: ModuleType | None = None) -> None:
         if not 1 <= num_threads <= MAX_THREADS:
             raise ValueError(f"A team has 1 to {MAX_THREADS} threads, got {num_threads}.")
         self.num_threads = num_threads
-        self.torch_threads = num_threads if torch_threads is None else torch_threads
+        self.torch_threads = torch_threads
         self._kernels = load() if kernels is None else kernels
         self._address = 0
         if self._kernels is not None:
@@ -60,12 +59,13 @@ class Team:
         """Have the calling thread compute with this team; then as before."""
         limits = _thread_limits()
         before = limits.set(self.torch_threads)
-        bound = self._kernels.team_bind(self._address) if self._address else 0
+        openmp = limits.openmp_team if self.torch_threads > 1 else (0, 0)
+        bound = self._kernels.team_bind(self._address, *openmp) if self._address else (0, 0, 0)
         try:
             yield
         finally:
             if self._address:
-                self._kernels.team_bind(bound)
+                self._kernels.team_bind(*bound)
             limits.restore(before)
 
     @property
@@ -128,6 +128,11 @@ class _ThreadLimits:
     def __init__(self) -> None:
         self._openmp = _find("omp_set_num_threads")
         self._mkl = _find("MKL_Set_Num_Threads_Local")
+        # addresses of what has work done by OpenMP's threads
+        found = _find("GOMP_parallel"), _find("omp_get_thread_num")
+        self.openmp_team = (
+            tuple(ctypes.cast(f, ctypes.c_void_p).value for f in found) if all(found) else (0, 0)
+        )
         if self._openmp is None:
             logger.debug("No OpenMP runtime of torch was found; its loops take as many threads as ever.")
 

@@ -5,7 +5,10 @@
  * programs want the cores, that is the wrong thing to do: a thread that spins uses up its share of the core,
  * and is then put aside in the middle of its next piece. Both sides notice: a helper finds that time has
  * passed while it spun, the caller that a piece takes far longer than its own did. For a while helpers then
- * sleep at once, or the caller works alone; each time it happens again, for twice as long. */
+ * sleep at once, or the caller works alone; each time it happens again, for twice as long.
+ *
+ * Where torch's own loops run on several threads, those do our work too: OpenMP's spin for milliseconds, and
+ * helpers beside them would get no core. */
 #include "team.h"
 #include "rootlet.h"
 
@@ -56,6 +59,9 @@ struct team {
     int size, num_helpers;
     unsigned forks;
     struct pause sharing, spinning;
+    /* OpenMP's, if its threads are to do the work instead of helpers; else NULL */
+    void (*parallel)(void (*region)(void *), void *data, unsigned threads, unsigned flags);
+    int (*thread_number)(void);
     int64_t stalled; /* nanoseconds that the caller waited for helpers that did not run */
 #if !defined(__linux__)
     pthread_mutex_t mutex;
@@ -250,6 +256,11 @@ static void await_helpers(struct team *t, int64_t began) {
     }
 }
 
+static void region(void *team) {
+    struct team *t = team;
+    take_pieces(t, t->thread_number());
+}
+
 static int can_share(struct team *t, int64_t time) {
     if (t == NULL || t->size < 2 || t->forks != forks || is_on(&t->sharing, time)) {
         return 0;
@@ -269,14 +280,19 @@ void team_share(int64_t count, int64_t pieces, team_work *work, void *context) {
         work(context, 0, count, 0);
         return;
     }
-    if (t->num_helpers < t->size - 1) {
-        start_helpers(t);
-    }
     t->count = count;
     t->pieces = pieces;
     t->work = work;
     t->context = context;
     atomic_store_explicit(&t->next, 0, memory_order_relaxed);
+    if (t->parallel != NULL) {
+        t->parallel(region, t, (unsigned)t->size, 0);
+        atomic_store(&t->busy, 0);
+        return;
+    }
+    if (t->num_helpers < t->size - 1) {
+        start_helpers(t);
+    }
     uint32_t state = atomic_load_explicit(&t->state, memory_order_relaxed);
     atomic_store(&t->state, ((state / JOB + 1) * JOB) | OPEN);
     if (atomic_load(&t->sleepers)) {
@@ -315,14 +331,34 @@ ROOTLET_FUNCTION(rootlet_team_open) {
     return PyLong_FromVoidPtr(t);
 }
 
-/* (address or 0) -> the one before: the calling thread's kernels share their work with this team */
+/* What is bound, as the arguments that bind it again. */
+static PyObject *bound_before(void) {
+    void *parallel = NULL, *number = NULL;
+    if (bound != NULL) {
+        memcpy(&parallel, &bound->parallel, sizeof parallel);
+        memcpy(&number, &bound->thread_number, sizeof number);
+    }
+    return Py_BuildValue("(NNN)", PyLong_FromVoidPtr(bound), PyLong_FromVoidPtr(parallel),
+                         PyLong_FromVoidPtr(number));
+}
+
+/* (address or 0, GOMP_parallel and omp_get_thread_num or 0) -> those before: the calling thread's kernels share
+ * their work with this team, done by helpers or by OpenMP's threads */
 ROOTLET_FUNCTION(rootlet_team_bind) {
-    ARGUMENTS(1)
+    ARGUMENTS(3)
     struct team *t = pointer_argument(args[0]);
+    void *parallel = pointer_argument(args[1]), *number = pointer_argument(args[2]);
     ARGUMENTS_END
-    struct team *before = bound;
+    PyObject *before = bound_before();
+    if (before == NULL) {
+        return NULL;
+    }
     bound = t;
-    return PyLong_FromVoidPtr(before);
+    if (t != NULL) {
+        memcpy(&t->parallel, &parallel, sizeof parallel);
+        memcpy(&t->thread_number, &number, sizeof number);
+    }
+    return before;
 }
 
 /* (address) -> nanoseconds that callers waited for helpers that were kept off their cores */

@@ -115,7 +115,7 @@ def clock(monkeypatch):
 
 
 def watch(clock: Clock, num_threads: int = 2) -> StepThreads:
-    return StepThreads(Team(num_threads), lambda: clock.own, lambda: clock.all)
+    return StepThreads(Team(num_threads, torch_threads=num_threads), lambda: clock.own, lambda: clock.all)
 
 
 def test_starved_steps_are_told_once(clock, caplog):

@@ -46,9 +46,14 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(num_threads=st.integers(1, 9), jobs=st.lists(st.integers(1, 700), max_size=20))
-def test_every_row_is_done_once(num_threads, jobs):
-    team = Team(num_threads)
+@given(
+    num_threads=st.integers(1, 9),
+    torch_threads=st.sampled_from([1, 3]),
+    jobs=st.lists(st.integers(1, 700), max_size=20),
+)
+def test_every_row_is_done_once(num_threads, torch_threads, jobs):
+    """By helpers, or by OpenMP's threads."""
+    team = Team(num_threads, torch_threads)
     with team.bound():
         assert all(work(rows) for rows in jobs)
     team.close()
@@ -57,7 +62,7 @@ def test_every_row_is_done_once(num_threads, jobs):
 @needs_c
 def test_helpers_are_as_many_as_said_and_end_with_the_team():
     before = system_threads()
-    team = Team(4, torch_threads=1)
+    team = Team(4)
     assert system_threads() == before  # the first work starts them
     with team.bound():
         assert work(300)
@@ -65,7 +70,7 @@ def test_helpers_are_as_many_as_said_and_end_with_the_team():
     team.close()
     team.close()
     assert system_threads() == before
-    team = Team(3, torch_threads=1)
+    team = Team(3)
     with team.bound():
         assert work(300)
     del team
@@ -83,7 +88,7 @@ def test_two_teams_in_two_threads_at_once():
                 if not work(200):
                     wrong.append(team)
 
-    teams = (Team(2), Team(3), shared, shared)
+    teams = (Team(2), Team(3, torch_threads=2), shared, shared)
     workers = [threading.Thread(target=compute, args=(team,)) for team in teams]
     for worker in workers:
         worker.start()
@@ -107,12 +112,12 @@ def test_torch_is_limited_inside_and_for_this_thread_only(inner):
     elsewhere = seen_by_another()
     with Team(5, torch_threads=2).bound():
         assert torch.get_num_threads() == 2
-        with Team(inner).bound():
+        with Team(4, inner).bound():
             assert torch.get_num_threads() == inner
             assert seen_by_another() == elsewhere
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == before
-    with pytest.raises(ZeroDivisionError), Team(inner).bound():
+    with pytest.raises(ZeroDivisionError), Team(4, inner).bound():
         raise ZeroDivisionError
     assert torch.get_num_threads() == before
 
@@ -136,8 +141,9 @@ def test_torch_starts_no_more_threads_than_allowed():
     with Team(1).bound():
         compute()
     alone = count() - before
-    with Team(3).bound():
+    with Team(3, torch_threads=3).bound():
         compute()
+        add_rms_norm(torch.ones(300, 700), torch.ones(300, 700), torch.ones(700), 1e-5)
     print(alone, count() - before, torch.get_num_threads())
     kept = Team(3)
     with kept.bound():
@@ -158,7 +164,7 @@ def test_a_forked_child_computes_alone():
         add_rms_norm(x, residual, torch.ones(700), 1e-5)
         return bool((residual == 2).all())
 
-    team = Team(3, torch_threads=1)
+    team = Team(3)
     with team.bound():
         assert work()
         child = os.fork()
@@ -166,7 +172,7 @@ def test_a_forked_child_computes_alone():
             assert work() and len(os.listdir("/proc/self/task")) == 1
     if child == 0:
         team.close()
-        own = Team(2, torch_threads=1)
+        own = Team(2)
         with own.bound():
             assert work() and len(os.listdir("/proc/self/task")) == 2
         os._exit(0)
