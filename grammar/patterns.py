@@ -29,6 +29,7 @@ from .tree import (
 )
 
 ANYTHING = Repeat(Chars(complement(())), 0, None)
+_REPEATED = (64, 32, 16, 8)  # how often at most, where a length must be kept
 _LINE_END = Repeat(Chars(codes("\n")), 0, 1)
 
 
@@ -62,11 +63,31 @@ class _Match(NamedTuple):
 
 def _found(node: Node, pattern: str, budget: Budget, *, widest: bool) -> Node:
     last = _LINE_END if widest else EMPTY  # Python's $ is also before a newline at the end
-    options = [
-        sequence(EMPTY if begins else ANYTHING, inner, last if ends else ANYTHING)
-        for begins, ends, inner in _matches(node, pattern, budget)
-    ]
+    options = []
+    for begins, ends, inner in _matches(node, pattern, budget):
+        found = inner if begins else sequence(ANYTHING, _trimmed(inner, -1))
+        options.append(sequence(found, last) if ends else sequence(_trimmed(found, 0), ANYTHING))
     return possible(choice(*options), budget) if options else Chars(())
+
+
+def _trimmed(node: Node, side: int) -> Node:
+    """``node`` where anything may stand beside it: what may be left out there makes no difference.
+
+    ``side``: -1 is what stands before, 0 what stands behind.
+    """
+    if isinstance(node, Repeat) and node.most != node.least:
+        return _trimmed(Repeat(node.item, node.least, node.least), side) if node.least else EMPTY
+    if isinstance(node, Choice) and any(map(_may_be_empty, node.options)):
+        return EMPTY
+    if isinstance(node, Sequence) and node.items:
+        at = -1 if side == 0 else 0
+        end = _trimmed(node.items[at], side)
+        if end == node.items[at]:
+            return node
+        rest = node.items[:-1] if side == 0 else node.items[1:]
+        parts = (*rest, end) if side == 0 else (end, *rest)
+        return _trimmed(sequence(*(rest if end == EMPTY else parts)), side) if rest or end != EMPTY else EMPTY
+    return node
 
 
 def _matches(node: Node, pattern: str, budget: Budget) -> list[_Match]:
@@ -140,6 +161,53 @@ def _together(matches) -> list[_Match]:
         if match is not None:
             by_ends.setdefault((match.begins, match.ends), []).append(match.node)
     return [_Match(*ends, choice(*nodes)) for ends, nodes in by_ends.items()]
+
+
+def within_length(node: Node, most: int) -> Node | None:
+    """Texts in which a pattern is found, at most so long; None if that is not easily said.
+
+    ``node`` is what :func:`search` gave. Of them those that what matches begins, and in which nothing is
+    repeated more often than fits: a product of automata would have a state for each place and length.
+    """
+    if isinstance(node, Every):
+        return None
+    options = []
+    for option in node.options if isinstance(node, Choice) else (node,):
+        items = option.items if isinstance(option, Sequence) else (option,)
+        options.append(sequence(*(items[1:] if items[:1] == (ANYTHING,) else items)))
+    for often in _REPEATED:
+        found = _limited(choice(*options), often)
+        longest = _span(found)[1]
+        if longest is not None and longest <= most:
+            return found
+    return None
+
+
+def _limited(node: Node, often: int) -> Node:
+    """``node`` with nothing repeated more than so often beyond what it must be, where there is no limit."""
+    if isinstance(node, Repeat):
+        most = node.least + often if node.most is None else node.most
+        return Repeat(_limited(node.item, often), node.least, most)
+    if isinstance(node, Choice):
+        return Choice(tuple(_limited(option, often) for option in node.options))
+    return (
+        Sequence(tuple(_limited(item, often) for item in node.items)) if isinstance(node, Sequence) else node
+    )
+
+
+def _span(node: Node) -> tuple[int, int | None]:
+    """How many characters a text has at least and at most; None is no limit."""
+    if isinstance(node, Chars):
+        return 1, 1
+    if isinstance(node, Repeat):
+        shortest, longest = _span(node.item)
+        endless = longest is None or node.most is None
+        return shortest * node.least, None if endless else longest * node.most
+    spans = [_span(item) for item in (node.options if isinstance(node, Choice) else node.items)]
+    add = max if isinstance(node, Choice) else sum
+    longest = [span[1] for span in spans]
+    shortest = (min if isinstance(node, Choice) else sum)([span[0] for span in spans] or [0])
+    return shortest, None if None in longest else add([one for one in longest if one is not None] or [0])
 
 
 def _may_be_empty(node: Node) -> bool:

@@ -16,12 +16,15 @@ are exclusive by a boolean in draft 4, ``items`` may be a list up to 2019-09. A 
 read as 2020-12, and what only older drafts have as they had it. References lead to JSON pointers, ``$id`` and
 ``$anchor`` of the same document, and to the schemas of JSON Schema itself.
 
-A pattern is searched for in a text, as ECMA-262 reads it (``patterns.py``). Formats are enforced where we know
-them (``formats.py``), and ``contentEncoding`` ``base64``; other formats are annotations. Keywords that do not
-apply to a value's type are without effect, as the standard has it, and unknown ones are annotations. But what
-looks like a misspelt keyword is refused, as a misspelt limit would be none, and so is ``nullable: true``,
-which is no keyword of JSON Schema. ``not``, ``if``, ``oneOf`` and ``dependentSchemas`` are worked out
-(``merge.py``, ``negation.py``) where that can be decided, and ``unevaluatedProperties`` beside what is no choice.
+A pattern is searched for in a text, as ECMA-262 reads it (``patterns.py``); where its product with a length
+would be too large, nothing in it is repeated more often than surely fits. Formats are enforced where we
+know them (``formats.py``), and ``contentEncoding`` ``base64``; other formats are annotations.
+
+Keywords that do not apply to a value's type are without effect, as the standard has it, and unknown ones are
+annotations. But what looks like a misspelt keyword is refused, as a misspelt limit would be none, and so is
+``nullable: true``, which is no keyword of JSON Schema. ``not``, ``if``, ``oneOf`` and ``dependentSchemas``
+are worked out (``merge.py``, ``negation.py``) where that can be decided, and ``unevaluatedProperties`` where
+nothing is chosen beside it.
 """
 
 from .compile import compile_schema

@@ -43,7 +43,7 @@ def compile_schema(text: str, budget: Budget | None = None) -> Rules:
 
 
 class _Compiler:
-    """Walks a schema; ``path`` says where, as a JSON pointer, for messages. It is a :class:`.context.Context`."""
+    """Walks a schema, as a :class:`.context.Context`; ``path`` is a JSON pointer, for messages."""
 
     def __init__(self, schema: Any, budget: Budget) -> None:
         self._budget = budget
@@ -81,7 +81,8 @@ class _Compiler:
                 raise
             what = str(error).rstrip(".")
             raise GrammarError(
-                f"json_schema at {path}: {what}, so the request is refused rather than run without that limit."
+                f"json_schema at {path}: {what}, so the request is refused rather than run without that"
+                " limit."
             ) from None
 
     def _nothing(self, why: str) -> Node:
@@ -122,7 +123,7 @@ class _Compiler:
         if len(given) > 1:
             return None
         if name == "$ref":
-            return self._reference(value, path)
+            return self._reference(value)
         if name in ("const", "enum"):
             return self._constants([value] if name == "const" else value, path)
         if name == "allOf" and len(value) == 1:
@@ -132,7 +133,7 @@ class _Compiler:
         return None
 
     def _conjunction(self, schema: dict, path: str) -> Node:
-        """What must meet several schemas or keywords at once; a rule, as these may lead back to themselves."""
+        """What must meet several schemas or keywords at once; a rule, as it may lead back to itself."""
         if all(name == "type" or name in _OF_TYPES for name in constraining(schema)):
             return self._any_of(schema, path)
         text = json.dumps({name: schema[name] for name in constraining(schema)})
@@ -152,7 +153,7 @@ class _Compiler:
             return self._nothing(f"{path}: no value meets {' and '.join(constraining(schema))}")
         return choice(*(self._option(option, path) for option in options))
 
-    def _reference(self, reference: str, path: str) -> Node:
+    def _reference(self, reference: str) -> Node:
         target = self._document.resolve(reference)
         if reference not in self._targets:
             name = self._targets[reference] = f"ref_{len(self._targets)}"
@@ -247,11 +248,10 @@ class _Compiler:
         return choice(*found)
 
     def _between(self, kind: str, option: dict, bounds: Bounds) -> Node:
-        if bounds.low is not None and bounds.high is not None:
-            if bounds.low > bounds.high or (
-                bounds.low == bounds.high and (bounds.open_low or bounds.open_high)
-            ):
-                raise NoValue(f"no {kind} lies between {bounds}")
+        low, high = bounds.low, bounds.high
+        is_open = bounds.open_low or bounds.open_high
+        if low is not None and high is not None and (low > high or (low == high and is_open)):
+            raise NoValue(f"no {kind} lies between {bounds}")
         if kind == "fraction":
             if "multipleOf" in option or bounds != Bounds():
                 raise GrammarError("numbers that are no integers are not supported within bounds")

@@ -31,7 +31,8 @@ def counted_members(
     )  # counts above are as good, or cannot be
     if (len(declared) + 1) * (enough + 1) > _MAX_RULES:
         raise GrammarError(
-            f"minProperties and maxProperties are supported for at most {_MAX_RULES} properties times their number"
+            f"minProperties and maxProperties are supported for at most {_MAX_RULES} properties times their"
+            " number"
         )
     rests = {count: _last(extra, count, least, most) for count in range(enough + 1)}
     for name in reversed(declared):

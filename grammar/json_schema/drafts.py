@@ -11,7 +11,8 @@ from urllib.parse import urldefrag, urljoin
 
 LATEST: Final = 2020
 _BY_NAME: Final = {
-    "draft-03": 3, "draft-04": 4, "draft-05": 4, "draft-06": 6, "draft-07": 7, "2019-09": 2019, "2020-12": 2020,
+    "draft-03": 3, "draft-04": 4, "draft-05": 4, "draft-06": 6, "draft-07": 7,
+    "2019-09": 2019, "2020-12": 2020,
 }  # fmt: skip
 _ONE: Final = ("not", "if", "then", "else", "additionalProperties", "propertyNames", "contains", "items") + (
     "additionalItems", "unevaluatedProperties", "unevaluatedItems",
@@ -62,7 +63,7 @@ def below(schema: dict) -> Iterator[Any]:
 
 
 class Modern:
-    """Makes schemas modern, and every ``$ref`` an address; ``address(ref, base)`` says how that is written."""
+    """Makes schemas modern, and every ``$ref`` an address; ``address(ref, base)`` says how to write it."""
 
     def __init__(self, address: Callable[[str, str], str], *, is_open: bool) -> None:
         self._address = address

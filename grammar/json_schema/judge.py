@@ -44,6 +44,7 @@ def either(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def opposite(verdict: bool | None) -> bool | None:
+    """What is not certain stays so."""
     return None if verdict is None else not verdict
 
 

@@ -59,7 +59,8 @@ def check_keywords(schema: dict) -> None:
             )
         elif name not in ASSERTIONS and (meant := _resembled(name)):
             raise GrammarError(
-                f"unknown keyword {name!r}. Did you mean {meant!r}? It is refused: a misspelt limit would be none"
+                f"unknown keyword {name!r}. Did you mean {meant!r}? It is refused: a misspelt limit would be"
+                " none"
             )
 
 

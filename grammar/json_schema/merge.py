@@ -99,8 +99,8 @@ class Conjunctions:
                     options = self._without(options, parts[j], references)
                 except GrammarError as error:
                     raise GrammarError(
-                        f"oneOf is supported where its schemas can be told apart; here a value may be of {i} and"
-                        f" {j}: use anyOf ({error})"
+                        "oneOf is supported where its schemas can be told apart; here a value may be of"
+                        f" {i} and {j}: use anyOf ({error})"
                     ) from None
             result += options
         return result

@@ -1,7 +1,7 @@
 """What does not meet a schema, as options: each keyword that fails is one way not to meet it.
 
-What cannot be told (a format's opposite, say) is left out: what is found never meets the schema, but what does
-not meet it may be more.
+What cannot be told (the opposite of ``uniqueItems``, say) is left out: what is found never meets the schema,
+but what does not meet it may be more.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def _by_last_digits(bounds: Bounds, unit: Decimal) -> Node:
     first = None if size is None or bounds.low is None else bounds.low.scaleb(places - size)
     if size is None or bounds.high is not None or (first is not None and (first < 0 or first % 1)):
         raise GrammarError(
-            f"multipleOf {unit} is supported where bounds leave at most {_MAX_LISTED} multiples: narrow minimum"
-            " and maximum"
+            f"multipleOf {unit} is supported where bounds leave at most {_MAX_LISTED} multiples: narrow"
+            " minimum and maximum"
         )
     more = _counts(max(1, int(first or 0)), _LIMIT)
     options: list[Node] = []

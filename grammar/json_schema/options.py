@@ -24,11 +24,14 @@ from .kinds import ATOMS, atom, atoms, key
 class Judge(Protocol):
     """Says whether values meet schemas and options; None if that is not certain."""
 
-    def __call__(self, schema: Any, value: Any) -> bool | None: ...
+    def __call__(self, schema: Any, value: Any) -> bool | None:
+        """Whether a value meets a schema."""
 
-    def option(self, option: dict, value: Any) -> bool | None: ...
+    def option(self, option: dict, value: Any) -> bool | None:
+        """Whether a value meets an option."""
 
-    def found(self, pattern: str, text: str) -> bool | None: ...
+    def found(self, pattern: str, text: str) -> bool | None:
+        """Whether a pattern is found in a text."""
 
 
 _LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")

@@ -8,7 +8,7 @@ from ...errors import GrammarError
 from .. import tree
 from ..automaton import NoText, determine, lengths
 from ..budget import Budget, shortened
-from ..patterns import ANYTHING, search
+from ..patterns import ANYTHING, search, within_length
 from ..regex import parse
 from ..tree import (
     Chars,
@@ -36,6 +36,7 @@ _PLAIN = joined([(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0x10FFFF)])  #
 _ESCAPES = dict(zip('"\\\b\f\n\r\t', '"\\bfnrt'))
 _ALL = complement(())
 _MAX_LENGTH = 10_000  # characters
+_MAX_PRODUCT = 10_000  # states of a pattern times its length: above, what stands beside it fills the length
 _MAX_STATES = 256  # characters: up to this length strings are automata
 
 
@@ -79,8 +80,14 @@ def texts(
     given = [parse(FORMATS[form] if most is None else within(form, most)) for form in forms]
     given += [search(pattern, budget) for pattern in patterns]
     if is_bounded and given:
-        shortest, longest = lengths(determine(_every(given), budget, what))
+        automaton = determine(_every(given), budget, what)
+        shortest, longest = lengths(automaton)
         is_bounded = shortest < least or (most is not None and longest > most)
+        if is_bounded and most is not None and len(automaton.edges) * most > _MAX_PRODUCT and len(given) == 1:
+            fitted = within_length(given[0], most)
+            if fitted is not None:
+                given, most = [fitted], None
+                is_bounded = shortest < least
     if is_bounded or not given:
         given.append(Repeat(Chars(_ALL), least, most))
     if excluded:
