@@ -30,7 +30,9 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("function", "name", "hint"), CALLS, ids=lambda value: getattr(value, "__qualname__", value))
+@pytest.mark.parametrize(
+    ("function", "name", "hint"), CALLS, ids=lambda value: getattr(value, "__qualname__", value)
+)
 def test_an_unknown_name_gets_a_suggestion(function, name, hint):
     def call():
         result = function(None, **{name: 1})
