@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .request import Request
 
+_MAX_SECONDS = 0.25  # of CPU time, for one mask: whoever needs more holds everybody up
 _ALL = -1  # every bit of a word
 
 
@@ -62,7 +64,13 @@ class GrammarMasks:
 def _fill_rows(request: Request, masks: np.ndarray) -> None:
     """The masks of a request's next token, and of those behind its drafts as if those had been drawn."""
     matcher, accepted = request.matcher, 0
+    began = time.thread_time()
     matcher.fill(masks, 0)
+    if time.thread_time() - began > _MAX_SECONDS:
+        raise GrammarError(
+            f"The constraint needs more than {_MAX_SECONDS} s for one token: there are too many readings of"
+            " the text so far. Let its parts be told apart by how they begin."
+        )
     for row, draft in enumerate(request.drafts, 1):
         if not matcher.accept(draft):
             masks[row:] = _ALL  # the draft cannot be drawn, so nothing behind it counts

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from ..errors import GrammarError
 
+Ranges = tuple[tuple[int, int], ...]
+
 DEFAULT_SECONDS = 3.0
 _STEPS_PER_SECOND = 500_000
 _BYTES_PER_SECOND = 32 << 20
@@ -24,6 +26,10 @@ OPTION = "grammar_compile_budget"
 class Budget:
     """Steps, bytes and seconds of CPU time for one constraint. One thread spends; any may cancel.
 
+    Attributes:
+        steps, size: spent so far.
+        breadth: places of a character in what was written, as shares of printable ASCII.
+
     Args:
         seconds: of CPU time of the thread that makes the budget; steps and bytes are in proportion.
         between: called every few hundred microseconds of work with the CPU seconds spent so far; it may wait.
@@ -34,6 +40,7 @@ class Budget:
     ) -> None:
         self.steps = 0
         self.size = 0
+        self.breadth = 0.0
         self._seconds = seconds
         self._between = between
         self._most_steps = int(seconds * _STEPS_PER_SECOND)
@@ -56,6 +63,10 @@ class Budget:
     def is_cancelled(self) -> bool:
         """Whether nobody wants the result any more."""
         return self._is_cancelled
+
+    def widen(self, chars: Ranges) -> None:
+        """Note a place of the grammar where any of ``chars`` may stand; ``breadth`` adds up their shares."""
+        self.breadth += sum(max(0, min(high, 126) - max(low, 32) + 1) for low, high in chars) / 95
 
     def cancel(self) -> None:
         """Have the next :meth:`spend` raise."""

@@ -29,6 +29,7 @@ from .tree import (
     productive,
     sequence,
 )
+from .width import check_width
 
 _TOKEN = re.compile(
     r"""(?P<space>(?:\s|\#[^\n]*)+)
@@ -54,6 +55,7 @@ def parse_ebnf(text: str, budget: Budget | None = None) -> Rules:
     finite = productive(rules, budget)
     if "root" not in finite:
         raise GrammarError("ebnf: root describes no finite text: every way through it goes on for ever.")
+    check_width(finite, budget)
     return finite
 
 

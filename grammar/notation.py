@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from ..errors import GrammarError
 from .automaton import Automaton, determine
 from .budget import Budget
+from .string_counts import Length
 from .tree import (
     EMPTY,
     Chars,
@@ -27,10 +29,12 @@ from .tree import (
     complement,
     joined,
     literal,
+    parts,
 )
-from .xgrammar_rules import with_counters, with_root_apart
+from .xgrammar_rules import with_any_length, with_counters, with_root_apart
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+_MAX_PLACES = 50_000  # in a terminal: llguidance may look at each of them for a single mask
 _WIDE = 1000  # characters
 _SPECIAL = frozenset(r"\^$.|?*+()[]{}-/\"")
 
@@ -53,10 +57,15 @@ def as_regex(node: Node) -> str:
     raise TypeError(f"a regular expression cannot say {node!r}")
 
 
-def as_ebnf(rules: Rules, budget: Budget | None = None) -> str:
-    """Rules as xgrammar reads them, one a line; each lexeme as the states of its automaton."""
+def as_ebnf(rules: Rules, budget: Budget | None = None, lengths: dict[str, Length] | None = None) -> str:
+    """Rules as xgrammar reads them, one a line; each lexeme as the states of its automaton.
+
+    With ``lengths``, of documents, those of strings are put there and left out here (``string_counts.py``).
+    """
     budget = budget or Budget()
     lexemes: dict[Node, str] = {}
+    if lengths is not None:
+        rules = with_any_length(rules, lengths, budget)
     rules = with_counters(with_root_apart(rules), budget)
     lines = []
     for name, node in rules.items():
@@ -64,8 +73,11 @@ def as_ebnf(rules: Rules, budget: Budget | None = None) -> str:
         budget.spend(len(lines[-1]) // 8, "what it describes", len(lines[-1]))
     for lexeme, name in lexemes.items():
         what = budget.place(lexeme) or "a text"
-        lines += _states(determine(lexeme, budget, what), name)
-        budget.spend(1, what, sum(map(len, lines[-1:])))
+        automaton = determine(lexeme, budget, what)
+        written = _states(automaton, name, budget)
+        size = sum(map(len, written))
+        budget.spend(size // 8, what, size)
+        lines += written
     return "".join(lines)
 
 
@@ -83,8 +95,22 @@ def as_lark(rules: Rules, budget: Budget | None = None, *, open_words: bool) -> 
         budget.spend(len(lines[-1]) // 8, "what it describes", len(lines[-1]))
     for node, name in writer.terminals.items():
         lines.append(f"{name}: {_terminal(node)}\n")
-        budget.spend(len(lines[-1]) // 8, budget.place(node) or "a text", len(lines[-1]))
+        what = budget.place(node) or "a text"
+        budget.spend(len(lines[-1]) // 8, what, len(lines[-1]))
+        if _num_places(node) > _MAX_PLACES:
+            raise GrammarError(
+                f"{what} has more than {_MAX_PLACES} characters, counts multiplied: repeat less"
+            )
     return "".join(lines)
+
+
+def _num_places(node: Node) -> int:
+    """Places of a character in an expression in which counts are written out."""
+    if isinstance(node, Chars):
+        return 1
+    if isinstance(node, Repeat):
+        return _num_places(node.item) * max(node.least, node.most or 1, 1)
+    return sum(map(_num_places, parts(node)))
 
 
 def _bounds(node: Repeat) -> str:
@@ -145,7 +171,7 @@ def _class(ranges: Ranges) -> str:
     return text if text.startswith("[") else f"[{text}]"
 
 
-def _states(automaton: Automaton, name: str) -> list[str]:
+def _states(automaton: Automaton, name: str, budget: Budget) -> list[str]:
     """A rule for each state; those with one way in stand where that way is."""
     entries = automaton.entries()
 
@@ -171,6 +197,9 @@ def _states(automaton: Automaton, name: str) -> list[str]:
     lines = []
     for state in filter(stands_alone, range(len(automaton.edges))):
         options = ['""'] if state in automaton.ends else []
+        for ranges, to in automaton.edges[state]:
+            if not parted.option(ranges, to):
+                budget.widen(ranges)
         options += [
             parted.option(ranges, to) or f"{_class(ranges)} {follow(to)}"
             for ranges, to in automaton.edges[state]
@@ -236,10 +265,10 @@ def _terminal(node: Node) -> str:
     """A terminal of Lark; beyond expressions llguidance knows & (both) and ~ (not)."""
     if isinstance(node, Every):
         return " & ".join(map(_terminal, node.items))
-    if isinstance(node, Except):
-        return f"{_terminal(node.item)} & ~/{as_regex(Words(node.words))}/"
     if isinstance(node, Not):
         return f"~/{as_regex(node.item)}/"
+    if isinstance(node, Except):
+        return f"{_terminal(node.item)} & ~/{as_regex(Words(node.words))}/"
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
     anything = "(?s:.)*"

@@ -35,6 +35,7 @@ from .tree import (
     renamed,
     sequence,
 )
+from .width import check_width
 
 _MAX_DEPTH = 64
 _FIELDS = {
@@ -73,6 +74,7 @@ def compile_structural_tag(text: str, budget: Budget | None = None) -> Rules:
     rules = productive({"root": root} | compiler.rules, budget)
     if "root" not in rules or is_unguarded(rules, budget):
         raise GrammarError("structural_tag describes no finite text.")
+    check_width(rules, budget)
     return rules
 
 
@@ -187,8 +189,12 @@ class _Compiler:
 
     def _listed_tag(self, tag: dict, path: str) -> Node:
         """A tag that stands several times, as a rule."""
+        return self._rule(self.format(tag, path))
+
+    def _rule(self, node: Node) -> Rule:
+        """A rule for what stands at several places."""
         name = self._fresh()
-        self.rules[name] = self.format(tag, path)
+        self.rules[name] = node
         return Rule(name)
 
     def _inside(self, given: dict, path: str) -> Node:
@@ -212,7 +218,7 @@ class _Compiler:
                 )
             rest = sequence(literal(begin[len(trigger) :]), self._inside(tag, here))
             ways[trigger].append(rest)
-        tags = {trigger: choice(*rests) for trigger, rests in ways.items() if rests}
+        tags = {trigger: self._rule(choice(*rests)) for trigger, rests in ways.items() if rests}
         if unused := set(triggers) - set(tags):
             raise GrammarError(f"structural_tag: no tag begins with the trigger {min(unused)!r}.")
         at_least_one, stop_first = bool(given.get("at_least_one")), bool(given.get("stop_after_first"))

@@ -78,6 +78,12 @@ class Every(NamedTuple):
     items: tuple[Node, ...]
 
 
+class Not(NamedTuple):
+    """Text that ``item`` does not describe; it has no rules. Stands in an :class:`Every`."""
+
+    item: Node
+
+
 class Words(NamedTuple):
     """Just these texts. Stands in a :class:`Lexeme`."""
 
@@ -89,12 +95,6 @@ class Except(NamedTuple):
 
     item: Node
     words: tuple[str, ...]
-
-
-class Not(NamedTuple):
-    """Text that ``item`` does not describe; it has no rules. Stands in an :class:`Every`."""
-
-    item: Node
 
 
 Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every | Not | Words | Except
@@ -209,12 +209,6 @@ def productive(rules: Rules, budget: Budget) -> Rules:
     return {name: node for name, node in kept.items() if node is not None}
 
 
-def possible(node: Node, budget: Budget | None = None) -> Node:
-    """A tree without rules, less the options that no text can be; a set of no characters if that is all."""
-    kept = _pruned(node, set(), budget or Budget())
-    return Chars(()) if kept is None else kept
-
-
 def references(node: Node, budget: Budget) -> set[str]:
     """The rules that a node uses."""
     found, todo = set(), [node]
@@ -244,6 +238,12 @@ def _is_finite(node: Node, known: set[str], budget: Budget) -> bool:
     return all(_is_finite(item, known, budget) for item in node.items)
 
 
+def possible(node: Node, budget: Budget) -> Node:
+    """A tree without rules, less the options that no text can be; a set of no characters if that is all."""
+    kept = _pruned(node, set(), budget)
+    return Chars(()) if kept is None else kept
+
+
 def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:
     """``node`` less the options that need rules which are not in ``known``; None if nothing is left."""
     budget.spend(1, "the number of rules")
@@ -268,7 +268,7 @@ def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:
 
 def is_unguarded(rules: Rules, budget: Budget) -> bool:
     """Whether a rule may begin with itself, which left-to-right parsers cannot follow."""
-    empty = _empty_rules(rules, budget)
+    empty = empty_rules(rules, budget)
     first = {name: set(_beginnings(node, empty, budget)) for name, node in rules.items()}
     # a rule that begins with no rule left is in no circle
     left = {name: len(others & rules.keys()) for name, others in first.items()}
@@ -286,7 +286,7 @@ def is_unguarded(rules: Rules, budget: Budget) -> bool:
     return len(todo) < len(rules)
 
 
-def _empty_rules(rules: Rules, budget: Budget) -> set[str]:
+def empty_rules(rules: Rules, budget: Budget) -> set[str]:
     """The rules that the empty text is in."""
     waiting: dict[str, list[str]] = {}
     for name, node in rules.items():

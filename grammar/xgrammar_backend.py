@@ -12,9 +12,14 @@ from .budget import Budget
 from .constraint import Constraint
 from .interface import Vocabulary
 from .notation import as_ebnf
+from .string_counts import Length, StringCounts, TokenCounts
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+# Tokens times places: what it does to compile, some 0.3 microseconds each, and it cannot be interrupted.
+_MAX_TRIALS = 60_000_000
 
 
 class XGrammarBackend:
@@ -25,29 +30,44 @@ class XGrammarBackend:
         self._lock = threading.Lock()
         self._compiler: Any = None
         self._stops: frozenset[int] = frozenset()
+        self._tokens: list[bytes] = []
+        self._counts: TokenCounts | None = None
 
     def compile(self, constraint: Constraint, budget: Budget | None = None) -> XGrammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
         import xgrammar
 
         budget = budget or Budget()
-        text = as_ebnf(constraint.rules(budget), budget)
+        lengths: dict[str, Length] | None = {} if constraint.kind == "json_schema" else None
+        text = as_ebnf(constraint.rules(budget), budget, lengths)
         with self._lock:
             if self._compiler is None:
                 self._compiler = self._load()
+        if budget.breadth * len(self._tokens) > _MAX_TRIALS:
+            raise GrammarError(
+                f"{constraint.kind}: too large: xgrammar would try the vocabulary at {budget.breadth:.0f} places"
+                f" of any character, and {_MAX_TRIALS // len(self._tokens)} are supported. Repeat less."
+            )
         try:
             compiled = self._compiler.compile_grammar(text)
         except RuntimeError as error:  # a size it cannot take: the rules themselves are in order
             raise GrammarError(f"{constraint.kind}: xgrammar refuses it: {str(error).strip()}") from None
-        return XGrammar(
-            xgrammar.GrammarMatcher(compiled), self._stops, compiled.memory_size_bytes + len(text)
-        )
+        counts = StringCounts(self._token_counts(), lengths) if lengths else None
+        size = compiled.memory_size_bytes + len(text)
+        return XGrammar(xgrammar.GrammarMatcher(compiled), counts, self._stops, size)
+
+    def _token_counts(self) -> TokenCounts:
+        with self._lock:
+            if self._counts is None:
+                self._counts = TokenCounts(self._tokens)
+            return self._counts
 
     def _load(self) -> Any:
         import xgrammar
 
         vocabulary = self._vocabulary()
         self._stops = frozenset(vocabulary.stop_token_ids)
+        self._tokens = vocabulary.tokens
         info = xgrammar.TokenizerInfo(
             vocabulary.tokens,
             vocab_type=xgrammar.VocabType.RAW,
@@ -61,31 +81,44 @@ class XGrammarBackend:
 class XGrammar:
     """A compiled grammar, as a matcher at its beginning that is only ever copied."""
 
-    def __init__(self, matcher: Any, stop_token_ids: frozenset[int], size: int) -> None:
+    def __init__(
+        self, matcher: Any, counts: StringCounts | None, stop_token_ids: frozenset[int], size: int
+    ) -> None:
         self.size = size
         self._matcher = matcher
+        self._counts = counts
         self._stop_token_ids = stop_token_ids
 
     def matcher(self) -> XGrammarMatcher:
         """A matcher at the beginning."""
-        return XGrammarMatcher(self._matcher.fork(), self._stop_token_ids)
+        counts = None if self._counts is None else self._counts.copy()
+        return XGrammarMatcher(self._matcher.fork(), counts, self._stop_token_ids)
 
 
 class XGrammarMatcher:
     """Where one request stands."""
 
-    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: Any, counts: StringCounts | None, stop_token_ids: frozenset[int]) -> None:
         self._matcher = matcher
+        self._counts = counts
         self._stop_token_ids = stop_token_ids
         self._ended = False
 
     def fill(self, masks: np.ndarray, row: int) -> None:
         """Write the allowed tokens to a row of ``masks``."""
         self._matcher.fill_next_token_bitmask(masks, row)
+        if self._counts is not None:
+            if self._counts.is_impossible:
+                raise GrammarError("A string may be one of several, whose lengths exclude each other.")
+            self._counts.narrow(masks[row], self._follows)
 
     def accept(self, token_id: int) -> bool:
         """Take the next token; False if it is not allowed."""
-        if self._ended or not self._matcher.accept_token(token_id):
+        if self._ended or not (self._counts is None or self._counts.keeps(token_id, self._follows)):
+            return False
+        if not self._matcher.accept_token(token_id):
+            if self._counts is not None:
+                self._counts.rollback(1)
             return False
         self._ended = token_id in self._stop_token_ids
         return True
@@ -94,6 +127,8 @@ class XGrammarMatcher:
         """Take back the last ``count`` tokens."""
         if count:
             self._matcher.rollback(count)
+            if self._counts is not None:
+                self._counts.rollback(count)
             self._ended = False
 
     def forced_text(self) -> str:
@@ -104,6 +139,10 @@ class XGrammarMatcher:
             return self._matcher.find_jump_forward_string()
         except UnicodeDecodeError:  # what is forced ends within a character
             return ""
+
+    def _follows(self, text: bytes) -> bool:
+        """Whether a text may stand next."""
+        return self._matcher.fork().accept_string(text)
 
     @property
     def is_terminated(self) -> bool:

@@ -16,6 +16,7 @@ repetitions are of blocks, at whose ends masks are slow (tens of milliseconds, f
 from __future__ import annotations
 
 from .budget import Budget
+from .string_counts import MAX_LENGTHS, SIGN, Length
 from .tree import (
     EMPTY,
     Chars,
@@ -27,12 +28,15 @@ from .tree import (
     Rules,
     Sequence,
     choice,
+    literal,
     parts,
     renamed,
     sequence,
 )
 
 _SHORT = 16  # left as they are
+_COUNTED = 24  # characters: up to here a string of JSON is an automaton
+_QUOTE = Chars(((34, 34),))
 
 
 def with_root_apart(rules: Rules) -> Rules:
@@ -48,6 +52,43 @@ def with_root_apart(rules: Rules) -> Rules:
 
 def _uses_root(node: Node) -> bool:
     return node == Rule("root") or any(map(_uses_root, parts(node)))
+
+
+def with_any_length(rules: Rules, lengths: dict[str, Length], budget: Budget) -> Rules:
+    """Rules of JSON documents in which strings with a length have any, for :class:`StringCounts` to see to.
+
+    ``lengths`` is filled with those by the names they have behind the sign. Where there are more than have a
+    name the rest are left as they are.
+    """
+    names: dict[Length, str] = {}
+
+    def free(node: Node) -> Node:
+        budget.spend(1, "what it describes")
+        if isinstance(node, Lexeme):
+            return _of_any_length(node, names) or node
+        if isinstance(node, Sequence):
+            return Sequence(tuple(map(free, node.items)))
+        if isinstance(node, Choice):
+            return Choice(tuple(map(free, node.options)))
+        return node._replace(item=free(node.item)) if isinstance(node, Repeat) else node
+
+    found = {name: free(node) for name, node in rules.items()}
+    lengths |= {name: length for length, name in names.items()}
+    return found
+
+
+def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Lexeme | None:
+    """A counted string that begins with its quote, or with that and the sign of its length; None: another."""
+    items = node.item.items if isinstance(node.item, Sequence) else ()
+    if len(items) != 3 or not (items[0] == items[2] == _QUOTE and isinstance(items[1], Repeat)):
+        return None
+    text = items[1]
+    length = Length(text.least, text.most)
+    if max(text.least, text.most or 0) <= _COUNTED or (length not in names and len(names) == MAX_LENGTHS):
+        return None
+    name = names.setdefault(length, chr(ord("A") + len(names)))
+    anything = Sequence((_QUOTE, Repeat(text.item, 0, None), _QUOTE))
+    return Lexeme(Choice((anything, sequence(_QUOTE, literal(SIGN + name)))))
 
 
 def with_counters(
@@ -108,6 +149,7 @@ class _Counting:
             rest = Rule(f"{prefix}_rest")
         for count in range(last + 1):
             self._budget.spend(3, "a repetition", 500)
+            self._budget.widen(node.item.ranges if isinstance(node.item, Chars) else ())
             options = [rest] if count >= node.least else []
             if count < last or node.most is None:
                 options.append(sequence(node.item, Rule(f"{prefix}_{min(count + 1, last)}")))

@@ -23,7 +23,7 @@ from .numbers import Bounds, any_number, fractions, integers, multiples, numbers
 from .objects import list_of
 from .references import Document
 from .strings import string, texts
-from .tokens import BEGIN_LIST, BEGIN_OBJECT, END_LIST, END_OBJECT, MEMBER, constant, constants, number
+from .tokens import BEGIN_LIST, BEGIN_OBJECT, END_LIST, END_OBJECT, MEMBER, constants, number
 
 _SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule
 _MAX_DEPTH = 64
@@ -46,7 +46,7 @@ class _Compiler:
     """Walks a schema, as a :class:`.context.Context`; ``path`` is a JSON pointer, for messages."""
 
     def __init__(self, schema: Any, budget: Budget) -> None:
-        self._budget = budget
+        self.budget = budget
         self._document = Document(schema)
         self.judge = Judgement(self._document.resolve, budget)
         self._conjunctions = Conjunctions(self._document.resolve, self.judge, budget)
@@ -60,13 +60,13 @@ class _Compiler:
     def rules_of_all(self) -> Rules:
         """The rules of the whole schema."""
         root = self.node(self._document.schema, "#")
-        rules = productive({"root": root} | self._rules, self._budget)
+        rules = productive({"root": root} | self._rules, self.budget)
         if "root" not in rules:
             why = f" ({self._why_nothing})" if self._why_nothing else ""
             raise GrammarError(
                 f"json_schema describes nothing finite: it requires itself, or what no value can be{why}."
             )
-        if is_unguarded(rules, self._budget):
+        if is_unguarded(rules, self.budget):
             raise GrammarError("json_schema has a $ref that leads back to itself with nothing around it.")
         return rules
 
@@ -93,6 +93,7 @@ class _Compiler:
 
     def node(self, schema: Any, path: str) -> Node:
         """The rules of a schema below."""
+        self.budget.spend(5, path)
         if schema is True:
             return self._anything()
         if schema is False:
@@ -100,7 +101,6 @@ class _Compiler:
         return self._at(path, self._node, schema, path)
 
     def _node(self, schema: Any, path: str) -> Node:
-        self._budget.spend(5, f"the schema at {path}")
         if not isinstance(schema, dict):
             raise GrammarError(f"a schema must be an object or a boolean, got {json.dumps(schema)[:40]}")
         check_keywords(schema)
@@ -137,7 +137,7 @@ class _Compiler:
         if all(name == "type" or name in _OF_TYPES for name in constraining(schema)):
             return self._any_of(schema, path)
         text = json.dumps({name: schema[name] for name in constraining(schema)})
-        self._budget.spend(len(text) // 64, f"the schema at {path}", len(text))
+        self.budget.spend(len(text) // 64, f"the schema at {path}", len(text))
         if text not in self._targets:
             name = self._targets[text] = f"all_{len(self._targets)}"
             self._rules[name] = self._any_of(schema, path)
@@ -163,7 +163,7 @@ class _Compiler:
         return Rule(self._targets[reference])
 
     def _constants(self, values: list, path: str) -> Node:
-        self._budget.spend(3 * len(values), f"the list of values at {path}", 200 * len(values))
+        self.budget.spend(3 * len(values), f"the list of values at {path}", 200 * len(values))
         return constants(values)
 
     # ---- by type -----------------------------------------------------------------------------------
@@ -191,14 +191,14 @@ class _Compiler:
             node = make[kind]() if kind in make else self.share(self._numbers(kind, option))
         except (NoValue, NoText) as error:
             return self._nothing(f"{path}: {error}")
-        self._budget.locate(node, f"the schema at {path}")
+        self.budget.locate(node, f"the schema at {path}")
         return node
 
     def _words(self, option: dict, values: tuple) -> Node:
         kept = [one for one in values if self.judge.option({"excluded": option.get("excluded", [])}, one)]
         if not kept:
             raise NoValue("every value is excluded")
-        return choice(*map(constant, kept))
+        return constants(kept)
 
     def _but(self, kind: type, option: dict, node: Node) -> Node:
         """``node``, which must have none of the excluded values."""
@@ -215,12 +215,12 @@ class _Compiler:
             texts(
                 least,
                 most,
-                budget=self._budget,
                 patterns=option.get("pattern", ()),
                 formats=option.get("format", ()),
                 no_patterns=option.get("no_pattern", ()),
                 no_formats=option.get("no_format", ()),
                 excluded=[one for one in option.get("excluded", ()) if isinstance(one, str)],
+                budget=self.budget,
             )
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from ...errors import GrammarError
+from ..budget import Budget
 from ..tree import Node
 from .kinds import NoValue
 from .options import Judge
@@ -17,6 +18,7 @@ class Context(Protocol):
     """The walk through a schema."""
 
     judge: Judge
+    budget: Budget
 
     def node(self, schema: Any, path: str) -> Node:
         """The rules of a schema below."""

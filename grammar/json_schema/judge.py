@@ -52,8 +52,8 @@ class Judgement:
     """Judges values; ``resolve`` follows a ``$ref``."""
 
     def __init__(self, resolve: Callable[[str], Any], budget: Budget) -> None:
-        self._budget = budget
         self._resolve = resolve
+        self._budget = budget
         self._automata: dict[tuple[str, str, bool], Automaton | None] = {}
 
     def __call__(self, schema: Any, value: Any, depth: int = 0) -> bool | None:
@@ -62,7 +62,7 @@ class Judgement:
             return schema
         if depth > _MAX_DEPTH:
             return None
-        self._budget.spend(5, "a value beside a schema")
+        self._budget.spend(5, "an enum or const beside other keywords")
         check_keywords(schema)
         inner = functools.partial(self.__call__, depth=depth + 1)
         verdict = both(self._applied(schema, value, inner))
@@ -149,13 +149,13 @@ class Judgement:
             if kind == "pattern":
                 node = search(name, self._budget, widest=widest)
             else:
-                node = wide(name) if widest else parse(FORMATS[name])
+                node = wide(name, self._budget) if widest else parse(FORMATS[name])
             try:
-                self._automata[at] = determine(node, self._budget, f"{kind} {shortened(name)}")
+                self._automata[at] = determine(node, self._budget, f"the {kind} {shortened(name)}")
             except NoText:
                 self._automata[at] = None
         automaton = self._automata[at]
-        self._budget.spend(len(text), f"a value beside {kind} {shortened(name)}")
+        self._budget.spend(len(text), f"a value beside the {kind} {shortened(name)}")
         return automaton is not None and accepts(automaton, text)
 
     def _items(self, option: dict, value: list, inner: Callable) -> Iterable[bool | None]:

@@ -29,7 +29,7 @@ def array(option: dict, path: str, context: Context) -> Node:
         inner = _distinct(first, rest, least, most, path, context)
     else:
         nodes = [context.node(one, f"{path}/prefixItems/{i}") for i, one in enumerate(first)]
-        more = None if rest is False else context.node(rest, f"{path}/items")
+        more = None if rest is False else context.share(context.node(rest, f"{path}/items"))
         inner = items(nodes, more, least, most)
     return sequence(BEGIN_LIST, inner, END_LIST)
 
@@ -62,8 +62,8 @@ def _containing(option: dict, first: list, rest: Any, path: str, context: Contex
         if schema is False:
             return None
         here = f"{path}/prefixItems/{place}" if place < len(first) else f"{path}/items"
-        kind = context.node(all_of(schema, wanted), here)
+        kind = context.share(context.node(all_of(schema, wanted), here))
         others = Rule("nothing") if most is None else context.node(all_of(schema, none_of(wanted)), here)
-        return kind, others, context.node(schema, here)
+        return kind, others, context.share(context.node(schema, here))
 
     return containing(at, len(first), (least, most), sizes(option, "Items"), context.rules(path))

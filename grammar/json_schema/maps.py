@@ -32,6 +32,8 @@ def mapping(option: dict, path: str, context: Context) -> Node:
             raise NoValue(f"required property {name!r} is not among those there may be")
     spoken_of = {name for properties, _, _ in shapes for name in properties} | set(required)
     extra = _others(option, spoken_of, path, context)
+    if extra is not None:
+        extra = context.share(extra)  # it stands at several places
     least, most = sizes(option, "Properties")
     if most is not None and most < len(required):
         raise NoValue(f"maxProperties {most} is less than the {len(required)} that are required")

@@ -29,9 +29,9 @@ class Conjunctions:
     """Works out conjunctions; ``resolve`` follows a ``$ref``."""
 
     def __init__(self, resolve: Callable[[str], Any], judge: Judge, budget: Budget) -> None:
-        self._budget = budget
         self._resolve = resolve
         self._judge = judge
+        self._budget = budget
         self._negations = Negations(resolve, self.options, self._both)
         self._products = 0
 
@@ -129,9 +129,8 @@ class Conjunctions:
         if len(first) * len(second) > _MAX_OPTIONS or self._products > _MAX_PRODUCTS:
             raise GrammarError(f"more than {_MAX_OPTIONS} combinations of anyOf and oneOf are not supported")
         sizes = [_size(one) for one in first], [_size(other) for other in second]
-        self._budget.spend(
-            len(second) * sum(sizes[0]) + len(first) * sum(sizes[1]), "a conjunction of schemas"
-        )
+        cost = len(second) * sum(sizes[0]) + len(first) * sum(sizes[1])
+        self._budget.spend(cost, "a conjunction of schemas")
         merged = [merge(one, other, self._judge) for one in first for other in second]
         return _distinct([option for option in merged if option is not None])
 

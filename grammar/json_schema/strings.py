@@ -73,9 +73,11 @@ def texts(
         raise GrammarError(f"a length above {_MAX_LENGTH} is not supported")
     if most is not None and least > most:
         raise NoText
-    is_bounded = least > 0 or most is not None
     budget = budget or Budget()
-    what = f"a string of {shortened(' and '.join([*patterns, *formats]))}"
+    is_bounded = least > 0 or most is not None
+    what = (
+        f"a string of {shortened(' and '.join([*patterns, *formats]))}" if patterns or formats else "a string"
+    )
     forms = [name for name in formats if name in FORMATS]
     given = [parse(FORMATS[form] if most is None else within(form, most)) for form in forms]
     given += [search(pattern, budget) for pattern in patterns]
@@ -93,7 +95,7 @@ def texts(
     if excluded:
         given.append(texts_except(excluded))
     given += [Not(search(pattern, budget, widest=True)) for pattern in no_patterns]
-    given += [Not(wide(form)) for form in no_formats if form in FORMATS]
+    given += [Not(wide(form, budget)) for form in no_formats if form in FORMATS]
     given = list(dict.fromkeys(item for item in given if item != ANYTHING)) or [ANYTHING]
     if isinstance(given[0], Not):
         given.insert(0, ANYTHING)
@@ -103,9 +105,9 @@ def texts(
     return found
 
 
-def wide(form: str) -> Node:
+def wide(form: str, budget: Budget | None = None) -> Node:
     """All texts that anybody may take for this format."""
-    return search(f"^{WIDEST[form]}$", widest=True) if form in WIDEST else ANYTHING
+    return search(f"^{WIDEST[form]}$", budget, widest=True) if form in WIDEST else ANYTHING
 
 
 def _every(nodes: Sequence[Node]) -> Node:
@@ -117,7 +119,7 @@ def _every(nodes: Sequence[Node]) -> Node:
 
 def texts_except(names: Iterable[str]) -> Node:
     """Every text but these."""
-    return Except(ANYTHING, tuple(names))
+    return Except(Repeat(Chars(_ALL), 0, None), tuple(names))
 
 
 def _quoted(text: Node) -> Node:

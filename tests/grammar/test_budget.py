@@ -1,0 +1,182 @@
+"""What strangers send is bounded: each constraint ends as a grammar within its budget, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import resource
+import threading
+
+import pytest
+
+from rootlet.errors import EngineClosedError, GrammarError
+from rootlet.grammar.automaton import determine
+from rootlet.grammar.budget import Budget
+from rootlet.grammar.compiler import GrammarCompiler
+from rootlet.grammar.constraint import Constraint
+from rootlet.grammar.json_schema.strings import string, texts, texts_except
+from rootlet.grammar.llguidance_backend import LlguidanceBackend
+from rootlet.grammar.notation import as_ebnf, as_lark
+from rootlet.grammar.xgrammar_backend import XGrammarBackend
+
+from .hostile import HOSTILE
+from .walks import VOCABULARY, allowed
+
+SECONDS = 0.2
+# Beside a length the pattern is an automaton on both sides, with a state for each set of the last 200 letters.
+FOR_EVER = Constraint("json_schema", '{"type": "string", "pattern": "(a|b)*a(a|b){200}", "maxLength": 9000}')
+HANG = 120  # seconds: only what never ends takes so long
+BACKENDS = {
+    "xgrammar": XGrammarBackend(lambda: VOCABULARY),
+    "llguidance": LlguidanceBackend(lambda: VOCABULARY),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def compiler(backend):
+    compiler = GrammarCompiler(backend, seconds=10_000)
+    yield compiler
+    compiler.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_constraints_stay_within_their_budget(name, backend):
+    budget = Budget(SECONDS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        grammar = backend.compile(Constraint(*HOSTILE[name]), budget)
+    except (GrammarError, RecursionError):  # the compiler turns these into a GrammarError too
+        pass
+    else:
+        assert budget.steps <= SECONDS * 500_000
+        assert grammar.size < 64 << 20
+        assert allowed(grammar.matcher())
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300 << 10, f"{grown >> 10} MiB"
+
+
+def test_a_refusal_names_the_part_and_the_option():
+    pattern = {"type": "string", "pattern": "^(a|b)*a(a|b){24}$", "maxLength": 200}
+    schema = {"type": "object", "properties": {"code": pattern}}
+    with pytest.raises(GrammarError) as caught:
+        BACKENDS["xgrammar"].compile(Constraint("json_schema", json.dumps(schema)), Budget(SECONDS))
+    for said in ("#/properties/code", "(a|b)*a(a|b){24}", "too large", "grammar_compile_budget"):
+        assert said in str(caught.value)
+
+
+# ---- what costs little -------------------------------------------------------------------------------
+
+
+def steps(kind: str, value: object) -> tuple[int, int]:
+    """Steps that both notations take."""
+    constraint = Constraint(kind, json.dumps(value))
+    found = []
+    for write in (as_ebnf, lambda rules, budget: as_lark(rules, budget, open_words=True)):
+        budget = Budget(1000)
+        write(constraint.rules(budget), budget)
+        found.append(budget.steps)
+    return found[0], found[1]
+
+
+def open_object(count: int) -> dict:
+    names = [f"{a}_{b}_{i}" for i in range(count) for a, b in [("left", "speed")]]
+    return {"properties": {name: {"type": "string"} for name in names}, "additionalProperties": True}
+
+
+GROWING = {
+    "open objects": lambda n: ("json_schema", {"type": "object", **open_object(n)}),
+    "optional properties": lambda n: (
+        "json_schema",
+        {"type": "object", "properties": {f"p{i:05}": {"type": "integer"} for i in range(5 * n)}},
+    ),
+    "values": lambda n: ("json_schema", {"enum": [f"value {i:05}" if i % 3 else i for i in range(30 * n)]}),
+    "texts": lambda n: ("choice", [f"text {i:05}" for i in range(50 * n)]),
+    "a list of lengths": lambda n: (
+        "json_schema",
+        {"type": "array", "items": {"type": "integer"}, "minItems": 10 * n, "maxItems": 20 * n},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_steps_grow_with_the_constraint_and_no_faster(case):
+    small, large = (steps(*GROWING[case](n)) for n in (30, 120))
+    for before, after in zip(small, large):
+        assert after < 5 * before
+        assert after < 200_000
+
+
+def test_all_names_but_some_are_as_many_states_as_those_have_letters():
+    names = [f"{a}_{b}" for a in ("left", "right", "upper") for b in ("speed", "width", "colour")]
+    any_string = len(determine(string(texts())).edges)
+    states = len(determine(string(texts_except(names))).edges)
+    assert states <= any_string + sum(map(len, names)) + 1
+
+
+# ---- turns, cancellation, memory ---------------------------------------------------------------------
+
+
+def test_a_budget_that_was_cancelled_ends_at_the_next_step():
+    budget = Budget(1000)
+    budget.spend(1, "this")
+    budget.cancel()
+    with pytest.raises(GrammarError, match="no request waits"):
+        budget.spend(1000, "this")
+
+
+def test_nobody_waits_for_constraints_that_take_for_ever(compiler):
+    slow = [compiler.compile(FOR_EVER._replace(text=FOR_EVER.text + " " * i)) for i in range(5)]
+    assert compiler.compile(Constraint("regex", "[a-c]{2}")).result(HANG)
+    assert not any(one.done() for one in slow)
+    for one in slow:
+        one.release()
+    for one in slow:
+        assert isinstance(one.exception(HANG), GrammarError)
+
+
+def test_the_last_request_that_leaves_ends_the_compilation(compiler):
+    first, second = compiler.compile(FOR_EVER), compiler.compile(FOR_EVER)
+    assert first is second
+    first.release()
+    assert not first.budget.is_cancelled
+    second.release()
+    assert isinstance(first.exception(HANG), GrammarError)
+    assert compiler.compile(FOR_EVER) is not first
+
+
+def test_closing_ends_what_is_being_compiled(backend):
+    compiler = GrammarCompiler(backend, seconds=10_000)
+    waiting = [compiler.compile(FOR_EVER._replace(text=FOR_EVER.text + " " * i)) for i in range(20)]
+    compiler.close()
+    assert all(isinstance(one.exception(0), GrammarError) for one in waiting)
+    assert not [one for one in threading.enumerate() if one.name.startswith("rootlet-grammar")]
+    with pytest.raises(EngineClosedError):
+        compiler.compile(FOR_EVER)
+
+
+def test_grammars_are_kept_by_their_size(backend):
+    compiler = GrammarCompiler(backend, max_bytes=1 << 20)
+    try:
+        for i in range(40):
+            compilation = compiler.compile(Constraint("regex", f"[a-z]{{{20 + i}}}"))
+            assert compilation.result(HANG).size > 0
+            assert compiler.size <= 1 << 20
+        assert compiler.compile(compilation.constraint) is compilation
+        compiler.clear()
+        assert compiler.size == 0
+    finally:
+        compiler.close()
+
+
+def test_refusals_keep_no_frames(backend):
+    compiler = GrammarCompiler(backend, SECONDS)
+    try:
+        error = compiler.compile(FOR_EVER).exception(HANG)
+        assert isinstance(error, GrammarError)
+        assert error.__traceback__ is error.__context__ is error.__cause__ is None
+    finally:
+        compiler.close()
