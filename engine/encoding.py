@@ -67,8 +67,8 @@ class TextEncoder:
         if self._tokenizer is None:
             raise InvalidRequestError(
                 "The engine initialized with skip_tokenizer_init=True cannot accept text prompts."
-                " It has no tokenizer: please provide token ids (input_ids, or lists of ids to score), or build"
-                " it without skip_tokenizer_init."
+                " It has no tokenizer: please provide token ids (input_ids, or lists of ids to score), or"
+                " build it without skip_tokenizer_init."
             )
         if self._max_tokens is not None and len(text) > self._max_tokens and self._reach is not None:
             text = self._fitting(text, self._reach, self._max_tokens)

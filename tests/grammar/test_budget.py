@@ -22,7 +22,7 @@ from .hostile import HOSTILE
 from .walks import VOCABULARY, allowed
 
 SECONDS = 0.2
-# Beside a length the pattern is an automaton on both sides, with a state for each set of the last 200 letters.
+# Beside a length the pattern is an automaton on both sides: a state for each set of the last 200 letters.
 FOR_EVER = Constraint("json_schema", '{"type": "string", "pattern": "(a|b)*a(a|b){200}", "maxLength": 9000}')
 HANG = 120  # seconds: only what never ends takes so long
 BACKENDS = {
