@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, shown
 from . import progress_bar, streams
 from .handle import RequestHandle
 from .host_modes import on_plain_thread
@@ -100,6 +100,10 @@ class Calls:
 
 
 def _check_progress(progress: bool, stream: bool) -> None:
+    if not isinstance(progress, bool):
+        raise InvalidRequestError(f"progress must be a bool, got {shown(progress)}.")
+    if not isinstance(stream, bool):
+        raise InvalidRequestError(f"stream must be a bool, got {shown(stream)}.")
     if progress and stream:
         raise InvalidRequestError(
             "progress=True counts finished requests while you wait, stream=True returns at once: "

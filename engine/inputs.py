@@ -156,6 +156,8 @@ class RequestFactory:
     def build(self, args: GenerateArgs, max_samples: int | None = None) -> tuple[list[Submission], bool]:
         """Return the submissions in order (index = prompt * n + sample) and whether the result is a list."""
         self._check_kind(args)
+        _flag("stream", args.stream)
+        _flag("return_text_in_logprobs", args.return_text_in_logprobs)
         prompts, is_batch = self._prompts(args)
         count = len(prompts)
         turns = self._turns(args.session_params, prompts)

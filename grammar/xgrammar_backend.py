@@ -46,7 +46,7 @@ class XGrammarBackend:
         if budget.breadth * len(self._tokens) > _MAX_TRIALS:
             raise GrammarError(
                 f"{constraint.kind}: too large: xgrammar would try the vocabulary at {budget.breadth:.0f}"
-                f" places of any character, and {_MAX_TRIALS // len(self._tokens)} are supported. Repeat less."
+                f" places of any character; {_MAX_TRIALS // len(self._tokens)} are supported. Repeat less."
             )
         try:
             compiled = self._compiler.compile_grammar(text)

@@ -17,6 +17,7 @@ GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this one mean greedy decoding."""
 
 _SEEDS = range(-(2**63), 2**63)
+_BEYOND = 2**128  # no parameter comes near it; Python refuses to write out integers of thousands of digits
 _MAX_LOGIT_BIAS = 100.0
 
 
@@ -264,13 +265,13 @@ def _float(name: str, value: object) -> float:
 
 
 def _int(name: str, value: object) -> int:
-    """``value`` as a Python int of 64 bits; an integral float passes, as JSON writers often produce one."""
+    """``value`` as a Python int; an integral float passes, as JSON writers often produce one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise _wrong_type(name, value, "an integer")
     if not (isinstance(value, numbers.Integral) or float(value).is_integer()):
         raise _wrong_type(name, value, "an integer")
-    if not -(2**63) <= value < 2**63:
-        raise _wrong_type(name, value, "an integer of 64 bits")
+    if abs(value) >= _BEYOND:
+        raise _wrong_type(name, value, "an integer of reasonable size")
     return int(value)
 
 

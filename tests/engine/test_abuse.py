@@ -21,9 +21,6 @@ GOOD = {"max_new_tokens": 3, "ignore_eos": True}
 class Hostile:
     """Raises whatever is asked of it."""
 
-    def __getattribute__(self, name):
-        raise ZeroDivisionError(name)
-
     def __repr__(self):
         raise ZeroDivisionError
 
@@ -57,7 +54,7 @@ def engine(tiny_text_model):
         yield engine
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     params=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(range(len(ODD))), max_size=3),
     arguments=st.dictionaries(st.sampled_from(ARGUMENTS), st.sampled_from(range(len(ODD))), max_size=2),

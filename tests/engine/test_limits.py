@@ -44,7 +44,7 @@ TOO_MUCH = {
     "custom_params times n": {"custom_params": dict.fromkeys(range(2048)), "n": 1024},
     "min_new_tokens": {"min_new_tokens": 2**62, "max_new_tokens": None},
     "max_new_tokens": {"max_new_tokens": 2**62},
-    "top_k": {"top_k": 2**63},
+    "top_k": {"top_k": 2**200},
     "token id": {"stop_token_ids": [10**5000]},
     "bias of a token": {"logit_bias": {10**30: 1}},
     "temperature": {"temperature": 10**5000},

@@ -6,8 +6,6 @@ import hashlib
 import random
 import threading
 
-from fake_owner import FakeOwner
-
 from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.config import EngineConfig
 from rootlet.engine.handle import RequestHandle
@@ -122,9 +120,22 @@ class FakeEngine:
         )
 
 
+class FakeLoop:
+    """Who runs a request, as a handle knows it; here, not in tests/support, as scripts import this file."""
+
+    is_forked = False
+    pump = None
+
+    def __init__(self, abort):
+        self.abort = abort
+
+    def check_wait(self):
+        pass
+
+
 class FakeHandle(RequestHandle):
     def __init__(self, engine, number, output):
-        super().__init__(str(number), FakeOwner(lambda rid: engine.aborted.append(engine.prompts[number])))
+        super().__init__(str(number), FakeLoop(lambda rid: engine.aborted.append(engine.prompts[number])))
         self._engine = engine
         self._output = output
 
