@@ -2,6 +2,7 @@
 
     python benchmarks/json_schema_bench.py FOLDER                 # splits: subfolders of *.json, or *.jsonl
     python benchmarks/json_schema_bench.py FOLDER --every 10      # every tenth schema of a split
+    python benchmarks/json_schema_bench.py FOLDER --check 10      # rules for all, backends for every tenth
     python benchmarks/json_schema_bench.py FOLDER --model MODEL   # times over the tokens of this model
     python benchmarks/json_schema_bench.py FOLDER --out results/json_schema_bench.json
 
@@ -69,6 +70,7 @@ def main() -> None:
         "--model", help="GGUF file or folder whose tokens are used; default: bytes and a few words"
     )
     parser.add_argument("--every", type=int, default=1, help="take one of so many schemas of a split")
+    parser.add_argument("--check", type=int, default=1, help="compile and walk one of so many")
     parser.add_argument("--walks", type=int, default=2, help="random outputs of each backend")
     parser.add_argument("--seconds", type=float, default=60, help="for one schema")
     parser.add_argument("--out", type=Path, help="file for the results")
@@ -76,7 +78,8 @@ def main() -> None:
     splits: dict[str, list] = {}
     with contextlib.suppress(KeyboardInterrupt), contextlib.closing(Worker(args)) as worker:
         for split, name, case in tqdm([*cases(args.folder, args.every)]):
-            splits.setdefault(split, []).append({"name": name} | worker.result(case))
+            rows = splits.setdefault(split, [])
+            rows.append({"name": name} | worker.result(case | {"checked": len(rows) % args.check == 0}))
     report = {split: summary(rows) for split, rows in splits.items()}
     report["all"] = summary([row for rows in splits.values() for row in rows])
     print(json.dumps(report, indent=2))
@@ -180,23 +183,29 @@ def vocabulary_of(model: str | None) -> Vocabulary:
 def tried(case: dict, backends: dict, vocabulary: Vocabulary, walks: int) -> dict:
     """What came of a schema."""
     constraint = Constraint("json_schema", json.dumps(case["schema"]))
+    row: dict[str, Any] = {}
+    try:
+        begin = time.thread_time()
+        constraint.rules()
+        row["rules_ms"] = 1e3 * (time.thread_time() - begin)
+        if case["checked"]:
+            row |= checked(constraint, case, backends, vocabulary, walks)
+    except GrammarError as error:
+        return {"refused": reason(str(error)), "message": str(error)[:300]}
+    except Exception as error:  # what must not happen is a figure too
+        return {"refused": f"crash: {type(error).__name__}", "message": str(error)[:300]}
+    return row
+
+
+def checked(constraint: Constraint, case: dict, backends: dict, vocabulary: Vocabulary, walks: int) -> dict:
+    """What both backends make of a schema."""
     judge = Judge(case["schema"])
     row: dict[str, Any] = {
-        "compile_ms": {},
-        "mask_us": {},
-        "ended": 0,
-        "unjudged": 0,
-        "invalid": [],
-        "turned_away": 0,
-    }
+        "compile_ms": {}, "mask_us": {}, "ended": 0, "unjudged": 0, "invalid": [], "turned_away": 0
+    }  # fmt: skip
     for name, backend in backends.items():
         begin = time.perf_counter()
-        try:
-            grammar = backend.compile(constraint)
-        except GrammarError as error:
-            return {"refused": reason(str(error)), "message": str(error)[:300]}
-        except Exception as error:
-            return {"refused": f"crash: {type(error).__name__}", "message": str(error)[:300]}
+        grammar = backend.compile(constraint)
         row["compile_ms"][name] = 1e3 * (time.perf_counter() - begin)
         row["mask_us"][name] = []
         for seed in range(walks):
@@ -299,32 +308,36 @@ def reason(message: str) -> str:
 def summary(rows: list[dict]) -> dict:
     """The figures of a split."""
     accepted = [row for row in rows if "refused" not in row]
-    times = {}
+    checked = [row for row in accepted if "compile_ms" in row]
+    times = {"rules_ms": spread([row["rules_ms"] for row in accepted])}
     for kind in ("compile_ms", "mask_us"):
         for backend in ("xgrammar", "llguidance"):
             values: list[float] = []
-            for row in accepted:
+            for row in checked:
                 value = row[kind][backend]
                 values += value if isinstance(value, list) else [value]
-            if values:
-                times[f"{kind} {backend}"] = {
-                    "median": round(statistics.median(values), 2),
-                    "p99": round(float(np.percentile(values, 99)), 2),
-                    "max": round(max(values), 2),
-                }
+            times[f"{kind} {backend}"] = spread(values)
     return {
         "schemas": len(rows),
         "accepted": len(accepted),
         "accepted_percent": round(100 * len(accepted) / max(len(rows), 1), 1),
         "refused": dict(Counter(row["refused"] for row in rows if "refused" in row).most_common()),
-        "outputs": sum(row["ended"] for row in accepted),
-        "unjudged": sum(row["unjudged"] for row in accepted),
-        "instances": sum(row.get("instances", 0) for row in accepted),
-        "invalid_let_through": sum(len(row["invalid"]) for row in accepted),
-        "invalid_examples": [[row["name"], row["invalid"][0]] for row in accepted if row["invalid"]][:20],
-        "valid_turned_away": sum(row["turned_away"] for row in accepted),
+        "checked": len(checked),
+        "outputs": sum(row["ended"] for row in checked),
+        "unjudged": sum(row["unjudged"] for row in checked),
+        "instances": sum(row.get("instances", 0) for row in checked),
+        "invalid_let_through": sum(len(row["invalid"]) for row in checked),
+        "invalid_examples": [[row["name"], row["invalid"][0]] for row in checked if row["invalid"]][:20],
+        "valid_turned_away": sum(row["turned_away"] for row in checked),
         **times,
     }
+
+
+def spread(values: list[float]) -> dict | None:
+    if not values:
+        return None
+    p99 = float(np.percentile(values, 99))
+    return {"median": round(statistics.median(values), 2), "p99": round(p99, 2), "max": round(max(values), 2)}
 
 
 if __name__ == "__main__":

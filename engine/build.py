@@ -242,8 +242,8 @@ def _step_threads(team: Team, loaded: LoadedModel, *, deterministic: bool) -> St
     if describe_kernels() == "torch":
         logger.warning(
             "Rootlet's C kernels are not installed: this engine runs on torch alone, about three times"
-            " slower. Install a C compiler (gcc or clang) and Python's headers, then Rootlet again:"
-            " pip install --force-reinstall --no-deps rootlet (or what you installed it from)."
+            " slower. Install a C compiler (gcc or clang) and Python's headers, then Rootlet again, in the"
+            " folder of its source: pip install --force-reinstall --no-deps ."
         )
     in_c = deterministic or is_multiplied_in_c(loaded.model.dtype)
     if isinstance(loaded.model, CausalLM) and in_c:

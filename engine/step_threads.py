@@ -19,7 +19,7 @@ WINDOW = 0.5
 STARVED = 2 / 3
 # Part of the time that threads of this process may wait for cores before torch's loops run on one: OpenMP's
 # threads wait for each other by spinning, and one that was put aside holds all of them up.
-CROWDED = 0.1
+CROWDED = 0.25
 LONGEST_PAUSE = 32  # windows
 
 

@@ -165,6 +165,7 @@ class _Machine:
 
     def add(self, node: Node, begin: int) -> int:
         """Add ``node`` behind state ``begin``; returns the state behind it."""
+        self.budget.spend(1, self.what)
         if isinstance(node, Lexeme):
             return self.add(node.item, begin)
         if isinstance(node, Chars):
@@ -238,17 +239,22 @@ class _Machine:
 
     def _until(self, node: Until, begin: int) -> int:
         """A state for each beginning of a marker (Aho and Corasick, 1975)."""
+        sizes = [len(marker) for marker in node.markers]
+        self.budget.spend(sum(sizes), self.what, sum(size * size // 2 for size in sizes))
         states = {marker[:n]: 0 for marker in node.markers for n in range(len(marker))}
         states = {prefix: self._new() for prefix in states}
         end = self._new()
         self.free[begin].append(states[""])
-        alphabet = sorted({char for marker in node.markers for char in marker})
+        markers = frozenset(node.markers)
+        alphabet = sorted({char for marker in markers for char in marker})
         others = complement(codes("".join(alphabet)))
         for prefix, state in states.items():
             self.steps[state].append((others, states[""]))
             for char in alphabet:
                 seen = prefix + char
-                while seen not in states and seen not in node.markers:
+                self.budget.spend(1, self.what)
+                while seen not in states and seen not in markers:
+                    self.budget.spend(1 + len(seen) // 256, self.what)
                     seen = seen[1:]
                 if seen in states:
                     self.steps[state].append((codes(char), states[seen]))

@@ -108,6 +108,8 @@ def _num_places(node: Node) -> int:
     """Places of a character in an expression in which counts are written out."""
     if isinstance(node, Chars):
         return 1
+    if isinstance(node, Words):
+        return max(map(len, node.words), default=0)
     if isinstance(node, Repeat):
         return _num_places(node.item) * max(node.least, node.most or 1, 1)
     return sum(map(_num_places, parts(node)))
@@ -265,10 +267,10 @@ def _terminal(node: Node) -> str:
     """A terminal of Lark; beyond expressions llguidance knows & (both) and ~ (not)."""
     if isinstance(node, Every):
         return " & ".join(map(_terminal, node.items))
-    if isinstance(node, Not):
-        return f"~/{as_regex(node.item)}/"
     if isinstance(node, Except):
         return f"{_terminal(node.item)} & ~/{as_regex(Words(node.words))}/"
+    if isinstance(node, Not):
+        return f"~/{as_regex(node.item)}/"
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
     anything = "(?s:.)*"

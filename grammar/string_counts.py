@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 SIGN = "\x01"  # in no document; masks never allow it
-MAX_LENGTHS = 26
+MAX_LENGTHS = 64
 
 _OUTSIDE = -1  # of a string
 _PLAIN, _ESCAPED = (

@@ -45,8 +45,8 @@ class XGrammarBackend:
                 self._compiler = self._load()
         if budget.breadth * len(self._tokens) > _MAX_TRIALS:
             raise GrammarError(
-                f"{constraint.kind}: too large: xgrammar would try the vocabulary at {budget.breadth:.0f}"
-                f" places of any character; {_MAX_TRIALS // len(self._tokens)} are supported. Repeat less."
+                f"{constraint.kind} is too large: it has {budget.breadth:.0f} places where any character may"
+                f" stand, and {_MAX_TRIALS // len(self._tokens)} are supported. Repeat less."
             )
         try:
             compiled = self._compiler.compile_grammar(text)

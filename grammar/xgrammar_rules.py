@@ -28,10 +28,10 @@ from .tree import (
     Rules,
     Sequence,
     choice,
-    literal,
     parts,
     renamed,
     sequence,
+    word,
 )
 
 _SHORT = 16  # left as they are
@@ -77,8 +77,8 @@ def with_any_length(rules: Rules, lengths: dict[str, Length], budget: Budget) ->
     return found
 
 
-def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Lexeme | None:
-    """A counted string that begins with its quote, or with that and the sign of its length; None: another."""
+def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Node | None:
+    """A string for a counted one, or its quote and the sign of its length; None for other words."""
     items = node.item.items if isinstance(node.item, Sequence) else ()
     if len(items) != 3 or not (items[0] == items[2] == _QUOTE and isinstance(items[1], Repeat)):
         return None
@@ -86,9 +86,9 @@ def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Lexeme | None:
     length = Length(text.least, text.most)
     if max(text.least, text.most or 0) <= _COUNTED or (length not in names and len(names) == MAX_LENGTHS):
         return None
-    name = names.setdefault(length, chr(ord("A") + len(names)))
+    name = names.setdefault(length, chr(ord("0") + len(names)))
     anything = Sequence((_QUOTE, Repeat(text.item, 0, None), _QUOTE))
-    return Lexeme(Choice((anything, sequence(_QUOTE, literal(SIGN + name)))))
+    return Choice((Lexeme(anything), word(f'"{SIGN}{name}')))
 
 
 def with_counters(

@@ -4,9 +4,10 @@ Every text of the result is a document that the schema accepts, in one form: as 
 (``", "`` and ``": "``), declared properties in their order. Where a schema leaves more open than a model
 needs, less is generated:
 
-- objects that declare ``properties`` or ``patternProperties`` get no others, and lists no items behind
-  ``prefixItems``, unless the schema says otherwise. ``"x-open-objects": true`` in the outermost schema gives
-  them the meaning of the standard: whatever is not forbidden may be there;
+- objects that declare ``properties`` or ``patternProperties`` get no others, lists no items behind
+  ``prefixItems``, and values without a ``type`` are of the types that the keywords speak of, unless the schema
+  says otherwise. ``"x-open": true`` in the outermost schema gives all of these the meaning of the standard:
+  whatever is not forbidden may be there;
 - numbers have at most 15 digits (integers more, where bounds ask for such), formats their common forms,
   strings and lists at most 10,000 characters or items;
 - ``uniqueItems`` of many values has them in the order of the ``enum``; of any strings it is refused.

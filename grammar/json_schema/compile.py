@@ -174,7 +174,8 @@ class _Compiler:
             return self._constants(option["enum"], path)
         kinds = option.get("type")
         if kinds is None:
-            kinds = [one for one in ATOMS if any(name in option for name in _KEYWORDS.get(one, ()))] or ATOMS
+            kinds = [one for one in ATOMS if any(name in option for name in _KEYWORDS.get(one, ()))]
+            kinds = ATOMS if OPEN in option or not kinds else kinds
             if not set(option) - {"negated", OPEN}:
                 return self._anything()
         return choice(*(self._of_type(one, option, path) for one in types(kinds)))

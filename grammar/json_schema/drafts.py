@@ -20,8 +20,9 @@ _ONE: Final = ("not", "if", "then", "else", "additionalProperties", "propertyNam
 _LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _BY_KEY: Final = ("properties", "patternProperties", "dependentSchemas")
 _OLDEST: Final = ("extends", "disallow", "type")  # of draft 3, where types may be schemas
-OPEN: Final = "x-open-objects"
-"""True in the outermost schema: objects and lists are as open as the standard has them."""
+OPEN: Final = "x-open"
+"""True in the outermost schema: objects, lists and types are as open as the standard has them."""
+_FORMATS: Final = {"host-name": "hostname", "ip-address": "ipv4"}  # of draft 3, as they are called since
 REFUSED: Final = "$refused"  # why a schema is refused where it is used
 
 
@@ -183,6 +184,11 @@ def _oldest(schema: dict, draft: int | None) -> None:
             value = schema.pop("disallow")
             _and(schema, {"not": _types({"type": value})})
         _types(schema)
+        form = schema.get("format")
+        if isinstance(form, str):
+            schema["format"] = _FORMATS.get(form, form)
+        if form == "color":
+            schema[REFUSED] = "format 'color' is not supported in draft 3"
 
 
 def _types(schema: dict) -> dict:

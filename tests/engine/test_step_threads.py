@@ -151,7 +151,7 @@ def test_another_thread_that_steps_begins_anew(clock, caplog):
 def test_torch_gets_one_thread_while_cores_are_shared(clock):
     threads = watch(clock, 3)
     team = threads._team
-    clock.steps(threads, WINDOW * 3, waited=0, crowd=0.05)
+    clock.steps(threads, WINDOW * 3, waited=0, crowd=0.2)
     assert team.torch_threads == 3
     on_one = 0
     for _ in range(200):

@@ -67,6 +67,8 @@ _GRAMMARS = {
     "rules that are empty": "root ::= "
     + "e0 e1 " * 500
     + '"x"\ne0 ::= ""\ne1 ::= e0 e0 | "y"?',
+    "a word, thousands of times": "root ::= w{1,9000}\nw ::= [a-z]+",
+    "words without end": "root ::= w*\nw ::= [a-z]+",
     "a brace and many rules": "root ::= " + " ".join(f"r{i}*" for i in range(2000)) + "\n"
     + "".join(f"r{i} ::= [a-z]+\n" for i in range(2000)),
 }  # fmt: skip

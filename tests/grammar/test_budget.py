@@ -22,13 +22,23 @@ from .hostile import HOSTILE
 from .walks import VOCABULARY, allowed
 
 SECONDS = 0.2
-# Beside a length the pattern is an automaton on both sides: a state for each set of the last 200 letters.
-FOR_EVER = Constraint("json_schema", '{"type": "string", "pattern": "(a|b)*a(a|b){200}", "maxLength": 9000}')
+_DOUBLING = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(60)} | {"d60": True}
+FOR_EVER = {  # each of these values is judged 2**60 times
+    "enum": [[1]],
+    "type": "array",
+    "items": {"$ref": "#/$defs/d0"},
+    "$defs": _DOUBLING,
+}
 HANG = 120  # seconds: only what never ends takes so long
 BACKENDS = {
     "xgrammar": XGrammarBackend(lambda: VOCABULARY),
     "llguidance": LlguidanceBackend(lambda: VOCABULARY),
 }
+
+
+def for_ever(which: int = 0) -> Constraint:
+    """Constraints that nobody has ever seen compiled."""
+    return Constraint("json_schema", json.dumps(FOR_EVER | {"title": str(which)}))
 
 
 @pytest.fixture(params=BACKENDS)
@@ -129,7 +139,7 @@ def test_a_budget_that_was_cancelled_ends_at_the_next_step():
 
 
 def test_nobody_waits_for_constraints_that_take_for_ever(compiler):
-    slow = [compiler.compile(FOR_EVER._replace(text=FOR_EVER.text + " " * i)) for i in range(5)]
+    slow = [compiler.compile(for_ever(i)) for i in range(5)]
     assert compiler.compile(Constraint("regex", "[a-c]{2}")).result(HANG)
     assert not any(one.done() for one in slow)
     for one in slow:
@@ -139,23 +149,23 @@ def test_nobody_waits_for_constraints_that_take_for_ever(compiler):
 
 
 def test_the_last_request_that_leaves_ends_the_compilation(compiler):
-    first, second = compiler.compile(FOR_EVER), compiler.compile(FOR_EVER)
+    first, second = compiler.compile(for_ever()), compiler.compile(for_ever())
     assert first is second
     first.release()
     assert not first.budget.is_cancelled
     second.release()
     assert isinstance(first.exception(HANG), GrammarError)
-    assert compiler.compile(FOR_EVER) is not first
+    assert compiler.compile(for_ever()) is not first
 
 
 def test_closing_ends_what_is_being_compiled(backend):
     compiler = GrammarCompiler(backend, seconds=10_000)
-    waiting = [compiler.compile(FOR_EVER._replace(text=FOR_EVER.text + " " * i)) for i in range(20)]
+    waiting = [compiler.compile(for_ever(i)) for i in range(20)]
     compiler.close()
     assert all(isinstance(one.exception(0), GrammarError) for one in waiting)
     assert not [one for one in threading.enumerate() if one.name.startswith("rootlet-grammar")]
     with pytest.raises(EngineClosedError):
-        compiler.compile(FOR_EVER)
+        compiler.compile(for_ever())
 
 
 def test_grammars_are_kept_by_their_size(backend):
@@ -175,7 +185,7 @@ def test_grammars_are_kept_by_their_size(backend):
 def test_refusals_keep_no_frames(backend):
     compiler = GrammarCompiler(backend, SECONDS)
     try:
-        error = compiler.compile(FOR_EVER).exception(HANG)
+        error = compiler.compile(for_ever()).exception(HANG)
         assert isinstance(error, GrammarError)
         assert error.__traceback__ is error.__context__ is error.__cause__ is None
     finally:

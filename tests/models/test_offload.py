@@ -10,6 +10,7 @@ import torch
 
 import rootlet
 from rootlet.errors import ConfigError
+from rootlet.kernels import linear
 from rootlet.kernels.host_copies import InlineCopies
 from rootlet.models.layers import offload as offloading
 from rootlet.models.layers.offload import GIB, choose, offload
@@ -43,6 +44,12 @@ class LostCopies(InlineCopies):
 
     def start(self, slot, target, source):
         target.zero_()
+
+
+@pytest.fixture(autouse=True)
+def rows_as_they_are(monkeypatch):
+    """Resident weights laid out as offloaded ones are, so that one product computes both: as on a GPU."""
+    monkeypatch.setattr(linear, "is_multiplied_in_c", lambda dtype: False)
 
 
 @pytest.fixture(scope="module", params=["Llama", "Qwen2"])
