@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InvalidRequestError, shown
+from ..errors import InvalidRequestError, short
 from . import progress_bar, streams
 from .handle import RequestHandle
 from .host_modes import on_plain_thread
@@ -101,9 +101,9 @@ class Calls:
 
 def _check_progress(progress: bool, stream: bool) -> None:
     if not isinstance(progress, bool):
-        raise InvalidRequestError(f"progress must be a bool, got {shown(progress)}.")
+        raise InvalidRequestError(f"progress must be a bool, got {short(progress)}.")
     if not isinstance(stream, bool):
-        raise InvalidRequestError(f"stream must be a bool, got {shown(stream)}.")
+        raise InvalidRequestError(f"stream must be a bool, got {short(stream)}.")
     if progress and stream:
         raise InvalidRequestError(
             "progress=True counts finished requests while you wait, stream=True returns at once: "
