@@ -5,9 +5,9 @@ Every text of the result is a document that the schema accepts, in one form: as 
 needs, less is generated:
 
 - objects that declare ``properties`` or ``patternProperties`` get no others, lists no items behind
-  ``prefixItems``, and values without a ``type`` are of the types that the keywords speak of, unless the schema
-  says otherwise. ``"x-open": true`` in the outermost schema gives all of these the meaning of the standard:
-  whatever is not forbidden may be there;
+  ``prefixItems``, and values without a ``type`` are of the types that the keywords speak of, unless the
+  schema says otherwise. ``"x-open": true`` in the outermost schema gives all of these the meaning of the
+  standard: whatever is not forbidden may be there;
 - numbers have at most 15 digits (integers more, where bounds ask for such), formats their common forms,
   strings and lists at most 10,000 characters or items;
 - ``uniqueItems`` of many values has them in the order of the ``enum``; of any strings it is refused.
