@@ -28,10 +28,10 @@ from .tree import (
     Rules,
     Sequence,
     choice,
+    literal,
     parts,
     renamed,
     sequence,
-    word,
 )
 
 _SHORT = 16  # left as they are
@@ -77,7 +77,7 @@ def with_any_length(rules: Rules, lengths: dict[str, Length], budget: Budget) ->
     return found
 
 
-def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Node | None:
+def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Lexeme | None:
     """A string for a counted one, or its quote and the sign of its length; None for other words."""
     items = node.item.items if isinstance(node.item, Sequence) else ()
     if len(items) != 3 or not (items[0] == items[2] == _QUOTE and isinstance(items[1], Repeat)):
@@ -88,7 +88,7 @@ def _of_any_length(node: Lexeme, names: dict[Length, str]) -> Node | None:
         return None
     name = names.setdefault(length, chr(ord("0") + len(names)))
     anything = Sequence((_QUOTE, Repeat(text.item, 0, None), _QUOTE))
-    return Choice((Lexeme(anything), word(f'"{SIGN}{name}')))
+    return Lexeme(Choice((anything, sequence(_QUOTE, literal(SIGN + name)))))
 
 
 def with_counters(

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import rootlet
+from rootlet.engine.constraints import constraint_of
 from rootlet.errors import EngineClosedError, GrammarError, InvalidRequestError, NumericalError
 from rootlet.sampling.params import SamplingParams
 
@@ -263,6 +264,33 @@ def test_a_request_can_be_aborted_while_its_grammar_is_compiled(build):
     assert engine.generate(input_ids=PROMPT, sampling_params={"regex": "a{3}"}).text == "aaa"
 
 
+ENDLESS = {  # a value that is judged 2**60 times
+    "enum": [[1]],
+    "items": {"$ref": "#/$defs/d0"},
+    "$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(60)} | {"d60": True},
+}
+
+
+def test_compiling_ends_with_the_last_request_that_waits_and_with_close(build):
+    engine = build(grammar_compile_budget=100_000)
+    endless = [{"json_schema": ENDLESS | {"title": str(i)}} for i in range(4)]
+    handles = [engine.submit(input_ids=PROMPT, sampling_params=one) for one in [*endless, endless[0]]]
+    params = {"regex": "a{3}", "n": 2}
+    assert {one.text for one in engine.generate(input_ids=PROMPT, sampling_params=params)} == {"aaa"}
+    compiler = engine._constraints._compiler
+    shared = compiler._cache[constraint_of(SamplingParams(**endless[0]))]
+    for handle, others in ((handles[0], 4), (handles[4], 3)):
+        handle.abort()
+        assert handle.result(60).finish_reason["type"] == "abort"
+        assert engine.stats().num_compiling == others
+    assert isinstance(shared.exception(60), GrammarError)
+    assert not any(handle.done() for handle in handles[1:4])
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        handles[1].result(60)
+    assert not [one for one in threading.enumerate() if one.name.startswith("rootlet-grammar")]
+
+
 def test_close_while_compiling_wakes_the_waiter_and_leaves_no_thread(build):
     threads = set(threading.enumerate())
     engine = build()
@@ -283,7 +311,7 @@ def test_grammars_are_compiled_once_and_forgotten_by_flush(build):
     compiled = []
     compiler = engine._constraints._compiler
     compile_one = compiler._backend.compile
-    compiler._backend.compile = lambda constraint: compiled.append(constraint) or compile_one(constraint)
+    compiler._backend.compile = lambda one, budget: compiled.append(one) or compile_one(one, budget)
     params = {"regex": "b{2}", "n": 3}
     for _ in range(2):
         assert {o.text for o in engine.generate(input_ids=PROMPT, sampling_params=params)} == {"bb"}
