@@ -53,6 +53,7 @@ class _Compiler:
         self._rules: Rules = {}
         self._targets: dict[Hashable, str] = {}  # rule of each $ref, and of each conjunction as JSON
         self._shared: dict[Node, str] = {}
+        self._awaited: list[tuple[str, Any, str]] = []  # the references whose rules are still to be made
         self._depth = 0
         self._met = 0
         self._why_nothing = ""
@@ -60,6 +61,8 @@ class _Compiler:
     def rules_of_all(self) -> Rules:
         """The rules of the whole schema."""
         root = self.node(self._document.schema, "#")
+        for name, target, reference in self._awaited:
+            self._rules[name] = self.node(target, reference)
         rules = productive({"root": root} | self._rules, self.budget)
         if "root" not in rules:
             why = f" ({self._why_nothing})" if self._why_nothing else ""
@@ -157,9 +160,7 @@ class _Compiler:
         target = self._document.resolve(reference)
         if reference not in self._targets:
             name = self._targets[reference] = f"ref_{len(self._targets)}"
-            depth, self._depth = self._depth, 0 if self._depth < _MAX_DEPTH // 2 else self._depth
-            self._rules[name] = self.node(target, reference)
-            self._depth = depth
+            self._awaited.append((name, target, reference))  # not now: references may lead on for ever
         return Rule(self._targets[reference])
 
     def _constants(self, values: list, path: str) -> Node:
