@@ -67,8 +67,9 @@ def test_the_blocks_run_one_after_another():
             exec(code, session)
     session["engine"].close()
     assert [len(answer.text) > 0 for answer in session["answers"]] == [True, True]
-    [called] = session["results"]
-    assert called["content"].startswith("half past ten in ")
+    results = session["results"]  # one or more: a forced reply may call a tool again
+    assert results
+    assert all(called["content"].startswith("half past ten in ") for called in results)
     paris, london = session["scores"]
     assert paris.logprob > london.logprob
     assert [len(vector) for vector in session["vectors"]] == [64, 64]
