@@ -188,9 +188,10 @@ def _undo_row_order(file: GGUFFile, info: GGUFTensor, raw: np.ndarray, num_heads
     whole number of quantization blocks, so moving rows needs no expanding.
     """
     num_rows = info.shape[0]
-    if num_rows % (2 * num_heads):
+    if min(num_heads, *info.shape) < 1 or num_rows % (2 * num_heads):
         raise WeightsError(
-            f"{file.path}: {info.name} has {num_rows} rows, not an even number for {num_heads} heads."
+            f"{file.path}: {info.name} of shape {info.shape} has no even number of rows for each of"
+            f" {num_heads} heads."
         )
     rows = raw.reshape(num_heads, num_rows // num_heads // 2, 2, -1)
     return rows.swapaxes(1, 2).reshape(-1)

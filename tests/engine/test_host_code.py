@@ -239,9 +239,10 @@ def test_every_waiter_hears_of_the_end_whoever_raises(tiny_model):
     loop = engine._loop
     release, released = loop._release, []
     loop._release = lambda: (release(), released.append(True))
-    submitted = threading.Event()
+    launched, submitted = threading.Event(), threading.Event()
 
     def launch(batch):
+        launched.set()
         assert submitted.wait(60)
         raise Odd
 
@@ -264,6 +265,7 @@ def test_every_waiter_hears_of_the_end_whoever_raises(tiny_model):
         kept[0]._log_destroy_pending = False
         gone.close()
         stats = []
+        assert launched.wait(60)  # what is asked before is answered
         asking = threading.Thread(target=lambda: stats.append(outcomes({"stats": engine.stats})))
         asking.start()
         while not loop._commands and not stats:
