@@ -142,7 +142,7 @@ def test_the_real_kernels(paged_case, wrappers, head_dim, window, soft_cap, page
     ):
         case = paged_case(rows, page_size=page_size, heads=(*HEADS, head_dim), dtype=torch.bfloat16)
         plan = planned(case, num_decodes, wrappers[head_dim], "cuda")
-        scoring = (head_dim**-0.5, window, soft_cap)
+        scoring = Scoring(head_dim**-0.5, window, soft_cap)
         out = plan.attend(case.q.cuda(), case.k.cuda(), case.v.cuda(), scoring).cpu().float()
         want = paged_attention_reference(case.q, case.k, case.v, case.plan, *scoring).float()
         assert (out - want).abs().max() < 1.5e-2 * want.abs().max()
