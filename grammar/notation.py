@@ -130,7 +130,7 @@ def _set(ranges: Ranges) -> str:
 
 def _char(code: int) -> str:
     if code < 32 or code == 127:
-        return f"\\x{code:02x}"
+        return f"\\u{code:04x}"  # of \\x xgrammar reads as many digits as follow
     return f"\\{chr(code)}" if chr(code) in _SPECIAL else chr(code)
 
 
@@ -259,7 +259,7 @@ class _Parted:
 
 def _quoted(code: int) -> str:
     if code < 32 or code == 127:
-        return f"\\x{code:02x}"
+        return _char(code)
     return f"\\{chr(code)}" if chr(code) in '"\\' else chr(code)
 
 

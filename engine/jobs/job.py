@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import EngineClosedError, JobError
+from ...errors import JobError
 from ...sampling.params import SamplingParams
 from ...signatures import suggest_names
 from ..config import EngineConfig
@@ -93,6 +93,7 @@ def run_jobs(
     Raises:
         JobError: the files or settings do not allow the job to start, to resume or (a full disk, a moved
             output) to go on. A job that is refused leaves no file behind and changes none.
+        EngineClosedError, EngineThreadError: your engine is closed, or a done callback of it asks.
         KeyboardInterrupt: after writing what had finished.
     """
     check_options(order, window, on_changed, max_in_flight)
@@ -143,12 +144,12 @@ def _engine_config(
         raise JobError(
             f"engine must be a rootlet.Engine, got {type(engine).__name__}; a model's path is model=."
         )
-    elif engine.get_server_info().get("status") == "closed":
-        raise EngineClosedError("The engine was closed; build a new one.")
     else:
         config = engine.config
     if config.step_by_hand:
         raise JobError("A job needs an engine that runs by itself: leave out step_by_hand.")
+    if engine is not None:
+        engine.stats()  # raises if it is closed, and on its own thread, where a job would wait for ever
     return config.as_dict()
 
 

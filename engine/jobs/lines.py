@@ -13,6 +13,7 @@ from ...errors import (
     InvalidRequestError,
     RequestTooLongError,
     RootletError,
+    TokenizerError,
     UnknownOptionError,
 )
 from ..chat.conversation import Conversation
@@ -42,6 +43,7 @@ _CODES: tuple[tuple[type[RootletError], str], ...] = (
     (RequestTooLongError, "request_too_long"),
     (InvalidParameterError, "invalid_parameter"),
     (UnknownOptionError, "unknown_field"),
+    (TokenizerError, "tokenizer_error"),
 )
 
 

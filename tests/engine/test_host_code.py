@@ -17,6 +17,7 @@ from rootlet.errors import (
     EngineFailedError,
     EngineThreadError,
     InvalidRequestError,
+    JobError,
     LogitProcessorError,
 )
 
@@ -118,6 +119,24 @@ def test_what_would_wait_raises_in_a_logit_processor(engine):
     assert engine.generate(**ARGS, custom_logit_processor=processor).completion_tokens == 6
     other.abort()
     assert set(found.values()) == {EngineThreadError}, found
+
+
+def test_a_job_in_a_done_callback_is_refused(engine, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "x"}\n')
+    found = {}
+
+    def run(handle):
+        with pytest.raises(rootlet.errors.RootletError) as caught:
+            rootlet.run_jobs(source, tmp_path / "out.jsonl", engine=engine, progress=False)
+        found["error"] = caught.type
+
+    handle = engine.submit(**ARGS)
+    handle.add_done_callback(run)
+    handle.result(60)
+    engine.stats()
+    assert found["error"] is (JobError if engine.config.step_by_hand else EngineThreadError)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_what_only_posts_works_in_a_done_callback(engine):

@@ -57,6 +57,9 @@ class FakeEngine:
     def get_server_info(self):
         return {"max_running_requests": 8}
 
+    def stats(self):
+        """It is open."""
+
     def submit(self, prompt=None, sampling_params=None, input_ids=None, *, stream=True, **logprobs):
         ids = tuple(self.tokenizer.encode(prompt)) if prompt is not None else tuple(input_ids)
         if not ids:

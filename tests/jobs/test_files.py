@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rootlet import run_jobs
-from rootlet.errors import JobError, ModelError, RootletError
+from rootlet.errors import EngineClosedError, JobError, ModelError, RootletError
 
 from .fake_engine import FakeEngine
 from .files import read, write
@@ -287,8 +287,8 @@ def test_other_refusals_leave_nothing_behind(tmp_path, good, monkeypatch):
 
 def test_a_closed_engine_is_refused(tmp_path, good):
     class Closed(FakeEngine):
-        def get_server_info(self):
-            return {"status": "closed"}
+        def stats(self):
+            raise EngineClosedError("The engine was closed.")
 
     check_refused(tmp_path, "closed", good, tmp_path / "out", error=RuntimeError, engine=Closed())
 
