@@ -50,18 +50,27 @@ class Matcher(Protocol):
     def is_terminated(self) -> bool:
         """True once a stop token was accepted: nothing may follow."""
 
+    def follows(self, text: bytes) -> bool:
+        """Whether a text may stand next, whatever its tokens."""
 
-class Grammar(Protocol):
-    """A compiled constraint; immutable, shared by requests and threads.
+    def fork(self) -> Matcher:
+        """Another one that stands here; what came before cannot be taken back there."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A compiled constraint, as a matcher at its beginning that is only ever copied; any thread may.
 
     Attributes:
         size: about the bytes that it takes.
     """
 
+    begin: Matcher
     size: int
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning."""
+        return self.begin.fork()
 
 
 class Backend(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GrammarError, MissingDependencyError
 from .budget import Budget
 from .constraint import Constraint
-from .interface import Vocabulary
+from .interface import Grammar, Vocabulary
 from .notation import as_lark
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LlguidanceBackend:
         self._tokenizer: Any = None
         self._stops: frozenset[int] = frozenset()
 
-    def compile(self, constraint: Constraint, budget: Budget | None = None) -> LlguidanceGrammar:
+    def compile(self, constraint: Constraint, budget: Budget | None = None) -> Grammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
         budget = budget or Budget()
         # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
@@ -56,7 +56,7 @@ class LlguidanceBackend:
         )
         if matcher.is_error():
             raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")
-        return LlguidanceGrammar(matcher, self._stops, _BYTES_PER_CHAR * len(text) + _BYTES_EACH)
+        return Grammar(LlguidanceMatcher(matcher, self._stops), _BYTES_PER_CHAR * len(text) + _BYTES_EACH)
 
     def _load(self) -> Any:
         vocabulary = self._make_vocabulary()
@@ -78,19 +78,6 @@ class _Tokenizer:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self._encode(text.decode() if isinstance(text, bytes) else text)
-
-
-class LlguidanceGrammar:
-    """A grammar, as a matcher at its beginning that is only ever copied."""
-
-    def __init__(self, matcher: Any, stop_token_ids: frozenset[int], size: int) -> None:
-        self.size = size
-        self._matcher = matcher
-        self._stop_token_ids = stop_token_ids
-
-    def matcher(self) -> LlguidanceMatcher:
-        """A matcher at the beginning."""
-        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids)
 
 
 class LlguidanceMatcher:
@@ -134,3 +121,11 @@ class LlguidanceMatcher:
     def is_terminated(self) -> bool:
         """True once a stop token was accepted."""
         return self._ended
+
+    def follows(self, text: bytes) -> bool:
+        """Whether a text may stand next."""
+        raise NotImplementedError
+
+    def fork(self) -> LlguidanceMatcher:
+        """Another one that stands here."""
+        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids)

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-SIGN = "\x01"  # in no document; masks never allow it
+from ..errors import GrammarError
+from .watched import SIGN
+
+if TYPE_CHECKING:
+    from .interface import Matcher
+
 MAX_LENGTHS = 64
 
 _OUTSIDE = -1  # of a string
@@ -117,44 +122,34 @@ def _reopens(data: bytes, mode: int) -> bool:
 class StringCounts:
     """Where one output stands; ``lengths`` are those of a grammar by their names."""
 
-    def __init__(self, tokens: TokenCounts, lengths: Mapping[str, Length]) -> None:
+    def __init__(self, tokens: TokenCounts, lengths: Mapping[str, Length], place: Place = Place()) -> None:
         self._tokens = tokens
         self._lengths = lengths
-        self._places = [Place()]
+        self._places = [place]
 
-    def copy(self) -> StringCounts:
-        """The same at the beginning."""
-        return StringCounts(self._tokens, self._lengths)
-
-    @property
-    def is_impossible(self) -> bool:
-        """True in a string that may have lengths which exclude each other."""
-        least, most = self._places[-1].length
-        return most is not None and least > most
-
-    def narrow(self, mask: np.ndarray, follows: Callable[[bytes], bool]) -> None:
-        """Take from a mask [ceil(V / 32)] int32 what does not keep a length.
-
-        ``follows(text)``: whether the grammar lets a text stand next.
-        """
+    def narrow(self, mask: np.ndarray, matcher: Matcher) -> None:
+        """Take from a mask what does not keep a length. Raises GrammarError where no length is meant."""
         tokens, place = self._tokens, self._places[-1]
+        least, most = place.length
+        if most is not None and least > most:
+            raise GrammarError("A string may be one of several, whose lengths exclude each other.")
         kept = ~tokens.signs
         if place.mode != _OUTSIDE and place.length != ANY:
             counts = tokens.counts[place.mode]
-            if place.length.most is not None and place.length.most - place.count < tokens.most:
-                kept &= counts <= place.length.most - place.count
-            if place.length.least > place.count:
-                kept &= ~tokens.ends[place.mode] | (counts >= place.length.least - place.count)
-        bits, follows = mask.view(np.uint8), functools.cache(follows)
+            if most is not None and most - place.count < tokens.most:
+                kept &= counts <= most - place.count
+            if least > place.count:
+                kept &= ~tokens.ends[place.mode] | (counts >= least - place.count)
+        bits, follows = mask.view(np.uint8), functools.cache(matcher.follows)
         for token in tokens.reopening[place.mode]:
             if kept[token] and bits[token >> 3] >> (token & 7) & 1:
                 kept[token] = self._next(token, follows) is not None
         packed = np.packbits(kept, bitorder="little")
         bits[: len(packed)] &= packed
 
-    def keeps(self, token: int, follows: Callable[[bytes], bool]) -> bool:
-        """Take the next token if it keeps every length; ``follows`` speaks of the place before it."""
-        place = self._next(token, follows)
+    def keeps(self, token_id: int, matcher: Matcher) -> bool:
+        """Take the next token if it keeps every length."""
+        place = self._next(token_id, matcher.follows)
         if place is not None:
             self._places.append(place)
         return place is not None
@@ -162,6 +157,10 @@ class StringCounts:
     def rollback(self, count: int) -> None:
         """Take back the last tokens."""
         del self._places[len(self._places) - count :]
+
+    def fork(self) -> StringCounts:
+        """Another one that stands here."""
+        return StringCounts(self._tokens, self._lengths, self._places[-1])
 
     def _next(self, token: int, follows: Callable[[bytes], bool]) -> Place | None:
         data = self._tokens.tokens[token]

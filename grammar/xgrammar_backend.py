@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GrammarError
 from .budget import Budget
 from .constraint import Constraint
-from .interface import Vocabulary
+from .interface import Grammar, Matcher, Vocabulary
 from .notation import as_ebnf
 from .string_counts import Length, StringCounts, TokenCounts
+from .watched import WatchedMatcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ class XGrammarBackend:
         self._tokens: list[bytes] = []
         self._counts: TokenCounts | None = None
 
-    def compile(self, constraint: Constraint, budget: Budget | None = None) -> XGrammar:
+    def compile(self, constraint: Constraint, budget: Budget | None = None) -> Grammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
         import xgrammar
 
@@ -52,9 +53,10 @@ class XGrammarBackend:
             compiled = self._compiler.compile_grammar(text)
         except RuntimeError as error:  # a size it cannot take: the rules themselves are in order
             raise GrammarError(f"{constraint.kind}: xgrammar refuses it: {str(error).strip()}") from None
-        counts = StringCounts(self._token_counts(), lengths) if lengths else None
-        size = compiled.memory_size_bytes + len(text)
-        return XGrammar(xgrammar.GrammarMatcher(compiled), counts, self._stops, size)
+        matcher: Matcher = XGrammarMatcher(xgrammar.GrammarMatcher(compiled), self._stops)
+        if lengths:
+            matcher = WatchedMatcher(matcher, StringCounts(self._token_counts(), lengths))
+        return Grammar(matcher, compiled.memory_size_bytes + len(text))
 
     def _token_counts(self) -> TokenCounts:
         with self._lock:
@@ -78,47 +80,21 @@ class XGrammarBackend:
         return xgrammar.GrammarCompiler(info, max_threads=min(8, os.cpu_count() or 1), cache_enabled=False)
 
 
-class XGrammar:
-    """A compiled grammar, as a matcher at its beginning that is only ever copied."""
-
-    def __init__(
-        self, matcher: Any, counts: StringCounts | None, stop_token_ids: frozenset[int], size: int
-    ) -> None:
-        self.size = size
-        self._matcher = matcher
-        self._counts = counts
-        self._stop_token_ids = stop_token_ids
-
-    def matcher(self) -> XGrammarMatcher:
-        """A matcher at the beginning."""
-        counts = None if self._counts is None else self._counts.copy()
-        return XGrammarMatcher(self._matcher.fork(), counts, self._stop_token_ids)
-
-
 class XGrammarMatcher:
     """Where one request stands."""
 
-    def __init__(self, matcher: Any, counts: StringCounts | None, stop_token_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
         self._matcher = matcher
-        self._counts = counts
         self._stop_token_ids = stop_token_ids
         self._ended = False
 
     def fill(self, masks: np.ndarray, row: int) -> None:
         """Write the allowed tokens to a row of ``masks``."""
         self._matcher.fill_next_token_bitmask(masks, row)
-        if self._counts is not None:
-            if self._counts.is_impossible:
-                raise GrammarError("A string may be one of several, whose lengths exclude each other.")
-            self._counts.narrow(masks[row], self._follows)
 
     def accept(self, token_id: int) -> bool:
         """Take the next token; False if it is not allowed."""
-        if self._ended or not (self._counts is None or self._counts.keeps(token_id, self._follows)):
-            return False
-        if not self._matcher.accept_token(token_id):
-            if self._counts is not None:
-                self._counts.rollback(1)
+        if self._ended or not self._matcher.accept_token(token_id):
             return False
         self._ended = token_id in self._stop_token_ids
         return True
@@ -127,8 +103,6 @@ class XGrammarMatcher:
         """Take back the last ``count`` tokens."""
         if count:
             self._matcher.rollback(count)
-            if self._counts is not None:
-                self._counts.rollback(count)
             self._ended = False
 
     def forced_text(self) -> str:
@@ -140,11 +114,15 @@ class XGrammarMatcher:
         except UnicodeDecodeError:  # what is forced ends within a character
             return ""
 
-    def _follows(self, text: bytes) -> bool:
-        """Whether a text may stand next."""
-        return self._matcher.fork().accept_string(text)
-
     @property
     def is_terminated(self) -> bool:
         """True once a stop token was accepted."""
         return self._ended
+
+    def follows(self, text: bytes) -> bool:
+        """Whether a text may stand next."""
+        return self._matcher.fork().accept_string(text)
+
+    def fork(self) -> XGrammarMatcher:
+        """Another one that stands here."""
+        return XGrammarMatcher(self._matcher.fork(), self._stop_token_ids)

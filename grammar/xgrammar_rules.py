@@ -16,7 +16,7 @@ repetitions are of blocks, at whose ends masks are slow (tens of milliseconds, f
 from __future__ import annotations
 
 from .budget import Budget
-from .string_counts import MAX_LENGTHS, SIGN, Length
+from .string_counts import MAX_LENGTHS, Length
 from .tree import (
     EMPTY,
     Chars,
@@ -33,6 +33,8 @@ from .tree import (
     renamed,
     sequence,
 )
+from .watched import SIGN
+
 
 _SHORT = 16  # left as they are
 _COUNTED = 24  # characters: up to here a string of JSON is an automaton
