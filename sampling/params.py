@@ -342,3 +342,5 @@ def _dump(name: str, value: dict) -> str:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise InvalidParameterError(f"{name} is a dict that JSON cannot write: {error}.") from error
+    except RecursionError:
+        raise InvalidParameterError(f"{name} is nested too deeply to be written as JSON.") from None

@@ -120,7 +120,10 @@ class ChatOptions:
             answer = {"type": "json_schema", "json_schema": _loaded(self.answer_schema)}
         if renderer.reasoning is not None:
             answer = renderer.reasoning.write_before(answer, inside=prompt.in_reasoning)
-        return {"structural_tag": json.dumps({"type": "structural_tag", "format": answer})}
+        try:
+            return {"structural_tag": json.dumps({"type": "structural_tag", "format": answer})}
+        except RecursionError:
+            raise InvalidRequestError("The schema of response_format is nested too deeply.") from None
 
     def _check_free(self, params: SamplingParams) -> None:
         for name in CONSTRAINTS:
@@ -155,8 +158,10 @@ def _only_first(answer: Any) -> Any:
 def _loaded(schema: str) -> Any:
     try:
         return json.loads(schema)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidRequestError(f"The schema of response_format is not JSON: {error}.") from error
+    except RecursionError:
+        raise InvalidRequestError("The schema of response_format is nested too deeply.") from None
 
 
 def _flag(name: str, value: object, *, default: bool) -> bool:

@@ -221,11 +221,34 @@ def test_the_schema_stands_behind_reasoning_too(smollm2_gguf):
         broken.prepare(renderer, conversation, SamplingParams())
 
 
+def deep(levels):
+    """A schema in a schema in a schema."""
+    schema = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize("levels", [*range(900, 1000, 3), 200_000])
+def test_schemas_at_any_depth_are_read_or_refused(smollm2_gguf, levels):
+    from rootlet.grammar.reasoning import get_reasoning_format
+
+    renderer = ChatRenderer(load_tokenizer(smollm2_gguf), reasoning=get_reasoning_format("qwen3"))
+    try:
+        options = ChatOptions.read(response_format=asked(schema=deep(levels)))
+        options.prepare(renderer, Conversation.from_json([USER]), SamplingParams())
+    except InvalidParameterError as error:
+        assert "nested too deeply" in str(error)
+    except InvalidRequestError as error:
+        assert "nested too deeply" in str(error)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
         (asked(schema=5), InvalidParameterError, "json_schema must be a string"),
         (asked(schema={"a": {1}}), InvalidParameterError, "JSON cannot write"),
+        (asked(schema=deep(200_000)), InvalidParameterError, "nested too deeply"),
         (asked(schema={}, strict="yes"), InvalidRequestError, "strict must be a bool"),
         (asked(schema={}, nmae="x"), InvalidRequestError, "nmae is not supported; there are schema, name"),
         (asked(name="x"), InvalidRequestError, "schema must be an object"),
