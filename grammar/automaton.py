@@ -34,6 +34,7 @@ from .tree import (
     complement,
     joined,
 )
+from .watched import SIGN
 
 T = TypeVar("T")
 
@@ -247,7 +248,7 @@ class _Machine:
         self.free[begin].append(states[""])
         markers = frozenset(node.markers)
         alphabet = sorted({char for marker in markers for char in marker})
-        others = complement(codes("".join(alphabet)))
+        others = complement(codes(SIGN + "".join(alphabet)))
         for prefix, state in states.items():
             self.steps[state].append((others, states[""]))
             for char in alphabet:

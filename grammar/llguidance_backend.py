@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GrammarError, MissingDependencyError
 from .budget import Budget
 from .constraint import Constraint
+from .distinct_items import DistinctItems, ItemTokens, has_distinct_items
 from .interface import Grammar, Vocabulary
 from .notation import as_lark
+from .watched import WatchedMatcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # Parser items that one mask may take, about 50 ms: a few for each token of the vocabulary where text is free.
 _MAX_ITEMS = 500_000
 _MAX_ROW = 20_000  # of them behind one token: as many as an object has properties that may follow
+# a vocabulary of single bytes, and one that ends
+_BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b""], (256,), lambda text: [*text.encode()])
 _BYTES_PER_CHAR, _BYTES_EACH = 40, 100_000  # of a grammar, measured
 
 
@@ -38,29 +42,51 @@ class LlguidanceBackend:
         self._make_vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: Any = None
+        self._bytes: Any = None
+        self._tokens: list[bytes] = []
+        self._items: ItemTokens | None = None
         self._stops: frozenset[int] = frozenset()
 
     def compile(self, constraint: Constraint, budget: Budget | None = None) -> Grammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
         budget = budget or Budget()
         # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
-        text = as_lark(constraint.rules(budget), budget, open_words=constraint.kind == "json_schema")
+        rules = constraint.rules(budget)
+        text = as_lark(rules, budget, open_words=constraint.kind == "json_schema")
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = self._load()
-        matcher = self._library.LLMatcher(
-            self._tokenizer,
+                self._load()
+        found = self._matcher(self._tokenizer, text)
+        if found.is_error():
+            raise GrammarError(f"{constraint.kind}: llguidance refuses it: {found.get_error().strip()}")
+        size = _BYTES_PER_CHAR * len(text) + _BYTES_EACH
+        if not has_distinct_items(rules):
+            return Grammar(LlguidanceMatcher(found, self._stops), size)
+        matcher = LlguidanceMatcher(found, self._stops, self._tokens, self._matcher(self._bytes, text))
+        return Grammar(WatchedMatcher(matcher, DistinctItems(self._item_tokens())), 2 * size)
+
+    def _matcher(self, tokenizer: Any, text: str) -> Any:
+        return self._library.LLMatcher(
+            tokenizer,
             self._library.LLMatcher.grammar_from_lark(text),
             log_level=0,
             limits=self._library.LLParserLimits(step_max_items=_MAX_ITEMS, max_items_in_row=_MAX_ROW),
         )
-        if matcher.is_error():
-            raise GrammarError(f"{constraint.kind}: llguidance refuses it: {matcher.get_error().strip()}")
-        return Grammar(LlguidanceMatcher(matcher, self._stops), _BYTES_PER_CHAR * len(text) + _BYTES_EACH)
 
-    def _load(self) -> Any:
+    def _item_tokens(self) -> ItemTokens:
+        with self._lock:
+            if self._items is None:
+                self._items = ItemTokens(self._tokens)
+            return self._items
+
+    def _load(self) -> None:
         vocabulary = self._make_vocabulary()
         self._stops = frozenset(vocabulary.stop_token_ids)
+        self._tokens = vocabulary.tokens
+        self._bytes = self._tokenizer_of(_BYTES)
+        self._tokenizer = self._tokenizer_of(vocabulary)
+
+    def _tokenizer_of(self, vocabulary: Vocabulary) -> Any:
         wrapper = self._library.TokenizerWrapper(_Tokenizer(vocabulary))
         stops = list(vocabulary.stop_token_ids)
         return self._library.LLTokenizer(wrapper, n_vocab=len(vocabulary.tokens), eos_token=stops)
@@ -81,11 +107,24 @@ class _Tokenizer:
 
 
 class LlguidanceMatcher:
-    """Where one request stands."""
+    """Where one request stands.
 
-    def __init__(self, matcher: Any, stop_token_ids: frozenset[int]) -> None:
+    With ``tokens`` and ``letters``, a matcher of the same grammar whose tokens are bytes, it can tell what
+    texts may follow.
+    """
+
+    def __init__(
+        self,
+        matcher: Any,
+        stop_token_ids: frozenset[int],
+        tokens: list[bytes] | None = None,
+        letters: Any = None,
+    ) -> None:
         self._matcher = matcher
         self._stop_token_ids = stop_token_ids
+        self._tokens = tokens
+        self._letters = letters
+        self._lengths: list[int] = []  # of accepted tokens, for letters
         self._ended = False
 
     def fill(self, masks: np.ndarray, row: int) -> None:
@@ -102,7 +141,11 @@ class LlguidanceMatcher:
         if token_id in self._stop_token_ids:
             self._ended = self._matcher.is_accepting()
             return self._ended
-        return self._matcher.try_consume_tokens([token_id]) == 1
+        if self._matcher.try_consume_tokens([token_id]) != 1:
+            return False
+        if self._letters is not None:
+            self._lengths.append(self._letters.try_consume_tokens([*self._tokens[token_id]]))
+        return True
 
     def rollback(self, count: int) -> None:
         """Take back the last ``count`` tokens."""
@@ -110,6 +153,9 @@ class LlguidanceMatcher:
             self._ended, count = False, count - 1
         if count:
             self._matcher.rollback(count)
+            if self._letters is not None:
+                self._letters.rollback(sum(self._lengths[-count:]))
+                del self._lengths[-count:]
 
     def forced_text(self) -> str:
         """What any output must go on with."""
@@ -124,8 +170,10 @@ class LlguidanceMatcher:
 
     def follows(self, text: bytes) -> bool:
         """Whether a text may stand next."""
-        raise NotImplementedError
+        assert self._letters is not None, "made without what tells texts"
+        return self._letters.validate_tokens([*text]) == len(text)
 
     def fork(self) -> LlguidanceMatcher:
         """Another one that stands here."""
-        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids)
+        letters = None if self._letters is None else self._letters.deep_copy()
+        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids, self._tokens, letters)

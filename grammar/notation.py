@@ -31,6 +31,7 @@ from .tree import (
     literal,
     parts,
 )
+from .watched import SIGN
 from .xgrammar_rules import with_any_length, with_counters, with_root_apart
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
@@ -273,11 +274,11 @@ def _terminal(node: Node) -> str:
         return f"~/{as_regex(node.item)}/"
     if not isinstance(node, Until):
         return f"/{as_regex(node)}/"
-    anything = "(?s:.)*"
+    anything = rf"[^{_char(ord(SIGN))}]*"
     marker = as_regex(Choice(tuple(map(literal, node.markers))))
     if node.last is None:
         return f"/{anything}/ & ~/{anything}{marker}{anything}/"
-    return f"/{anything}{as_regex(literal(node.last))}/ & ~/{anything}{marker}(?s:.)+/"
+    return f"/{anything}{as_regex(literal(node.last))}/ & ~/{anything}{marker}{anything}(?s:.)/"
 
 
 class _Lark:

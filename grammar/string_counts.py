@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MAX_LENGTHS = 64
 
-_OUTSIDE = -1  # of a string
-_PLAIN, _ESCAPED = (
+OUTSIDE = -1  # of a string
+PLAIN, _ESCAPED = (
     0,
     1,
 )  # inside: between characters, behind a backslash; 2 to 5: before 4 to 1 digits of a \u
@@ -50,19 +50,19 @@ ANY = Length(0, None)
 class Place(NamedTuple):
     """Where an output stands: how it goes on, and in a string its length so far and the one that is meant."""
 
-    mode: int = _OUTSIDE
+    mode: int = OUTSIDE
     count: int = 0
     length: Length = ANY
 
 
 def step(mode: int, byte: int) -> tuple[int, bool]:
-    """The next mode in a string, and whether a character begins; _OUTSIDE behind its end."""
-    if mode == _PLAIN:
+    """The next mode in a string, and whether a character begins; OUTSIDE behind its end."""
+    if mode == PLAIN:
         if byte == 0x22:
-            return _OUTSIDE, False
-        return _ESCAPED if byte == 0x5C else _PLAIN, not 0x80 <= byte < 0xC0
+            return OUTSIDE, False
+        return _ESCAPED if byte == 0x5C else PLAIN, not 0x80 <= byte < 0xC0
     if mode == _ESCAPED:
-        return 2 if byte == 0x75 else _PLAIN, False
+        return 2 if byte == 0x75 else PLAIN, False
     return (mode + 1) % 6, False
 
 
@@ -75,7 +75,7 @@ class TokenCounts:
         self.counts = np.zeros((6, len(tokens)), np.int16)  # that begin before the string ends
         self.ends = np.zeros((6, len(tokens)), bool)
         self.signs = np.array([SIGN.encode() in token for token in tokens], bool)
-        self.reopening: dict[int, list[int]] = {mode: [] for mode in (_OUTSIDE, *_INSIDE)}
+        self.reopening: dict[int, list[int]] = {mode: [] for mode in (OUTSIDE, *_INSIDE)}
         """Tokens in which a string begins and is not just begun."""
         self._fill()
 
@@ -94,9 +94,9 @@ class TokenCounts:
                 column_bytes = joined[starts[:longer] + column]
                 inside = modes[:longer] >= 0
                 counts[:longer] += begins[modes[:longer], column_bytes] & inside
-                modes[:longer] = np.where(inside, following[modes[:longer], column_bytes], _OUTSIDE)
+                modes[:longer] = np.where(inside, following[modes[:longer], column_bytes], OUTSIDE)
             self.counts[mode, order] = counts
-            self.ends[mode, order] = (modes == _OUTSIDE) & (lengths[order] > 0)
+            self.ends[mode, order] = (modes == OUTSIDE) & (lengths[order] > 0)
         self.most = int(self.counts.max(initial=0))
         for token, data in enumerate(self.tokens):
             if b'"' in data:
@@ -111,9 +111,9 @@ def _reopens(data: bytes, mode: int) -> bool:
     for byte in data:
         if opened:
             return True
-        if mode == _OUTSIDE:
+        if mode == OUTSIDE:
             opened = byte == 0x22
-            mode = _PLAIN if opened else _OUTSIDE
+            mode = PLAIN if opened else OUTSIDE
         else:
             mode, _ = step(mode, byte)
     return False
@@ -122,10 +122,12 @@ def _reopens(data: bytes, mode: int) -> bool:
 class StringCounts:
     """Where one output stands; ``lengths`` are those of a grammar by their names."""
 
-    def __init__(self, tokens: TokenCounts, lengths: Mapping[str, Length], place: Place = Place()) -> None:
+    def __init__(
+        self, tokens: TokenCounts, lengths: Mapping[str, Length], place: Place | None = None
+    ) -> None:
         self._tokens = tokens
         self._lengths = lengths
-        self._places = [place]
+        self._places = [place or Place()]
 
     def narrow(self, mask: np.ndarray, matcher: Matcher) -> None:
         """Take from a mask what does not keep a length. Raises GrammarError where no length is meant."""
@@ -134,7 +136,7 @@ class StringCounts:
         if most is not None and least > most:
             raise GrammarError("A string may be one of several, whose lengths exclude each other.")
         kept = ~tokens.signs
-        if place.mode != _OUTSIDE and place.length != ANY:
+        if place.mode != OUTSIDE and place.length != ANY:
             counts = tokens.counts[place.mode]
             if most is not None and most - place.count < tokens.most:
                 kept &= counts <= most - place.count
@@ -166,15 +168,15 @@ class StringCounts:
         data = self._tokens.tokens[token]
         mode, count, length = self._places[-1]
         for at, byte in enumerate(data):
-            if mode == _OUTSIDE:
+            if mode == OUTSIDE:
                 if byte == 0x22:
-                    mode, count, length = _PLAIN, 0, self._length(data[: at + 1], follows)
+                    mode, count, length = PLAIN, 0, self._length(data[: at + 1], follows)
                 continue
             mode, begins = step(mode, byte)
             count += begins
             if length.most is not None and count > length.most:
                 return None
-            if mode == _OUTSIDE and count < length.least:
+            if mode == OUTSIDE and count < length.least:
                 return None
         return Place(mode, count, length)
 

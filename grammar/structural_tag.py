@@ -27,6 +27,7 @@ from .tree import (
     Rules,
     Until,
     choice,
+    codes,
     complement,
     is_unguarded,
     literal,
@@ -35,6 +36,7 @@ from .tree import (
     renamed,
     sequence,
 )
+from .watched import SIGN
 from .width import check_width
 
 _MAX_DEPTH = 64
@@ -232,7 +234,7 @@ class _Compiler:
     def _text_until(self, ends: Mapping[str, Node], *, may_end: bool) -> Node:
         """Text up to the first of the keys, which is followed by what belongs to it; or text without any."""
         if not ends:
-            return Repeat(Chars(complement(())), 0, None)
+            return Repeat(Chars(complement(codes(SIGN))), 0, None)
         markers = tuple(sorted(ends))
         options = [sequence(Lexeme(Until(markers, marker)), ends[marker]) for marker in markers]
         if may_end:

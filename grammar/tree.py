@@ -65,7 +65,8 @@ class Lexeme(NamedTuple):
 class Until(NamedTuple):
     """Text up to the end of the first of ``markers`` in it, which is ``last``; None: text with none of them.
 
-    No marker is part of another. Stands in a :class:`Lexeme` of its own.
+    No marker is part of another, and the text does not have the sign of ``watched.py``. Stands in a
+    :class:`Lexeme` of its own.
     """
 
     markers: tuple[str, ...]

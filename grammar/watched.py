@@ -1,8 +1,8 @@
 """What is seen to beside a grammar, because no grammar says it well: a matcher with a watch over it.
 
-A watch reads the output along with the matcher, takes further tokens from its masks and refuses them. What it
-has to know of the grammar it asks there: a place of which it must know has one more way to go on, which begins
-with ``SIGN`` and a name; no mask allows that.
+A watch reads the output along with the matcher, takes further tokens from its masks and refuses them. What
+it has to know of the grammar it asks there: a place of which it must know has one more way to go on, which
+begins with ``SIGN`` and a name; no mask allows that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Watch(Protocol):
     """Where one output stands, as far as the watch needs to know."""
 
     def narrow(self, mask: np.ndarray, matcher: Matcher) -> None:
-        """Take from ``mask`` [ceil(V / 32)] int32 of ``matcher``, which stands at the same place, what may not be.
+        """Take what may not be from a mask [ceil(V / 32)] int32 of ``matcher``, which stands there too.
 
-        Raises GrammarError where nothing can be left.
+        Raises GrammarError where nothing is left.
         """
 
     def keeps(self, token_id: int, matcher: Matcher) -> bool:

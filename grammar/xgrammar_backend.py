@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GrammarError
 from .budget import Budget
 from .constraint import Constraint
+from .distinct_items import DistinctItems, ItemTokens, has_distinct_items
 from .interface import Grammar, Matcher, Vocabulary
 from .notation import as_ebnf
 from .string_counts import Length, StringCounts, TokenCounts
@@ -33,6 +34,7 @@ class XGrammarBackend:
         self._stops: frozenset[int] = frozenset()
         self._tokens: list[bytes] = []
         self._counts: TokenCounts | None = None
+        self._items: ItemTokens | None = None
 
     def compile(self, constraint: Constraint, budget: Budget | None = None) -> Grammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
@@ -40,7 +42,8 @@ class XGrammarBackend:
 
         budget = budget or Budget()
         lengths: dict[str, Length] | None = {} if constraint.kind == "json_schema" else None
-        text = as_ebnf(constraint.rules(budget), budget, lengths)
+        rules = constraint.rules(budget)
+        text = as_ebnf(rules, budget, lengths)
         with self._lock:
             if self._compiler is None:
                 self._compiler = self._load()
@@ -56,7 +59,15 @@ class XGrammarBackend:
         matcher: Matcher = XGrammarMatcher(xgrammar.GrammarMatcher(compiled), self._stops)
         if lengths:
             matcher = WatchedMatcher(matcher, StringCounts(self._token_counts(), lengths))
+        if has_distinct_items(rules):
+            matcher = WatchedMatcher(matcher, DistinctItems(self._item_tokens()))
         return Grammar(matcher, compiled.memory_size_bytes + len(text))
+
+    def _item_tokens(self) -> ItemTokens:
+        with self._lock:
+            if self._items is None:
+                self._items = ItemTokens(self._tokens)
+            return self._items
 
     def _token_counts(self) -> TokenCounts:
         with self._lock:

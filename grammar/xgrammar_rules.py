@@ -35,7 +35,6 @@ from .tree import (
 )
 from .watched import SIGN
 
-
 _SHORT = 16  # left as they are
 _COUNTED = 24  # characters: up to here a string of JSON is an automaton
 _QUOTE = Chars(((34, 34),))

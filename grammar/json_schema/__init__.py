@@ -9,8 +9,10 @@ needs, less is generated:
   schema says otherwise. ``"x-open": true`` in the outermost schema gives all of these the meaning of the
   standard: whatever is not forbidden may be there;
 - numbers have at most 15 digits (integers more, where bounds ask for such), formats their common forms,
-  strings and lists at most 10,000 characters or items;
-- ``uniqueItems`` of many values has them in the order of the ``enum``; of any strings it is refused.
+  strings and lists at most 10,000 characters or items.
+
+``uniqueItems`` is kept beside the grammar (``distinct_items.py``) where the items are more than a few values. A
+list that must have more items than there are ends its request when they have run out, unless they can be counted.
 
 Drafts 3 to 2020-12 are read, each as ``$schema`` says: siblings of ``$ref`` are void up to draft 7, bounds
 are exclusive by a boolean in draft 4, ``items`` may be a list up to 2019-09. A schema that names no draft is

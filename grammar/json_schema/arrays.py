@@ -10,8 +10,7 @@ from ..tree import EMPTY, Node, Repeat, Rule, choice, optional, sequence
 from .kinds import NoValue
 from .tokens import ITEM
 
-MAX_DISTINCT = 4096  # values times counts: the rules when they stand in order
-_MAX_SETS = 256  # the rules when they stand in any order
+_MAX_SETS = 256  # of values that are left: the rules of different items
 _MAX_RULES = 2000
 
 
@@ -39,23 +38,17 @@ def items(first: Sequence[Node], more: Node | None, least: int, most: int | None
 
 def distinct_items(
     values: Sequence[Node], least: int, most: int | None, share: Callable[[Node], Node]
-) -> Node:
-    """The same for items of these values, none of them twice: in any order, or in this one if they are many.
+) -> Node | None:
+    """The same for items of these values, none of them twice; None if that takes too many rules.
 
-    ``share`` is called for nodes that are used more than once.
-
-    Raises NoValue if there cannot be so many items, GrammarError for more than ``MAX_DISTINCT`` values.
+    ``share`` is called for nodes that are used more than once. Raises NoValue if there cannot be so many.
     """
     if least > len(values):
         raise NoValue(f"minItems {least} is more than the {len(values)} different items there can be")
     most = len(values) if most is None else min(most, len(values))
-    if sum(math.comb(len(values), count) for count in range(min(most, 16) + 1)) <= _MAX_SETS:
-        return _in_any_order(values, least, most, share)
-    if len(values) * (most if most < len(values) else least + 1) > MAX_DISTINCT:
-        raise GrammarError(
-            f"uniqueItems is supported for at most {MAX_DISTINCT} different values, got {len(values)}"
-        )
-    return _in_order(values, least, most, share)
+    if sum(math.comb(len(values), count) for count in range(min(most, 16) + 1)) > _MAX_SETS:
+        return None
+    return _in_any_order(values, least, most, share)
 
 
 def _in_any_order(values: Sequence[Node], least: int, most: int, share: Callable[[Node], Node]) -> Node:
@@ -74,23 +67,6 @@ def _in_any_order(values: Sequence[Node], least: int, most: int, share: Callable
         return rests[left]
 
     return rest(frozenset(range(len(values))))
-
-
-def _in_order(values: Sequence[Node], least: int, most: int, share: Callable[[Node], Node]) -> Node:
-    is_capped = most < len(values)
-    enough = max(1, most if is_capped else least)  # what is more makes no difference
-    rests: dict[int, Node] = dict.fromkeys(range(least, enough + 1), EMPTY)
-    for value in reversed(values):
-        before: dict[int, Node] = {}
-        for count in range(enough + 1):
-            options = [rests[count]] if count in rests else []
-            after = count + 1 if is_capped else min(count + 1, enough)
-            if after in rests:
-                options.append(sequence(ITEM if count else EMPTY, value, rests[after]))
-            if options:
-                before[count] = share(choice(*options))
-        rests = before
-    return rests[0]
 
 
 def containing(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import GrammarError
-from ..tree import Node, Rule, sequence
+from ..tree import Node, Rule, choice, sequence, word
 from .arrays import containing, distinct_items, items
 from .context import Context, sizes
 from .drafts import OPEN
 from .kinds import ATOMS, key
 from .options import all_of, none_of
-from .tokens import BEGIN_LIST, END_LIST, constant
+from .tokens import BEGIN_LIST, CAREFUL, END_LIST, FREE, constant
 
 _FEW: dict[str, tuple] = {"boolean": (True, False), "null": (None,)}
 
@@ -23,33 +23,50 @@ def array(option: dict, path: str, context: Context) -> Node:
     rest = option.get(
         "items", not first or OPEN in option
     )  # a declared tuple is closed unless it says otherwise
+    is_distinct = option.get("uniqueItems") and most != 1 and (rest is not False or len(first) > 1)
     if option.get("contains"):
-        inner = _containing(option, first, rest, path, context)
-    elif option.get("uniqueItems") and most != 1 and (rest is not False or len(first) > 1):
-        inner = _distinct(first, rest, least, most, path, context)
-    else:
-        nodes = [context.node(one, f"{path}/prefixItems/{i}") for i, one in enumerate(first)]
-        more = None if rest is False else context.share(context.node(rest, f"{path}/items"))
-        inner = items(nodes, more, least, most)
-    return sequence(BEGIN_LIST, inner, END_LIST)
+        return sequence(BEGIN_LIST, _containing(option, first, rest, path, context), END_LIST)
+    if is_distinct and not first:
+        return _distinct(rest, least, most, path, context)
+    nodes = [context.node(one, f"{path}/prefixItems/{i}") for i, one in enumerate(first)]
+    more = None if rest is False else context.share(context.node(rest, f"{path}/items"))
+    return _list(items(nodes, more, least, most), CAREFUL if is_distinct else None)
 
 
-def _distinct(first: list, rest: Any, least: int, most: int | None, path: str, context: Context) -> Node:
-    if first:
-        raise GrammarError("uniqueItems together with prefixItems is not supported")
-    values: dict[str, Node] = {}
-    for option in context.options(rest, f"{path}/items"):
-        found = option.get("enum")
-        if found is None:
-            kinds = option.get("type", ATOMS)
-            if not set(kinds) <= set(_FEW):
-                raise GrammarError(
-                    "uniqueItems is supported for enum, const, boolean and null only: leave it out"
-                )
-            found = [one for name in kinds for one in _FEW[name]]
-            found = [one for one in found if key(one) not in map(key, option.get("excluded", ()))]
-        values |= {key(one): constant(one) for one in found}
-    return distinct_items(list(values.values()), least, most, context.share)
+def _list(inner: Node, mark: str | None) -> Node:
+    """A list, perhaps with a mark as another way to go on."""
+    if mark is None:
+        return sequence(BEGIN_LIST, inner, END_LIST)
+    return sequence(BEGIN_LIST, choice(sequence(inner, END_LIST), word(mark)))
+
+
+def _distinct(rest: Any, least: int, most: int | None, path: str, context: Context) -> Node:
+    """Lists of different items: written out where there are few, else marked."""
+    options = context.options(rest, f"{path}/items")
+    found = [_values(option) for option in options]
+    if None not in found:
+        values = {key(one): constant(one) for ones in found for one in ones}
+        inner = distinct_items(list(values.values()), least, most, context.share)
+        if inner is not None:
+            return sequence(BEGIN_LIST, inner, END_LIST)
+    more = context.share(context.node(rest, f"{path}/items"))
+    return _list(items([], more, least, most), FREE if all(map(_is_free, options)) else CAREFUL)
+
+
+def _values(option: dict) -> list | None:
+    """All values of an option, None if they cannot be listed."""
+    if "enum" in option:
+        return option["enum"]
+    kinds = option.get("type", ATOMS)
+    if not set(kinds) <= set(_FEW):
+        return None
+    excluded = [key(one) for one in option.get("excluded", ())]
+    return [one for name in kinds for one in _FEW[name] if key(one) not in excluded]
+
+
+def _is_free(option: dict) -> bool:
+    """Whether its values are texts each of which may go on in any way."""
+    return option.get("type") == ["string"] and set(option) <= {"type", "minLength"}
 
 
 def _containing(option: dict, first: list, rest: Any, path: str, context: Context) -> Node:

@@ -8,9 +8,14 @@ from typing import Any
 
 from ...errors import GrammarError
 from ..tree import Lexeme, Node, Words, choice, literal, sequence, word
+from ..watched import SIGN
 
 ITEM, MEMBER = word(", "), word(": ")  # between items, and between a name and its value
 BEGIN_LIST, END_LIST, BEGIN_OBJECT, END_OBJECT = map(word, "[]{}")
+
+FREE, CAREFUL = SIGN + "u", SIGN + "v"
+"""Marks behind the bracket of a list whose items must differ (``distinct_items.py``): such that can go on in
+any way, and others."""
 
 
 def number(node: Node) -> Lexeme:

@@ -324,7 +324,7 @@ def test_grammars_are_compiled_once_and_forgotten_by_flush(build):
 
 def test_a_refused_constraint_fails_its_request_alone(build):
     engine = build()
-    wanted = [{"regex": "(?=a)b"}, {"regex": "ab"}, {"json_schema": {"uniqueItems": True}}, {}]
+    wanted = [{"regex": "(?=a)b"}, {"regex": "ab"}, {"json_schema": {"not": {"uniqueItems": True}}}, {}]
     handles = [
         engine.submit(input_ids=PROMPT, sampling_params={"max_new_tokens": 4, **one}, stream=False)
         for one in wanted

@@ -31,7 +31,7 @@ SAID = {
         "the same alone: True",
         "the same when bound: True",
         "the same tokens: True",
-        "uniqueItems is supported for",
+        "opposite of uniqueItems",
     ],
     "06": [
         "name='add', arguments='{\"a\": 17, \"b\": 25}') tool_calls",
