@@ -36,12 +36,15 @@ def measure(value: Any, limit: int | None) -> int:
     while waiting:
         for item in waiting.pop():
             total += _VALUE
-            if type(item) is str:
+            kind = type(item)
+            if kind is str:
                 total += len(item)
-            elif type(item) is dict:
+            elif kind is dict:
                 waiting += (item, item.values())
-            elif type(item) is list:
+            elif kind is list:
                 waiting.append(item)
+            elif kind is int:
+                total += item.bit_length() // 8
             elif item is not None:
                 total += _measure_rare(item, waiting)
         if limit is not None and total > limit:

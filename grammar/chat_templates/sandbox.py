@@ -29,6 +29,16 @@ MAX_STEPS: Final = 1_000_000
 MAX_SIZE: Final = 2**22  # as measured in bounds
 _MAX_TEMPLATE: Final = 2**20  # characters; the longest known have 30,000
 _CALL: Final = 10  # steps
+_NODES_PER_STEP: Final = 32
+_REPEATED: Final = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)  # they have a body
+# Filters that look at no more of a value than they return, and tests that compare all of it.
+_SPARING: Final = frozenset(
+    ("attr", "count", "d", "default", "first", "items", "join", "last", "length", "list", "string", "tojson")
+)
+_SEARCHING: Final = frozenset(
+    ("in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt", "lessthan")
+    + ("<=", "le", "lower", "upper", "sameas")
+)
 _OF_DICTS: Final = frozenset(dir(dict))
 
 
@@ -143,9 +153,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         del self.globals["lipsum"]
         self.filters["tojson"] = _tojson
-        self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
-        self.tests = {name: _guarded(name, function) for name, function in self.tests.items()}
-        self.filters |= {"_each": _each, "_made": _made, "_searched": _searched}
+        self.filters = {
+            name: _guarded(name, function, name not in _SPARING) for name, function in self.filters.items()
+        }
+        self.tests = {
+            name: _guarded(name, function, name in _SEARCHING) for name, function in self.tests.items()
+        }
+        self.filters |= {"_each": _each, "_made": _made, "_searched": _searched, "_spent": _spent}
         self._open = self._find_open()
 
     def _find_open(self) -> dict[type, frozenset[str]]:
@@ -171,6 +185,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if loop.recursive:
                 raise TemplateError("recursive loops are not supported in chat templates")
             loop.iter = self._through("_each", loop.iter)
+        self._weigh(tree)
         for parent in [tree, *tree.find_all(nodes.Node)]:
             for field, value in list(parent.iter_fields()):
                 if isinstance(value, list):
@@ -200,6 +215,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         subject = (owner,) if isinstance(owner, (str, bytes, int)) else ()
         name = getattr(__obj, "__name__", "")
+        if type(owner) is str or type(owner) is list:
+            budget.pay(owner)  # methods go through it, whatever they return
         if (args or kwargs or name in CHECKED) and __obj is not __self.globals["range"]:
             args = budget.check(name, args, kwargs, subject)
         if type(__obj) is BuiltinMethodType and type(owner) in __self._open:
@@ -229,6 +246,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             node.expr = self._through("_made", node.expr)
         return node
 
+    def _weigh(self, node: Any) -> int:
+        """The number of nodes in ``node``; each run of a long body is made to cost what is written in it."""
+        weight = 1
+        for child in node.iter_child_nodes():
+            weight += self._weigh(child)
+        if isinstance(node, _REPEATED) and weight >= _NODES_PER_STEP:
+            steps = nodes.Const(weight // _NODES_PER_STEP).set_lineno(node.lineno)
+            paid = nodes.ExprStmt(self._through("_spent", steps)).set_lineno(node.lineno)
+            node.body = [paid, *node.body]
+        return weight
+
     def _through(self, name: str, node: nodes.Expr) -> nodes.Filter:
         passed = nodes.Filter(node, name, [], [], None, None)
         return passed.set_lineno(node.lineno).set_environment(self)
@@ -245,24 +273,36 @@ def _made(context: Any, value: Any) -> Any:
 
 
 @pass_context
+def _spent(context: Any, steps: int) -> None:
+    context.budget.spend(steps)
+
+
+@pass_context
 def _searched(context: Any, value: Any) -> Any:
     """What ``in`` looks through; a mapping is not, it answers at once."""
     context.budget.pay(None if type(value) is dict else value)
     return value
 
 
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test, bounded: it asks for the context, and gives ``function`` what that asks for."""
+def _guarded(name: str, function: Callable[..., Any], is_searching: bool) -> Callable[..., Any]:
+    """A filter or test, bounded: it asks for the context, and gives ``function`` what that asks for.
+
+    ``is_searching``: it goes through what it is given, and may return little.
+    """
     passed = _PASSED[_PassArg.from_obj(function)]
     is_checked = name in CHECKED
 
     @functools.wraps(function)
     def guarded(context: Any, *args: Any, **kwargs: Any) -> Any:
+        budget = context.budget
         if is_checked or kwargs or len(args) > 1:
-            args = context.budget.check(name, args, kwargs)
+            args = budget.check(name, args, kwargs)
+        if is_searching:
+            for value in (*args, *kwargs.values()):
+                budget.pay(value, 0)
         if passed is not None:
             args = (passed(context), *args)
-        return context.budget.pay(function(*args, **kwargs), _CALL)
+        return budget.pay(function(*args, **kwargs), _CALL)
 
     return pass_context(guarded)
 

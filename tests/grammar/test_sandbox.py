@@ -13,6 +13,7 @@ from rootlet.grammar.chat_templates.sandbox import MAX_SIZE, render, render_chat
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
 LIST = "{% set l = range(100000)|list %}{% for i in l %}"
+MACRO = "{%% macro f() %%}%s{%% endmacro %%}"
 GROW = "{%% set ns = namespace(x=%s) %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
 
 
@@ -32,6 +33,15 @@ GROW = "{%% set ns = namespace(x=%s) %%}{%% for i in range(60) %%}{%% set ns.x =
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deeply"),
         ("{% if 1 %}" * 2000 + "{% endif %}" * 2000, "nested too deeply"),
         ("x" * 2**21, "a chat template of 2097152 characters"),
+        # what is done for each step
+        (LIST + "{% set a = i %}" * 2000 + "{% endfor %}", "too many steps"),
+        (MACRO % ("{% set a = 1 %}" * 2000) + LIST + "{{ f() }}{% endfor %}", "too many steps"),
+        (LIST + "{% if -1 is in l %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{% if l is eq l[:] %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{% if l.index(9999) %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{{ l|sum }}{% endfor %}", "too many steps"),
+        (LIST + "{{ l|map('abs')|max }}{% endfor %}", "too many steps"),
+        ("{% set t = 'x' * 400000 %}" + LIST + "{{ t.count('xy') }}{% endfor %}", "too many steps"),
         # one huge value
         ("{{ 'a' * 10**10 }}", "larger than"),
         ("{{ 10**10 * [0] }}", "larger than"),
