@@ -72,12 +72,7 @@ class TextEncoder:
             )
         if self._max_tokens is not None and len(text) > self._max_tokens and self._reach is not None:
             text = self._fitting(text, self._reach, self._max_tokens)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can write half a surrogate pair
-            raise InvalidRequestError(
-                f"The prompt is not valid Unicode: character {error.start} is a lone surrogate."
-            ) from error
+        check_unicode(text)
         return text
 
     def _fitting(self, text: str, reach: Reach, max_tokens: int) -> str:
@@ -103,6 +98,16 @@ class TextEncoder:
     @cached_property
     def _reach(self) -> Reach | None:
         return reach_of(self._tokenizer)
+
+
+def check_unicode(text: str, refusal: type[Exception] = InvalidRequestError) -> None:
+    """Raise ``refusal`` for half a surrogate pair in a prompt: JSON can write one, no token stands for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise refusal(
+            f"The prompt is not valid Unicode: character {error.start} is a lone surrogate."
+        ) from error
 
 
 def reach_of(tokenizer: Any) -> Reach | None:

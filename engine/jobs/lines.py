@@ -17,6 +17,7 @@ from ...errors import (
     UnknownOptionError,
 )
 from ..chat.conversation import Conversation
+from ..encoding import check_unicode
 from .identity import (
     DIGEST_BYTES,
     LineError,
@@ -162,9 +163,4 @@ def _check_unicode(prompt: Prompt) -> None:
     if isinstance(prompt, Conversation):
         texts = tuple(text for _, text in prompt.lines)
     for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidParameterError(
-                f"The prompt is not valid Unicode: a lone surrogate at character {error.start}."
-            ) from error
+        check_unicode(text, InvalidParameterError)

@@ -12,30 +12,34 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from types import CodeType
+from types import BuiltinMethodType
 from typing import Any, Final
 
-from jinja2 import TemplateError, nodes, pass_context
+from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.ext import Extension
+from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, _PassArg
+
+from .bounds import CHECKED, Budget, measure
 
 MAX_STEPS: Final = 1_000_000
-MAX_SIZE: Final = 2**22  # as measured below
+MAX_SIZE: Final = 2**22  # as measured in bounds
 _MAX_TEMPLATE: Final = 2**20  # characters; the longest known have 30,000
-_MAX_NUMBER: Final = 10_000  # of an argument: widths, counts, indents
-_MADE_PER_STEP: Final = 32
 _CALL: Final = 10  # steps
-_VALUE: Final = 8
-
-_TOO_LARGE: Final = "the chat template makes something larger than %d characters"
-
-_GROWING: Final = ("join", "indent", "wordwrap", "translate", "expandtabs", "tojson")
-_FORMATS: Final = ("format", "format_map", "%")
-_WIDE: Final = re.compile(r"\d{5}|%[^a-z]*\*")
+_NODES_PER_STEP: Final = 32
+_REPEATED: Final = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)  # they have a body
+# Filters that look at no more of a value than they return, and tests that compare all of it.
+_SPARING: Final = frozenset(
+    ("attr", "count", "d", "default", "first", "items", "join", "last", "length", "list", "string", "tojson")
+)
+_SEARCHING: Final = frozenset(
+    ("in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt", "lessthan")
+    + ("<=", "le", "lower", "upper", "sameas")
+)
+_OF_DICTS: Final = frozenset(dir(dict))
 
 
 def render_chat(
@@ -71,45 +75,58 @@ def render(template: str, **variables: Any) -> str:
     if len(template) > _MAX_TEMPLATE:
         raise TemplateError(f"a chat template of {len(template)} characters, above {_MAX_TEMPLATE}")
     given = measure(variables, None)
-    bounded = _Environment(MAX_STEPS + given, MAX_SIZE + 4 * given)
+    budget = Budget(MAX_STEPS + given, MAX_SIZE + 4 * given)
     try:
-        program = bounded.template_class.from_code(bounded, _compile(template), bounded.make_globals(None))
-        return bounded.collect(program.generate(**variables))
+        program = _compile(template)
+        return budget.collect(_run(program, _Context.of(program, variables, budget)))
     except RecursionError as error:
         raise TemplateError("the chat template calls itself without end or is nested too deeply") from error
 
 
 @functools.lru_cache(maxsize=32)
-def _compile(template: str) -> CodeType:
-    """Jinja folds constants while it compiles, so that is bounded as well."""
-    return _Environment(MAX_STEPS, MAX_SIZE).compile(template)
+def _compile(template: str) -> Template:
+    """``template`` as a program, which any number of threads may run: what changes is in the context."""
+    return _environment().from_string(template)
 
 
-def measure(value: Any, limit: int | None) -> int:
-    """Size of ``value``: its characters and eight for each value, those inside it each time they occur.
+@functools.cache
+def _environment() -> _Environment:
+    return _Environment()
 
-    Raises TemplateError above ``limit``.
-    """
-    total, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
-        total += _VALUE
-        if isinstance(item, (str, bytes)):
-            total += len(item)
-        elif isinstance(item, int):
-            total += item.bit_length() // 8
-        elif isinstance(item, range):
-            total += _VALUE * len(item)
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            waiting.extend(item)
-        elif isinstance(item, Mapping):
-            waiting.extend(item)
-            waiting.extend(item.values())
-        elif isinstance(item, Namespace):
-            waiting.append(item._Namespace__attrs)
-        if limit is not None and total + _VALUE * len(waiting) > limit:
-            raise TemplateError(_TOO_LARGE % limit)
-    return total
+
+def _run(program: Template, context: _Context) -> Iterator[str]:
+    """As ``program.generate``, which makes a context of its own."""
+    try:
+        yield from program.root_render_func(context)
+    except Exception:
+        program.environment.handle_exception()  # raises it, with the lines of the template
+
+
+class _Context(Context):
+    """The variables of one rendering and its budget: Jinja hands it to all that is counted."""
+
+    budget: Budget
+
+    @classmethod
+    def of(cls, program: Template, variables: Mapping[str, Any], budget: Budget) -> _Context:
+        environment = program.environment
+        context = cls(environment, {**environment.globals, **variables}, program.name, program.blocks)
+        context.budget = budget
+        return context
+
+    def derived(self, locals: dict[str, Any] | None = None) -> Context:
+        """That of a block, which spends what the others spend."""
+        context = super().derived(locals)
+        context.budget = self.budget
+        return context
+
+
+_PASSED: Final[Mapping[_PassArg | None, Callable[[Context], Any] | None]] = {
+    None: None,
+    _PassArg.context: lambda context: context,
+    _PassArg.eval_context: lambda context: context.eval_ctx,
+    _PassArg.environment: lambda context: context.environment,
+}
 
 
 class _Generation(Extension):
@@ -123,48 +140,42 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-class _Guarded(dict):
-    """Filters or tests by name, each with its guard when it is asked for; ``own`` ones have none."""
-
-    def __init__(self, table: Mapping[str, Any], guard: Callable[[str, Any], Any]) -> None:
-        super().__init__(table)
-        self.own: dict[str, Any] = {}
-        self._guard = guard
-
-    def __getitem__(self, name: str) -> Any:
-        return self.own.get(name) or self._guard(name, super().__getitem__(name))
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self or name in self.own else default
-
-
 class _Environment(ImmutableSandboxedEnvironment):
-    """A sandbox for one rendering, or one compilation, that counts."""
+    """A sandbox that counts, in the budget of the context that it is given."""
 
+    context_class = _Context
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, steps: int, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
-        self._steps = steps
-        self._size = size
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         del self.globals["lipsum"]
         self.filters["tojson"] = _tojson
-        self.filters = _Guarded(self.filters, self._guarded)
-        self.tests = _Guarded(self.tests, self._guarded)
-        self.filters.own |= {"_each": self._each, "_made": self._made}
+        self.filters = {
+            name: _guarded(name, function, name not in _SPARING) for name, function in self.filters.items()
+        }
+        self.tests = {
+            name: _guarded(name, function, name in _SEARCHING) for name, function in self.tests.items()
+        }
+        self.filters |= {"_each": _each, "_made": _made, "_searched": _searched, "_spent": _spent}
+        self._open = self._find_open()
 
-    def collect(self, pieces: Iterator[str]) -> str:
-        """All ``pieces``, as long as they are not too many or too long."""
-        text, length = [], 0
-        for piece in pieces:
-            length += len(piece)
-            if length > self._size:
-                raise TemplateError(f"the chat template writes more than {self._size} characters")
-            text.append(piece)
-        return "".join(text)
+    def _find_open(self) -> dict[type, frozenset[str]]:
+        """The attributes that the sandbox lets through for every object of these types, as it answers once.
+
+        That saves its many questions at each access. ``format`` is not among them: the sandbox replaces it.
+        """
+        return {
+            type(one): frozenset(
+                name
+                for name in dir(one)
+                if name not in ("format", "format_map", "previtem", "nextitem")
+                and self.is_safe_attribute(one, name, None)
+            )
+            for one in ("", {}, [], LoopContext((), Undefined))
+        }
 
     # what Jinja asks
 
@@ -174,6 +185,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if loop.recursive:
                 raise TemplateError("recursive loops are not supported in chat templates")
             loop.iter = self._through("_each", loop.iter)
+        self._weigh(tree)
         for parent in [tree, *tree.find_all(nodes.Node)]:
             for field, value in list(parent.iter_fields()):
                 if isinstance(value, list):
@@ -182,87 +194,43 @@ class _Environment(ImmutableSandboxedEnvironment):
                     setattr(parent, field, self._watched(value))
         return tree
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox's, without its questions where the answer is known."""
+        kind = type(obj)
+        if attribute in self._open.get(kind, ()):
+            return getattr(obj, attribute)
+        if kind is dict and attribute not in _OF_DICTS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if kind is Namespace and not attribute.startswith("_"):
+            value = getattr(obj, attribute, None)
+            if type(value) in (str, bool, int, list, dict):
+                return value
+        return super().getattr(obj, attribute)
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls; the names leave room for any keyword."""
-        __self._spend(_CALL)
+        budget = __context.budget
+        kwargs.pop("_loop_vars", None)  # for functions that ask for the context: there are none
+        kwargs.pop("_block_vars", None)
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         subject = (owner,) if isinstance(owner, (str, bytes, int)) else ()
         name = getattr(__obj, "__name__", "")
-        if __obj is not __self.globals["range"]:
-            args = __self._check(name, args, kwargs, subject)
-        return __self._made(__context, super().call(__context, __obj, *args, **kwargs))
+        if type(owner) is str or type(owner) is list:
+            budget.pay(owner)  # methods go through it, whatever they return
+        if (args or kwargs or name in CHECKED) and __obj is not __self.globals["range"]:
+            args = budget.check(name, args, kwargs, subject)
+        if type(__obj) is BuiltinMethodType and type(owner) in __self._open:
+            made = __obj(*args, **kwargs)
+        else:
+            made = super().call(__context, __obj, *args, **kwargs)
+        return budget.pay(made, _CALL)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """``left operator right``, if the result can be of a bearable size."""
-        if operator == "%":
-            self._check("%", right if isinstance(right, tuple) else (right,), {}, (left,))
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            self._fits(left.bit_length() * max(right, 0) // 8)
-        elif operator == "*":
-            for value, count in ((left, right), (right, left)):
-                if isinstance(count, int):
-                    self._fits(measure(value, self._size) * (count if not isinstance(value, int) else 1))
-        return self._made(context, super().call_binop(context, operator, left, right))
-
-    # bounds
-
-    def _spend(self, steps: int) -> None:
-        self._steps -= steps
-        if self._steps < 0:
-            raise TemplateError("the chat template takes too many steps")
-
-    def _fits(self, size: int) -> None:
-        if size > self._size:
-            raise TemplateError(_TOO_LARGE % self._size)
-
-    @pass_context  # so that Jinja does not fold it
-    def _each(self, context: Any, values: Any) -> Iterator[Any]:  # noqa: ARG002
-        for value in values:
-            self._spend(1)
-            yield value
-
-    @pass_context
-    def _made(self, context: Any, value: Any) -> Any:  # noqa: ARG002
-        self._spend(1 + measure(value, self._size) // _MADE_PER_STEP)
-        return value
-
-    def _check(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], subject: Sequence[Any] = ()
-    ) -> Sequence[Any]:
-        """Raise TemplateError for a function of texts that would make something huge of ``args``.
-
-        ``subject`` is what a method belongs to. Returns ``args``, with lists in place of the iterators that
-        had to be measured.
-        """
-        if name in _GROWING:
-            args = [list(value) if isinstance(value, Iterator) else value for value in args]
-        values = (*subject, *args, *kwargs.values())
-        numbers = [abs(value) for value in values if isinstance(value, (int, float))]
-        if max(numbers, default=0) > _MAX_NUMBER and len(values) > 1:
-            raise TemplateError(f"the chat template calls {name} with a number above {_MAX_NUMBER}")
-        texts = [value for value in values if isinstance(value, str)]
-        if name in _FORMATS and any(_WIDE.search(text) for text in texts):
-            raise TemplateError("the chat template formats with a width of its own that is too large")
-        if name == "replace" and len(texts) >= 3:
-            text, old, new = texts[:3]
-            self._fits(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
-        elif name in _GROWING:
-            sizes = sorted((measure(value, self._size) for value in values), reverse=True)
-            factor = max([1, *numbers, *sizes[1:2]])
-            self._fits(int(sizes[0] * factor) if sizes else 0)
-        return args
-
-    def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter or test, bounded; wraps keeps Jinja's marks on it."""
-        skip = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            self._spend(_CALL)
-            rest = self._check(name, args[skip:], kwargs)
-            return self._made(None, function(*args[:skip], *rest, **kwargs))
-
-        return guarded
+        if operator == "+":  # at most twice the size of what there is
+            return context.budget.pay(left + right)
+        context.budget.check_binop(operator, left, right)
+        return context.budget.pay(self.binop_table[operator](left, right))
 
     # the tree of a template
 
@@ -272,13 +240,71 @@ class _Environment(ImmutableSandboxedEnvironment):
         copy = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
         if isinstance(node, (nodes.Concat, nodes.Dict)) or copy or (literal and node.items):
             return self._through("_made", node)
-        if isinstance(node, (nodes.Compare, nodes.Operand)) and not isinstance(node.expr, nodes.Const):
+        if isinstance(node, nodes.Operand) and node.op in ("in", "notin"):
+            node.expr = self._through("_searched", node.expr)
+        elif isinstance(node, (nodes.Compare, nodes.Operand)) and not isinstance(node.expr, nodes.Const):
             node.expr = self._through("_made", node.expr)
         return node
+
+    def _weigh(self, node: Any) -> int:
+        """The number of nodes in ``node``; each run of a long body is made to cost what is written in it."""
+        weight = 1
+        for child in node.iter_child_nodes():
+            weight += self._weigh(child)
+        if isinstance(node, _REPEATED) and weight >= _NODES_PER_STEP:
+            steps = nodes.Const(weight // _NODES_PER_STEP).set_lineno(node.lineno)
+            paid = nodes.ExprStmt(self._through("_spent", steps)).set_lineno(node.lineno)
+            node.body = [paid, *node.body]
+        return weight
 
     def _through(self, name: str, node: nodes.Expr) -> nodes.Filter:
         passed = nodes.Filter(node, name, [], [], None, None)
         return passed.set_lineno(node.lineno).set_environment(self)
+
+
+@pass_context  # so that Jinja does not fold it
+def _each(context: Any, values: Any) -> Iterator[Any]:
+    return context.budget.each(values)
+
+
+@pass_context
+def _made(context: Any, value: Any) -> Any:
+    return context.budget.pay(value)
+
+
+@pass_context
+def _spent(context: Any, steps: int) -> None:
+    context.budget.spend(steps)
+
+
+@pass_context
+def _searched(context: Any, value: Any) -> Any:
+    """What ``in`` looks through; a mapping is not, it answers at once."""
+    context.budget.pay(None if type(value) is dict else value)
+    return value
+
+
+def _guarded(name: str, function: Callable[..., Any], is_searching: bool) -> Callable[..., Any]:
+    """A filter or test, bounded: it asks for the context, and gives ``function`` what that asks for.
+
+    ``is_searching``: it goes through what it is given, and may return little.
+    """
+    passed = _PASSED[_PassArg.from_obj(function)]
+    is_checked = name in CHECKED
+
+    @functools.wraps(function)
+    def guarded(context: Any, *args: Any, **kwargs: Any) -> Any:
+        budget = context.budget
+        if is_checked or kwargs or len(args) > 1:
+            args = budget.check(name, args, kwargs)
+        if is_searching:
+            for value in (*args, *kwargs.values()):
+                budget.pay(value, 0)
+        if passed is not None:
+            args = (passed(context), *args)
+        return budget.pay(function(*args, **kwargs), _CALL)
+
+    return pass_context(guarded)
 
 
 def _raise_exception(message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +13,7 @@ from rootlet.grammar.chat_templates.sandbox import MAX_SIZE, render, render_chat
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}]
 LIST = "{% set l = range(100000)|list %}{% for i in l %}"
+MACRO = "{%% macro f() %%}%s{%% endmacro %%}"
 GROW = "{%% set ns = namespace(x=%s) %%}{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
 
 
@@ -30,6 +33,15 @@ GROW = "{%% set ns = namespace(x=%s) %%}{%% for i in range(60) %%}{%% set ns.x =
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deeply"),
         ("{% if 1 %}" * 2000 + "{% endif %}" * 2000, "nested too deeply"),
         ("x" * 2**21, "a chat template of 2097152 characters"),
+        # what is done for each step
+        (LIST + "{% set a = i %}" * 2000 + "{% endfor %}", "too many steps"),
+        (MACRO % ("{% set a = 1 %}" * 2000) + LIST + "{{ f() }}{% endfor %}", "too many steps"),
+        (LIST + "{% if -1 is in l %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{% if l is eq l[:] %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{% if l.index(9999) %}{% endif %}{% endfor %}", "too many steps"),
+        (LIST + "{{ l|sum }}{% endfor %}", "too many steps"),
+        (LIST + "{{ l|map('abs')|max }}{% endfor %}", "too many steps"),
+        ("{% set t = 'x' * 400000 %}" + LIST + "{{ t.count('xy') }}{% endfor %}", "too many steps"),
         # one huge value
         ("{{ 'a' * 10**10 }}", "larger than"),
         ("{{ 10**10 * [0] }}", "larger than"),
@@ -112,3 +124,52 @@ def test_a_tokenizer_with_a_way_of_its_own_is_asked():
             return f"{len(messages)} {options['tokenize']}"
 
     assert render_chat(Own(), CHAT) == "2 False"
+
+
+# one program of a template is run by many renderings: what one of them spends is its own
+
+LOOPS = "{% for i in range(n) %}{% for j in range(80000) %}{% endfor %}{% endfor %}{{ n }}"
+
+
+def test_threads_that_render_one_template_have_a_budget_each():
+    """Each of these takes most of the steps, or too many."""
+    with ThreadPoolExecutor(4) as pool:
+        futures = [(n, pool.submit(render, LOOPS, n=n)) for n in (8, 20, 9, 20, 8, 9)]
+    for n, future in futures:
+        if n == 20:
+            with pytest.raises(TemplateError, match="too many steps"):
+                future.result()
+        else:
+            assert future.result() == str(n)
+
+
+def test_a_rendering_after_one_out_of_bounds_begins_anew():
+    for _ in range(2):
+        with pytest.raises(TemplateError, match="too many steps"):
+            render(LOOPS, n=20)
+        assert render(LOOPS, n=9) == "9"
+
+
+def test_a_rendering_within_a_rendering_spends_its_own_steps():
+    text = "{% for i in range(80000) %}{% endfor %}{{ within(n) }}"
+    for n in (0, 1, 9):
+        assert render(text, n=n, within=lambda n: render(LOOPS, n=n)) == str(n)
+    with pytest.raises(TemplateError, match="too many steps"):
+        render(text, n=20, within=lambda n: render(LOOPS, n=n))
+
+
+@pytest.mark.parametrize("name", ["block", "macro"])
+def test_what_a_template_calls_spends_its_steps(name):
+    """A block has a context of its own, and a macro knows that of its template only."""
+    part = "{% block part scoped %}" + LOOPS + "{% endblock %}"
+    if name == "macro":
+        part = "{% macro part() %}" + LOOPS + "{% endmacro %}{{ part() }}"
+    assert render(part, n=9) == "9"
+    for twice in ("{% for k in [1, 2] %}" + part + "{% endfor %}", part + LOOPS):
+        with pytest.raises(TemplateError, match="too many steps"):
+            render(twice, n=9)
+
+
+def test_numbers_are_no_formats():
+    """The remainder of a count above the largest width is no such width."""
+    assert render("{{ 12345 % 100 }}{{ (n + 3) % 2 }}", n=20000) == "451"
