@@ -11,8 +11,9 @@ needs, less is generated:
 - numbers have at most 15 digits (integers more, where bounds ask for such), formats their common forms,
   strings and lists at most 10,000 characters or items.
 
-``uniqueItems`` is kept beside the grammar (``distinct_items.py``) where the items are more than a few values. A
-list that must have more items than there are ends its request when they have run out, unless they can be counted.
+``uniqueItems`` is kept beside the grammar (``distinct_items.py``) where the items are more than a few values.
+A list that must have more items than there are ends its request when they have run out, unless they can be
+counted.
 
 Drafts 3 to 2020-12 are read, each as ``$schema`` says: siblings of ``$ref`` are void up to draft 7, bounds
 are exclusive by a boolean in draft 4, ``items`` may be a list up to 2019-09. A schema that names no draft is
