@@ -41,8 +41,8 @@ enum {
     PANEL = GROUPS * GROUP,
     VECTORS = PANEL / LANES,       /* of fp32, per panel */
     MAX_PANELS = 4,                /* one tile spans at most */
-    BLOCK_BYTES = 1024 * PANEL,    /* of a panel in a block: 512 bf16 or 256 fp32 of each column */
-    BLOCK_ROWS = 96,               /* with 512 fp32 values each: half of a second-level cache */
+    BLOCK_BYTES = 512 * PANEL,     /* of a panel in a block: 256 bf16 or 128 fp32 of each column */
+    BLOCK_ROWS = 96,               /* of x, that pass by a panel's block */
     BLOCK_PANELS = 256 / PANEL,
     AHEAD = 4096,                  /* bytes of weights on their way from memory while a tile of few rows runs */
     LINE = 64,                     /* bytes of a cache line */
@@ -89,10 +89,12 @@ INLINE void tile(const int type, const int rows, const int panels, const float *
                  int fresh, const char *next, ptrdiff_t next_bytes) {
     const ptrdiff_t size = element_size(type), step = PANEL * size;
     vfloat acc[TILE][MAX_PANELS * VECTORS];
-    const float *row[TILE];
+    const float *row[(TILE + 2) / 3]; /* every third: so few addresses stay in registers */
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
-        row[r] = a + r * lda;
+        if (r % 3 == 0) {
+            row[r / 3] = a + r * lda;
+        }
 #pragma GCC unroll 16
         for (int v = 0; v < panels * VECTORS; v++) {
             const float *at = sums + v / VECTORS * sums_stride + r * PANEL + v % VECTORS * LANES;
@@ -115,11 +117,15 @@ INLINE void tile(const int type, const int rows, const int panels, const float *
         }
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
-            float factor = row[r][i];
+            float factor = row[r / 3][r % 3 * lda];
 #pragma GCC unroll 16
             for (int v = 0; v < panels * VECTORS; v++) {
                 acc[r][v] += factor * wide[v];
             }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r += 3) {
+            row[r / 3]++;
         }
     }
 #pragma GCC unroll 16
@@ -291,12 +297,16 @@ static void multiply_rows(part *p, int shared) {
     team_share(tasks, shared ? tasks : 1, multiply_share, p);
 }
 
-/* bf16 rows of x -> p->a */
+/* rows of x -> p->a */
 static void widen_share(void *context, int64_t begin, int64_t end, int thread) {
     const part *p = context;
     const product *g = p->g;
     (void)thread;
     for (ptrdiff_t r = begin; r < end; r++) {
+        if (g->x_type == F32) {
+            memcpy(p->a + r * p->lda, (const float *)g->x + (p->row0 + r) * g->ldx, g->k * sizeof(float));
+            continue;
+        }
         const uint16_t *x = (const uint16_t *)g->x + (p->row0 + r) * g->ldx;
         ptrdiff_t k = 0;
         for (; k + LANES <= g->k; k += LANES) {
@@ -312,8 +322,9 @@ static void widen_share(void *context, int64_t begin, int64_t end, int thread) {
 static int multiply(const product *g) {
     int shared = g->rows * g->n * g->k > SERIAL_WORK, threads = shared ? team_size() : 1;
     division d = divide(g, g->rows, threads);
-    int widen = g->x_type == BF16;
-    /* the odd multiple of a cache line keeps the rows of a tile from sharing cache sets */
+    /* Rows of fp32 lie a multiple of a kilobyte apart, as k is: those of one tile would share cache sets. An
+     * odd multiple of a cache line keeps them apart, which is worth a copy where several tiles read it. */
+    int widen = g->x_type == BF16 || g->rows > 2 * TILE;
     ptrdiff_t lda = widen ? (g->k / 16 | 1) * 16 + 32 : g->ldx;
     ptrdiff_t step = g->rows;
     if (widen && step * lda * 4 > SCRATCH_BYTES) {
