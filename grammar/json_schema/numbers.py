@@ -151,11 +151,18 @@ def fractions() -> Node:
 
 
 def _counts(low: int, high: int) -> Node:
-    """Integers ``0 <= low .. high`` without leading zeros."""
-    options = []
+    """Integers ``0 <= low .. high`` without leading zeros; all of several lengths are one repetition."""
+    options: list[Node] = [literal("0")] if low == 0 else []
+    low, whole = max(low, 1), []
     for length in range(len(str(low)), len(str(high)) + 1):
-        first = max(low, 10 ** (length - 1) if length > 1 else 0)
-        options.append(_fixed(str(first), str(min(high, 10**length - 1))))
+        smallest, largest = 10 ** (length - 1), 10**length - 1
+        if low <= smallest and largest <= high:
+            whole.append(length - 1)
+        elif low <= high:
+            options.append(_fixed(str(max(low, smallest)), str(min(high, largest))))
+    if whole:
+        rest = Repeat(_digit("0", "9"), whole[0], whole[-1]) if whole[-1] else EMPTY
+        options.append(sequence(_digit("1", "9"), rest))
     return choice(*options)
 
 
