@@ -66,7 +66,7 @@ def as_ebnf(rules: Rules, budget: Budget | None = None, lengths: dict[str, Lengt
     lexemes: dict[Node, str] = {}
     if lengths is not None:
         rules = with_any_length(rules, lengths, budget)
-    rules = with_counters(with_root_apart(rules), budget)
+    rules = with_counters(with_root_apart(rules, budget), budget)
     lines = []
     for name, node in rules.items():
         lines.append(f"{name} ::= {_ebnf(node, lexemes)}\n")
@@ -146,7 +146,8 @@ def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
     if isinstance(node, Choice):
         return f"({' | '.join(_ebnf(option, lexemes) for option in node.options)})"
     if isinstance(node, Repeat):
-        return f"({_ebnf(node.item, lexemes)}){_bounds(node)}"
+        item = _ebnf(node.item, lexemes)
+        return f'({item} | "")' if (node.least, node.most) == (0, 1) else f"({item}){_bounds(node)}"
     words, text = [], ""
     flat = itertools.chain(*(_letters(item) for item in node.items))
     for item in (*flat, None):
