@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -126,6 +127,7 @@ def _written(value: Decimal) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) or "0"
 
 
+@functools.lru_cache(maxsize=64)
 def integers(least: int | None, most: int | None) -> Node:
     """Integers within inclusive bounds. Raises NoValue if there are none."""
     limit = _LIMIT
