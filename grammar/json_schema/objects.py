@@ -13,11 +13,13 @@ _AT_ONCE = 4  # runs of members that make a longer one; what xgrammar does grows
 
 
 class _Run(NamedTuple):
-    """Members that follow each other: at least one where none came before, and any of them behind others."""
+    """Members that follow each other: at least one where none came before, and any of them behind others.
 
-    first: Node
+    ``first`` is None where one came before in any case.
+    """
+
+    first: Node | None
     rest: Node
-    is_required: bool = False
 
 
 def list_of(node: Node) -> Node:
@@ -35,32 +37,28 @@ def members(
         extra: any member beyond those, which come last; None if there are none.
         share: called for nodes that are used more than once.
     """
-    all_required = declared.keys() <= set(required)
-    runs = []
+    needed, runs, is_begun = set(required), [], False
+    all_needed = declared.keys() <= needed
     for name, value in declared.items():
-        member = sequence(member_name(name), value if all_required else share(value))
+        member = sequence(member_name(name), value if all_needed else share(value))
         further = sequence(ITEM, member)
-        is_required = name in required
-        runs.append(_Run(member, further if is_required else share(optional(further)), is_required))
+        rest = further if name in needed else share(optional(further))
+        runs.append(_Run(None if is_begun else member, rest))
+        is_begun = is_begun or name in needed
     if extra is not None:
-        runs.append(_Run(list_of(extra), Repeat(sequence(ITEM, extra), 0, None)))
-    while len(runs) > _AT_ONCE and not all_required:
+        first = None if is_begun else list_of(extra)
+        runs.append(_Run(first, Repeat(sequence(ITEM, extra), 0, None)))
+    while len(runs) > _AT_ONCE and not all_needed:
         parts = [runs[at : at + _AT_ONCE] for at in range(0, len(runs), _AT_ONCE)]
         runs = [
-            _Run(share(_first(part)), share(_rest(part)), any(run.is_required for run in part))
-            for part in parts
+            _Run(None if part[0].first is None else share(_first(part)), share(_rest(part))) for part in parts
         ]
     return _first(runs)
 
 
 def _first(runs: list[_Run]) -> Node:
-    """Where none came before: it begins with any of the runs up to the first that must be there."""
-    options = []
-    for at, run in enumerate(runs):
-        options.append(sequence(run.first, _rest(runs[at + 1 :])))
-        if run.is_required:
-            break
-    return choice(*options)
+    options = [(run.first, _rest(runs[at + 1 :])) for at, run in enumerate(runs) if run.first is not None]
+    return choice(*(sequence(first, rest) for first, rest in options))
 
 
 def _rest(runs: list[_Run]) -> Node:
