@@ -155,7 +155,8 @@ def fractions() -> Node:
 def _counts(low: int, high: int) -> Node:
     """Integers ``0 <= low .. high`` without leading zeros; all of several lengths are one repetition."""
     options: list[Node] = [literal("0")] if low == 0 else []
-    low, whole = max(low, 1), []
+    whole: list[int] = []  # lengths, less the first digit
+    low = max(low, 1)
     for length in range(len(str(low)), len(str(high)) + 1):
         smallest, largest = 10 ** (length - 1), 10**length - 1
         if low <= smallest and largest <= high:

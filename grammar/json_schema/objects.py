@@ -37,7 +37,8 @@ def members(
         extra: any member beyond those, which come last; None if there are none.
         share: called for nodes that are used more than once.
     """
-    needed, runs, is_begun = set(required), [], False
+    runs: list[_Run] = []
+    needed, is_begun = set(required), False
     all_needed = declared.keys() <= needed
     for name, value in declared.items():
         member = sequence(member_name(name), value if all_needed else share(value))
