@@ -67,7 +67,7 @@ def as_ebnf(rules: Rules, budget: Budget | None = None, lengths: dict[str, Lengt
     lexemes: dict[Node, str] = {}
     if lengths is not None:
         rules = with_any_length(rules, lengths, budget)
-    rules = with_counters(with_root_apart(rules), budget)
+    rules = with_counters(with_root_apart(rules, budget), budget)
     lines = []
     for name, node in rules.items():
         lines.append(f"{name} ::= {_ebnf(node, lexemes)}\n")
@@ -147,7 +147,8 @@ def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
     if isinstance(node, Choice):
         return f"({' | '.join(_ebnf(option, lexemes) for option in node.options)})"
     if isinstance(node, Repeat):
-        return f"({_ebnf(node.item, lexemes)}){_bounds(node)}"
+        item = _ebnf(node.item, lexemes)
+        return f'({item} | "")' if (node.least, node.most) == (0, 1) else f"({item}){_bounds(node)}"
     words, text = [], ""
     flat = itertools.chain(*(_letters(item) for item in node.items))
     for item in (*flat, None):
@@ -201,12 +202,10 @@ def _states(automaton: Automaton, name: str, budget: Budget) -> list[str]:
     for state in filter(stands_alone, range(len(automaton.edges))):
         options = ['""'] if state in automaton.ends else []
         for ranges, to in automaton.edges[state]:
-            if not parted.option(ranges, to):
+            shared = parted.option(state, ranges, to)
+            if shared is None:
                 budget.widen(ranges)
-        options += [
-            parted.option(ranges, to) or f"{_class(ranges)} {follow(to)}"
-            for ranges, to in automaton.edges[state]
-        ]
+            options.append(shared or f"{_class(ranges)} {follow(to)}")
         lines.append(f"{rule(state)} ::= {' | '.join(options)}\n")
     return lines + [f"{rule_name} ::= {text}\n" for rule_name, text in parted.rules.items()]
 
@@ -216,7 +215,8 @@ class _Parted:
 
     xgrammar looks at every token that may begin in a state. Where many states lead to the same one, but for a
     few characters each (a string that may be any name but those declared), that is the whole vocabulary for
-    each of them; like this it is once, and a few tokens for each.
+    each of them; like this it is once, and a few tokens for each. An edge of a state into itself stays one:
+    nearly all tokens lead along it, and each of their characters would meet all the rules.
     """
 
     _LEAST = 8  # states
@@ -227,9 +227,9 @@ class _Parted:
         self._follow = follow
         self._alike: dict[tuple[int, Ranges], str] = {}
         into: dict[int, list[Ranges]] = {}
-        for edges in automaton.edges:
+        for state, edges in enumerate(automaton.edges):
             for ranges, to in edges:
-                if sum(high - low for low, high in ranges) > _WIDE:
+                if to != state and _is_wide(ranges):
                     into.setdefault(to, []).append(ranges)
         self._all = {
             to: joined(itertools.chain(*found)) for to, found in into.items() if len(found) >= self._LEAST
@@ -239,9 +239,9 @@ class _Parted:
             for to in self._all
         }
 
-    def option(self, ranges: Ranges, to: int) -> str | None:
+    def option(self, state: int, ranges: Ranges, to: int) -> str | None:
         """What stands for an edge; None if it is written as it is."""
-        if to not in self._all or sum(high - low for low, high in ranges) <= _WIDE:
+        if to == state or to not in self._all or not _is_wide(ranges):
             return None
         if (to, ranges) not in self._alike:
             name = self._alike[to, ranges] = f"{self._name}_to_{to}_{len(self._alike)}"
@@ -256,6 +256,10 @@ class _Parted:
         name = f"{self._name}_by_{to}_{which}"
         self.rules[name] = f"{_class(ranges)} {self._follow(to)}"
         return name
+
+
+def _is_wide(ranges: Ranges) -> bool:
+    return sum(high - low for low, high in ranges) > _WIDE
 
 
 def _quoted(code: int) -> str:

@@ -7,7 +7,7 @@ writes them in the notation of a backend. So both backends are given the same la
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from .budget import Budget
@@ -195,19 +195,25 @@ def parts(node: Node) -> Iterator[Node]:
 
 def productive(rules: Rules, budget: Budget) -> Rules:
     """The rules without what no finite text can be made of; no ``root`` is left if that is everything."""
-    waiting: dict[str, list[str]] = {}  # rules to look at again when this one turns out to be finite
+    known = _closed(rules, _is_finite, budget)
+    kept = {name: _pruned(rules[name], known, budget) for name in rules if name in known}
+    return {name: node for name, node in kept.items() if node is not None}
+
+
+def _closed(rules: Rules, holds: Callable[[Node, set[str], Budget], bool], budget: Budget) -> set[str]:
+    """The rules of which something holds, given that it does of others among them."""
+    waiting: dict[str, list[str]] = {}  # rules to look at again when it turns out to hold of this one
     for name, node in rules.items():
         for other in references(node, budget):
             waiting.setdefault(other, []).append(name)
     known: set[str] = set()
-    todo = list(rules)
+    todo = list(reversed(rules))  # most rules use those that were made before them, which are looked at first
     while todo:
         name = todo.pop()
-        if name not in known and _is_finite(rules[name], known, budget):
+        if name not in known and holds(rules[name], known, budget):
             known.add(name)
             todo += waiting.get(name, ())
-    kept = {name: _pruned(rules[name], known, budget) for name in rules if name in known}
-    return {name: node for name, node in kept.items() if node is not None}
+    return known
 
 
 def references(node: Node, budget: Budget) -> set[str]:
@@ -269,12 +275,18 @@ def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:
 
 def is_unguarded(rules: Rules, budget: Budget) -> bool:
     """Whether a rule may begin with itself, which left-to-right parsers cannot follow."""
-    empty = empty_rules(rules, budget)
+    if not _are_circular({name: references(node, budget) for name, node in rules.items()}, budget):
+        return False
+    empty = _closed(rules, _may_be_empty, budget)
     first = {name: set(_beginnings(node, empty, budget)) for name, node in rules.items()}
-    # a rule that begins with no rule left is in no circle
-    left = {name: len(others & rules.keys()) for name, others in first.items()}
+    return _are_circular(first, budget)
+
+
+def _are_circular(uses: Mapping[str, set[str]], budget: Budget) -> bool:
+    """Whether any leads back to itself: is left when those that lead to none which is left are taken away."""
+    left = {name: len(others & uses.keys()) for name, others in uses.items()}
     users: dict[str, list[str]] = {}
-    for name, others in first.items():
+    for name, others in uses.items():
         for other in others:
             users.setdefault(other, []).append(name)
     todo = [name for name, count in left.items() if not count]
@@ -284,23 +296,7 @@ def is_unguarded(rules: Rules, budget: Budget) -> bool:
             left[user] -= 1
             if not left[user]:
                 todo.append(user)
-    return len(todo) < len(rules)
-
-
-def empty_rules(rules: Rules, budget: Budget) -> set[str]:
-    """The rules that the empty text is in."""
-    waiting: dict[str, list[str]] = {}
-    for name, node in rules.items():
-        for other in references(node, budget):
-            waiting.setdefault(other, []).append(name)
-    empty: set[str] = set()
-    todo = list(rules)
-    while todo:
-        name = todo.pop()
-        if name not in empty and _may_be_empty(rules[name], empty, budget):
-            empty.add(name)
-            todo += waiting.get(name, ())
-    return empty
+    return len(todo) < len(uses)
 
 
 def _beginnings(node: Node, empty: set[str], budget: Budget) -> Iterator[str]:

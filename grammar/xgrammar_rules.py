@@ -29,7 +29,7 @@ from .tree import (
     Sequence,
     choice,
     literal,
-    parts,
+    references,
     renamed,
     sequence,
 )
@@ -40,19 +40,16 @@ _COUNTED = 24  # characters: up to here a string of JSON is an automaton
 _QUOTE = Chars(((34, 34),))
 
 
-def with_root_apart(rules: Rules) -> Rules:
+def with_root_apart(rules: Rules, budget: Budget | None = None) -> Rules:
     """The same language with a root that no rule uses."""
-    if not any(_uses_root(node) for node in rules.values()):
+    budget = budget or Budget()
+    if not any("root" in references(node, budget) for node in rules.values()):
         return rules
     top = "top"
     while top in rules:
         top += "_"
     names = {name: name for name in rules} | {"root": top}
     return {"root": Rule(top)} | {names[name]: renamed(node, names) for name, node in rules.items()}
-
-
-def _uses_root(node: Node) -> bool:
-    return node == Rule("root") or any(map(_uses_root, parts(node)))
 
 
 def with_any_length(rules: Rules, lengths: dict[str, Length], budget: Budget) -> Rules:
@@ -122,6 +119,9 @@ class _Counting:
         if isinstance(node, Repeat):
             return node._replace(item=self._rewrite(node.item))
         if isinstance(node, Sequence):
+            self._budget.spend(len(node.items), "what it describes")
+            if all(isinstance(item, Chars) for item in node.items):
+                return node  # a word, as most are
             for at, item in enumerate(node.items):
                 if _is_long(item):
                     rest = self._rewrite(Sequence(node.items[at + 1 :]))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from ...errors import GrammarError
 from ..tree import EMPTY, Node, Repeat, choice, optional, sequence
 from .kinds import NoValue
-from .tokens import ITEM
+from .tokens import ITEM, member_name
 
 _MAX_RULES = 4000
 
@@ -36,7 +36,7 @@ def counted_members(
         )
     rests = {count: _last(extra, count, least, most) for count in range(enough + 1)}
     for name in reversed(declared):
-        member = share(declared[name])
+        member = share(sequence(member_name(name), declared[name]))
         before: dict[int, Node | None] = {}
         for count in range(enough + 1):
             options = []

@@ -7,13 +7,13 @@ from typing import Any
 
 from ...errors import GrammarError
 from ..automaton import NoText
-from ..tree import Node, choice, sequence
+from ..tree import Node, choice, optional, sequence
 from .context import Context, sizes
 from .counted import counted_members
 from .kinds import NoValue
-from .objects import members
+from .objects import any_members, members
 from .options import all_of, declared, is_closed, merge
-from .tokens import BEGIN_OBJECT, END_OBJECT, MEMBER, constant, member_name
+from .tokens import BEGIN_OBJECT, END_OBJECT, MEMBER, constant
 
 _MAX_PATTERNS = 6  # names are told apart by which of them they match
 
@@ -26,8 +26,7 @@ def mapping(option: dict, path: str, context: Context) -> Node:
     for name in dict.fromkeys((*declared(option), *required)):
         schema = _of_property(name, option, context)
         if schema is not False:
-            node = context.node(schema, f"{path}/properties/{name}")
-            names[name] = sequence(member_name(name), node)
+            names[name] = context.node(schema, f"{path}/properties/{name}")
         elif name in required:
             raise NoValue(f"required property {name!r} is not among those there may be")
     spoken_of = {name for properties, _, _ in shapes for name in properties} | set(required)
@@ -37,11 +36,13 @@ def mapping(option: dict, path: str, context: Context) -> Node:
     least, most = sizes(option, "Properties")
     if most is not None and most < len(required):
         raise NoValue(f"maxProperties {most} is less than the {len(required)} that are required")
-    cuts = least > max(len(required), 1) or (most is not None and (extra is not None or most < len(names)))
-    if names and cuts:
+    if not names:
+        inner = any_members(extra, least, most)
+    elif least > max(len(required), 1) or (most is not None and (extra is not None or most < len(names))):
         inner = counted_members(names, set(required), extra, least, most, context.share)
     else:
-        inner = members(names, required, extra, least, most, context.share)
+        inner = members(names, required, extra, context.share)
+        inner = inner if required or least else optional(inner)
     return sequence(BEGIN_OBJECT, inner, END_OBJECT)
 
 

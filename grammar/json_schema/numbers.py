@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from decimal import Decimal
 from fractions import Fraction
@@ -126,6 +127,7 @@ def _written(value: Decimal) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) or "0"
 
 
+@functools.lru_cache(maxsize=64)
 def integers(least: int | None, most: int | None) -> Node:
     """Integers within inclusive bounds. Raises NoValue if there are none."""
     limit = _LIMIT
@@ -151,11 +153,19 @@ def fractions() -> Node:
 
 
 def _counts(low: int, high: int) -> Node:
-    """Integers ``0 <= low .. high`` without leading zeros."""
-    options = []
+    """Integers ``0 <= low .. high`` without leading zeros; all of several lengths are one repetition."""
+    options: list[Node] = [literal("0")] if low == 0 else []
+    whole: list[int] = []  # lengths, less the first digit
+    low = max(low, 1)
     for length in range(len(str(low)), len(str(high)) + 1):
-        first = max(low, 10 ** (length - 1) if length > 1 else 0)
-        options.append(_fixed(str(first), str(min(high, 10**length - 1))))
+        smallest, largest = 10 ** (length - 1), 10**length - 1
+        if low <= smallest and largest <= high:
+            whole.append(length - 1)
+        elif low <= high:
+            options.append(_fixed(str(max(low, smallest)), str(min(high, largest))))
+    if whole:
+        rest = Repeat(_digit("0", "9"), whole[0], whole[-1]) if whole[-1] else EMPTY
+        options.append(sequence(_digit("1", "9"), rest))
     return choice(*options)
 
 
