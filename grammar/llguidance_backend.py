@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GrammarError, MissingDependencyError
@@ -12,6 +12,7 @@ from .constraint import Constraint
 from .distinct_items import DistinctItems, ItemTokens, has_distinct_items
 from .interface import Grammar, Vocabulary
 from .notation import as_lark
+from .tree import Lexeme, Node, Rule, Rules, parts
 from .watched import WatchedMatcher
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _MAX_ITEMS = 500_000
 _MAX_ROW = 20_000  # of them behind one token: as many as an object has properties that may follow
 # a vocabulary of single bytes, and one that ends
 _BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b""], (256,), lambda text: [*text.encode()])
+_MAX_DEPTH = 1500  # levels; 3,600 were well in a thread with 8 MiB of stack
 _BYTES_PER_CHAR, _BYTES_EACH = 40, 100_000  # of a grammar, measured
 
 
@@ -52,6 +54,7 @@ class LlguidanceBackend:
         budget = budget or Budget()
         # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
         rules = constraint.rules(budget)
+        _check_depth(rules, budget)
         text = as_lark(rules, budget, open_words=constraint.kind == "json_schema")
         with self._lock:
             if self._tokenizer is None:
@@ -90,6 +93,31 @@ class LlguidanceBackend:
         wrapper = self._library.TokenizerWrapper(_Tokenizer(vocabulary))
         stops = list(vocabulary.stop_token_ids)
         return self._library.LLTokenizer(wrapper, n_vocab=len(vocabulary.tokens), eos_token=stops)
+
+
+def _check_depth(rules: Rules, budget: Budget) -> None:
+    """Raise GrammarError for rules that lead on and on to others: the library follows them by recursion.
+
+    What it does when the stack of its thread is used up cannot be caught.
+    """
+    seen: set[str] = set()
+    path: list[Iterator[Node]] = [iter([Rule("root")])]
+    while path:
+        node = next(path[-1], None)
+        budget.spend(1, "the number of rules")
+        if node is None:
+            path.pop()
+        elif isinstance(node, Rule):
+            if node.name not in seen:
+                seen.add(node.name)
+                path.append(iter([rules[node.name]]))
+        elif not isinstance(node, Lexeme):
+            path.append(parts(node))
+        if len(path) > _MAX_DEPTH:
+            raise GrammarError(
+                f"The constraint is nested more than {_MAX_DEPTH} levels deep, counting rules and groups, which"
+                " llguidance does not survive: nest less, or use grammar_backend='xgrammar'."
+            )
 
 
 class _Tokenizer:

@@ -53,6 +53,29 @@ def compiler(backend):
     compiler.close()
 
 
+def chain(levels: int) -> list[Constraint]:
+    """Rules each of which leads to one more: a grammar and a schema."""
+    names = [f"d{i}" for i in range(levels + 1)]
+    rules = [f'{one} ::= "a" {other} | "b"' for one, other in zip(names, names[1:])]
+    schemas = {
+        one: {"type": "object", "properties": {"a": {"$ref": f"#/$defs/{other}"}}}
+        for one, other in zip(names, names[1:])
+    }
+    schema = {"$ref": "#/$defs/d0", "$defs": schemas | {names[-1]: {"type": "integer"}}}
+    ebnf = "\n".join([f"root ::= {names[0]}", *rules, f'{names[-1]} ::= "c"'])
+    return [Constraint("ebnf", ebnf), Constraint("json_schema", json.dumps(schema))]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["ebnf", "json_schema"])
+def test_long_chains_of_rules_do_not_end_the_process(which):
+    """llguidance follows them by recursion and dies of 1,600, or of 1,000 optional properties."""
+    for levels in (300, 3000):
+        BACKENDS["xgrammar"].compile(chain(levels)[which])
+    BACKENDS["llguidance"].compile(chain(300)[which])
+    with pytest.raises(GrammarError, match=r"1500 levels deep.*grammar_backend='xgrammar'"):
+        BACKENDS["llguidance"].compile(chain(3000)[which])
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_constraints_stay_within_their_budget(name, backend):
     budget = Budget(SECONDS)
