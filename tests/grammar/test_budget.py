@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import threading
@@ -56,10 +57,10 @@ def compiler(backend):
 def chain(levels: int) -> list[Constraint]:
     """Rules each of which leads to one more: a grammar and a schema."""
     names = [f"d{i}" for i in range(levels + 1)]
-    rules = [f'{one} ::= "a" {other} | "b"' for one, other in zip(names, names[1:])]
+    rules = [f'{one} ::= "a" {other} | "b"' for one, other in itertools.pairwise(names)]
     schemas = {
         one: {"type": "object", "properties": {"a": {"$ref": f"#/$defs/{other}"}}}
-        for one, other in zip(names, names[1:])
+        for one, other in itertools.pairwise(names)
     }
     schema = {"$ref": "#/$defs/d0", "$defs": schemas | {names[-1]: {"type": "integer"}}}
     ebnf = "\n".join([f"root ::= {names[0]}", *rules, f'{names[-1]} ::= "c"'])
