@@ -115,8 +115,8 @@ def _check_depth(rules: Rules, budget: Budget) -> None:
             path.append(parts(node))
         if len(path) > _MAX_DEPTH:
             raise GrammarError(
-                f"The constraint is nested more than {_MAX_DEPTH} levels deep, counting rules and groups, more"
-                " than llguidance survives: nest less, or use grammar_backend='xgrammar'."
+                f"The constraint is nested more than {_MAX_DEPTH} levels deep, counting rules and groups,"
+                " more than llguidance survives: nest less, or use grammar_backend='xgrammar'."
             )
 
 
