@@ -263,7 +263,7 @@ class _Parser:
         if char in "xuU" and not (self._ecma and char == "U"):
             code = self._hexadecimal(char, begin)
             return (joined([(code, code)]),) * 2
-        if char.isalnum() or char == "_":
+        if char.isalnum():
             raise self._unsupported(f"the escape \\{char}", begin)
         return (codes(char),) * 2
 

@@ -173,3 +173,21 @@ def test_what_a_template_calls_spends_its_steps(name):
 def test_numbers_are_no_formats():
     """The remainder of a count above the largest width is no such width."""
     assert render("{{ 12345 % 100 }}{{ (n + 3) % 2 }}", n=20000) == "451"
+
+
+def test_messages_are_not_changed():
+    assert render("{{ dict(messages[0], role='x').role }}", messages=CHAT) == "x"
+    for change in (
+        "dict.update(messages[0], role='x')",
+        "messages[0].update(role='x')",
+        "messages.append(1)",
+    ):
+        with pytest.raises(TemplateError):
+            render("{{ %s }}" % change, messages=CHAT)
+    assert CHAT[0] == {"role": "user", "content": "hi"}
+    assert len(CHAT) == 2
+
+
+def test_templates_too_long_to_compile_are_refused():
+    with pytest.raises(TemplateError, match="chat template of 600000 characters, above 262144"):
+        render("{{ 1 }}   " * 60_000)
