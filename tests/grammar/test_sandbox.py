@@ -183,7 +183,7 @@ def test_messages_are_not_changed():
         "messages.append(1)",
     ):
         with pytest.raises(TemplateError):
-            render("{{ %s }}" % change, messages=CHAT)
+            render("{{ " + change + " }}", messages=CHAT)
     assert CHAT[0] == {"role": "user", "content": "hi"}
     assert len(CHAT) == 2
 
