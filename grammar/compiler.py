@@ -15,7 +15,7 @@ from .budget import DEFAULT_SECONDS, Budget
 from .constraint import Constraint
 from .interface import Backend, Grammar
 
-MAX_CACHED_BYTES = 256 << 20
+MAX_CACHED_BYTES = 128 << 20
 _ENTRY_BYTES = 2_000  # what is kept of any constraint, beside its text and its grammar
 _THREADS = 16  # constraints that are begun and not finished
 _AT_ONCE = 2  # of those, who works

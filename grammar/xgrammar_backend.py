@@ -61,7 +61,8 @@ class XGrammarBackend:
             matcher = WatchedMatcher(matcher, StringCounts(self._token_counts(), lengths))
         if has_distinct_items(rules):
             matcher = WatchedMatcher(matcher, DistinctItems(self._item_tokens()))
-        return Grammar(matcher, compiled.memory_size_bytes + len(text))
+        # what it says of itself is about half of what its process then has more
+        return Grammar(matcher, 2 * (compiled.memory_size_bytes + len(text)))
 
     def _item_tokens(self) -> ItemTokens:
         with self._lock:

@@ -18,7 +18,7 @@ from .report import Report
 from .tiny_model import write_model
 
 OPTIONS = {"dtype": "float32", "max_total_tokens": 4096, "max_running_requests": 16, "device": "cpu"}
-WARM_UP = 0.2  # of the time
+WARM_UP = 0.3  # of the time: until there are as many compiled grammars as are kept
 LOOKS = 30  # at the memory
 
 
