@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -19,6 +20,12 @@ if WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 import torch  # noqa: E402
+
+# a busy machine draws examples slowly: that is no failure of the test
+hypothesis.settings.register_profile(
+    "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any speed")
 
 # helpers whose assertions say what they compared, as those in tests do
 pytest.register_assert_rewrite("tests.engine.composition", "tests.sampling.frequencies")
