@@ -13,7 +13,6 @@ like this one: whether something else may follow, there or further on.
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import json
 import re
@@ -75,18 +74,10 @@ class ItemTokens:
         self.ending = _TokenSet(tokens, r'[\]},"]')
         self.escaping = _TokenSet(tokens, r'\\.*"')
         self.next = _TokenSet(tokens, r'"\s*,')
-
-    @functools.cached_property
-    def ids(self) -> dict[bytes, list[int]]:
-        """Token ids by the bytes that they stand for."""
-        found: dict[bytes, list[int]] = {}
-        for token_id, data in enumerate(self.tokens):
-            found.setdefault(data, []).append(token_id)
-        return found
-
-    @functools.cached_property
-    def _in_order(self) -> list[tuple[bytes, int]]:
-        return sorted((data, token_id) for token_id, data in enumerate(self.tokens) if b'"' in data)
+        self.ids: dict[bytes, list[int]] = {}  # by the bytes that they stand for
+        for token_id, data in enumerate(tokens):
+            self.ids.setdefault(data, []).append(token_id)
+        self._in_order = sorted((data, token_id) for token_id, data in enumerate(tokens) if b'"' in data)
 
     def beginning_with(self, text: bytes) -> Iterator[int]:
         """Token ids of those that begin with a text which has a quote."""
@@ -131,7 +122,7 @@ class DistinctItems:
     """A :class:`.watched.Watch` for one output."""
 
     def __init__(self, tokens: ItemTokens) -> None:
-        self.tokens = self._tokens = tokens
+        self.tokens = tokens
         self.known: dict[bytes, bool] = {}
         """Whether what begins like an item that is there can become another, by :meth:`item_text`."""
         self._text = bytearray()  # of lists whose items must differ, one after the other
@@ -140,7 +131,7 @@ class DistinctItems:
 
     def narrow(self, mask: np.ndarray, matcher: Matcher) -> None:
         """Take from a mask what repeats an item, or can only come to that."""
-        tokens = self._tokens
+        tokens = self.tokens
         bits = mask.view(np.uint8)
         bits[: len(tokens.kept)] &= tokens.kept
         place, asking = self._places[-1], _Asking(self, matcher)
@@ -178,7 +169,7 @@ class DistinctItems:
 
     def fork(self) -> DistinctItems:
         """Another one that stands here."""
-        other = DistinctItems(self._tokens)
+        other = DistinctItems(self.tokens)
         other._text = bytearray(self._text)
         copies = []
         for opened in self._places[-1].stack:
@@ -261,7 +252,7 @@ class DistinctItems:
 
     def _doubtful(self, place: _Place, bits: np.ndarray) -> set[int]:
         """Which tokens of a mask may end an item that is there already, or lead to one."""
-        tokens = self._tokens
+        tokens = self.tokens
         lists = [opened for opened in place.stack if opened.items is not None]
         if not any(opened.items.found for opened in lists):
             return set(tokens.whole.within(bits))
@@ -276,14 +267,12 @@ class DistinctItems:
                 found.update(tokens.closing.within(bits))
         for rest in {rest for opened in lists for rest in self.rests(opened, place)}:
             for length in range(1, min(len(rest), tokens.longest) + 1):
-                found.update(
-                    one for one in tokens.ids.get(rest[:length], ()) if bits[one >> 3] >> (one & 7) & 1
-                )
+                found.update(one for one in tokens.ids.get(rest[:length], ()) if _has(bits, one))
         return found
 
     def _ending_text(self, place: _Place, bits: np.ndarray) -> set[int]:
         """Which tokens may end the text here, an item, like one that is there; or lead to a further item."""
-        tokens, items = self._tokens, place.stack[-1].items
+        tokens, items = self.tokens, place.stack[-1].items
         begun = self.since(place.stack[-1].begin, b"").lstrip()
         if b"\\" in begun:
             return set(tokens.ending.within(bits))
@@ -316,6 +305,7 @@ class _Asking:
         self._watch = watch
         self._matcher = matcher
         self._tokens = watch.tokens.tokens
+        self._kept = watch.tokens.kept
         self._probes = _PROBES
 
     def behind(self, place: _Place, token: int) -> _Place | None:
@@ -347,11 +337,9 @@ class _Asking:
         mask = np.zeros((1, -(-len(self._tokens) // 32)), np.int32)
         matcher.fill(mask, 0)
         further = []
-        bits = mask.view(np.uint8)[0]
+        bits = mask.view(np.uint8)[0, : len(self._kept)] & self._kept
         for byte in np.flatnonzero(bits):
             for token in _ids(np.array([byte]), bits[byte : byte + 1]):
-                if token >= len(self._tokens) or SIGN.encode() in self._tokens[token]:
-                    continue
                 after = self._watch.after(place, self._tokens[token], matcher.follows)
                 if after is None:
                     continue

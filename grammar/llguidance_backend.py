@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,15 +47,14 @@ class LlguidanceBackend:
         self._tokenizer: Any = None
         self._bytes: Any = None
         self._tokens: list[bytes] = []
-        self._items: ItemTokens | None = None
         self._stops: frozenset[int] = frozenset()
 
     def compile(self, constraint: Constraint, budget: Budget | None = None) -> Grammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
         budget = budget or Budget()
-        # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
         rules = constraint.rules(budget)
         _check_depth(rules, budget)
+        # behind a number of a document stands what cannot belong to it, behind one in a tag may stand a digit
         text = as_lark(rules, budget, open_words=constraint.kind == "json_schema")
         with self._lock:
             if self._tokenizer is None:
@@ -66,7 +66,7 @@ class LlguidanceBackend:
         if not has_distinct_items(rules):
             return Grammar(LlguidanceMatcher(found, self._stops), size)
         matcher = LlguidanceMatcher(found, self._stops, self._tokens, self._matcher(self._bytes, text))
-        return Grammar(WatchedMatcher(matcher, DistinctItems(self._item_tokens())), 2 * size)
+        return Grammar(WatchedMatcher(matcher, DistinctItems(self._item_tokens)), 2 * size)
 
     def _matcher(self, tokenizer: Any, text: str) -> Any:
         return self._library.LLMatcher(
@@ -76,11 +76,9 @@ class LlguidanceBackend:
             limits=self._library.LLParserLimits(step_max_items=_MAX_ITEMS, max_items_in_row=_MAX_ROW),
         )
 
+    @functools.cached_property
     def _item_tokens(self) -> ItemTokens:
-        with self._lock:
-            if self._items is None:
-                self._items = ItemTokens(self._tokens)
-            return self._items
+        return ItemTokens(self._tokens)
 
     def _load(self) -> None:
         vocabulary = self._make_vocabulary()

@@ -131,7 +131,7 @@ def _set(ranges: Ranges) -> str:
 
 def _char(code: int) -> str:
     if code < 32 or code == 127:
-        return f"\\u{code:04x}"  # of \\x xgrammar reads as many digits as follow
+        return f"\\u{code:04x}"  # of \x xgrammar reads as many digits as follow
     return f"\\{chr(code)}" if chr(code) in _SPECIAL else chr(code)
 
 

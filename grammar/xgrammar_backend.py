@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -33,8 +34,6 @@ class XGrammarBackend:
         self._compiler: Any = None
         self._stops: frozenset[int] = frozenset()
         self._tokens: list[bytes] = []
-        self._counts: TokenCounts | None = None
-        self._items: ItemTokens | None = None
 
     def compile(self, constraint: Constraint, budget: Budget | None = None) -> Grammar:
         """Raises GrammarError for what is invalid, not supported or out of budget."""
@@ -58,23 +57,19 @@ class XGrammarBackend:
             raise GrammarError(f"{constraint.kind}: xgrammar refuses it: {str(error).strip()}") from None
         matcher: Matcher = XGrammarMatcher(xgrammar.GrammarMatcher(compiled), self._stops)
         if lengths:
-            matcher = WatchedMatcher(matcher, StringCounts(self._token_counts(), lengths))
+            matcher = WatchedMatcher(matcher, StringCounts(self._token_counts, lengths))
         if has_distinct_items(rules):
-            matcher = WatchedMatcher(matcher, DistinctItems(self._item_tokens()))
+            matcher = WatchedMatcher(matcher, DistinctItems(self._item_tokens))
         # what it says of itself is about half of what its process then has more
         return Grammar(matcher, 2 * (compiled.memory_size_bytes + len(text)))
 
+    @functools.cached_property
     def _item_tokens(self) -> ItemTokens:
-        with self._lock:
-            if self._items is None:
-                self._items = ItemTokens(self._tokens)
-            return self._items
+        return ItemTokens(self._tokens)
 
+    @functools.cached_property
     def _token_counts(self) -> TokenCounts:
-        with self._lock:
-            if self._counts is None:
-                self._counts = TokenCounts(self._tokens)
-            return self._counts
+        return TokenCounts(self._tokens)
 
     def _load(self) -> Any:
         import xgrammar

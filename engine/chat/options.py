@@ -89,7 +89,12 @@ class ChatOptions:
             )
         prompt = renderer.encode(conversation, self.tools)
         params = prompt.add_stop(params)
-        constraint = self._constraint(renderer, prompt)
+        try:
+            constraint = self._constraint(renderer, prompt)
+        except RecursionError:
+            raise InvalidRequestError(
+                "The schema of response_format, or of a tool, is nested too deeply."
+            ) from None
         if constraint:
             self._check_free(params)
         if self.tools:  # what calls begin with may be a special token
@@ -120,10 +125,7 @@ class ChatOptions:
             answer = {"type": "json_schema", "json_schema": _loaded(self.answer_schema)}
         if renderer.reasoning is not None:
             answer = renderer.reasoning.write_before(answer, inside=prompt.in_reasoning)
-        try:
-            return {"structural_tag": json.dumps({"type": "structural_tag", "format": answer})}
-        except RecursionError:
-            raise InvalidRequestError("The schema of response_format is nested too deeply.") from None
+        return {"structural_tag": json.dumps({"type": "structural_tag", "format": answer})}
 
     def _check_free(self, params: SamplingParams) -> None:
         for name in CONSTRAINTS:
@@ -160,8 +162,6 @@ def _loaded(schema: str) -> Any:
         return json.loads(schema)
     except ValueError as error:
         raise InvalidRequestError(f"The schema of response_format is not JSON: {error}.") from error
-    except RecursionError:
-        raise InvalidRequestError("The schema of response_format is nested too deeply.") from None
 
 
 def _flag(name: str, value: object, *, default: bool) -> bool:
