@@ -45,10 +45,14 @@ def choose_backend(config: EngineConfig, device: torch.device) -> str:
     name = config.attention_backend
     if name in ("triton", "flashinfer") and not on_gpu:
         raise ConfigError(f"attention_backend={name!r} needs a CUDA GPU; use 'auto' or 'torch' on a CPU.")
+    if on_gpu:  # before the weights are read in vain
+        from ..kernels.gpu.release import check_triton
+
+        check_triton()
     if name == "flashinfer":
         from ..kernels.gpu.flashinfer import import_library
 
-        import_library()  # before the weights are read in vain
+        import_library()
     if name == "auto":
         name = "triton" if on_gpu else "torch"
     if config.deterministic:

@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import rootlet
+from rootlet.kernels.gpu.release import FLOOR
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -87,3 +88,8 @@ def test_where_the_floors_differ_on_a_gpu_they_are_higher():
     for requirement in map(Requirement, ON_A_GPU):
         [floor] = [Version(pin.version) for pin in requirement.specifier if pin.operator == ">="]
         assert requirement.name not in plain or plain[requirement.name].specifier.contains(floor)
+
+
+def test_engines_refuse_a_triton_older_than_the_extra_for_gpus():
+    [triton] = [requirement for requirement in map(Requirement, ON_A_GPU) if requirement.name == "triton"]
+    assert str(triton.specifier) == f">={FLOOR}"

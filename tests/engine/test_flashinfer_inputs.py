@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch_planner import TorchPlanner
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 import rootlet
 from rootlet.cache.kv_cache import KVCacheSpec

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch_planner import TorchPlanner
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables

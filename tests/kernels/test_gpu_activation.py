@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from rootlet.kernels.activation import gelu_and_mul_reference, silu_and_mul_reference
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu.activation import gelu_and_mul, silu_and_mul
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.attention import paged_attention_reference
 from rootlet.kernels.gpu.decode_attention import decode_attention, num_decode_splits

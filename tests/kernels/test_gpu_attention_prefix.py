@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu.decode_attention import decode_attention
 from rootlet.kernels.gpu.merge_states import Partials, empty_partials, merge_states, merge_states_reference

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.attention import PagedAttentionPlan, paged_attention_reference
 from rootlet.kernels.gpu.linear import run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu.page_copy import copy_pages, copy_pages_reference
 

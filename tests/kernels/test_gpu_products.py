@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu.gemm import GemmConfig, gemm, gemm_config
 from rootlet.kernels.gpu.gemv import GemvConfig, gemv, gemv_config

@@ -7,7 +7,7 @@ import torch
 
 from rootlet.kernels.rotary import rotary_and_store_reference
 
-pytest.importorskip("triton")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu.rotary import rotary_and_store
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed; these are tests of Triton kernels")
+pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu import sampling as kernels
 from rootlet.kernels.gpu.sample_edits import apply_penalties, mask_disallowed
