@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from cpu import machine
 
 from rootlet.engine.constraints import _cut, _vocabulary
 from rootlet.engine.token_text import TokenPieces
@@ -154,7 +155,9 @@ def main() -> None:
             rows.append({"case": name, "backend": which} | measured(backend, Constraint(kind, text), width))
             print(json.dumps(rows[-1]), flush=True)
     if options.only is None:
-        RESULTS.write_text(json.dumps({"vocabulary": width, "rows": rows}, indent=1) + "\n")
+        RESULTS.write_text(
+            json.dumps({"machine": machine(), "vocabulary": width, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
