@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
-from rootlet.engine.batch import Batch, StepResult
 from rootlet.engine.core import EngineCore
-from rootlet.engine.inputs import GenerateArgs, Limits, RequestFactory
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.policies import make_policy
-from rootlet.engine.scheduler import Scheduler
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.requests.factory import GenerateArgs, Limits, RequestFactory
+from rootlet.engine.schedule.batch import Batch, StepResult
+from rootlet.engine.schedule.policies import make_policy
+from rootlet.engine.schedule.scheduler import Scheduler
+from rootlet.engine.steps.layout import StepLayout
 
 PROMPT_TOKENS = 128
 WINDOW = 32  # steps timed together

@@ -8,13 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineClosedError, EngineFailedError, RootletError
-from .options import (
-    add_engine_options,
-    add_log_level,
-    add_sampling_options,
-    engine_options,
-    sampling_params,
-)
+from .options import add_engine_options, add_log_level, add_sampling_options, engine_options, sampling_params
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

@@ -7,13 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequestError
-from .options import (
-    add_engine_options,
-    add_log_level,
-    add_sampling_options,
-    engine_options,
-    sampling_params,
-)
+from .options import add_engine_options, add_log_level, add_sampling_options, engine_options, sampling_params
 
 if TYPE_CHECKING:
     from ..engine.chat.render import ChatPrompt

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InvalidRequestError, short
-from . import progress_bar, streams
-from .handle import RequestHandle
-from .host_modes import on_plain_thread
-from .side_thread import beside_loop, count_chars
+from .host.modes import on_plain_thread
+from .host.side_thread import beside_loop, count_chars
+from .replies import progress_bar, streams
+from .replies.handle import RequestHandle
 
 if TYPE_CHECKING:
     from .core import EngineCore
-    from .inputs import GenerateArgs, RequestFactory, Submission
     from .loop import EngineLoop
+    from .requests.factory import GenerateArgs, RequestFactory, Submission
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from ..errors import ConfigError, UnknownOptionError, unknown_option
 from ..grammar.budget import DEFAULT_SECONDS
 from ..grammar.reasoning import get_reasoning_format
 from ..grammar.tool_calls import get_format
-from .policies import POLICY_NAMES
+from .schedule.policies import POLICY_NAMES
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _MAX_THREADS = 512  # kernels/threads.py, which would load torch

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import InvalidRequestError, TokenizerError, is_interrupt
-from .host_code import call_host, log_exception
-from .outputs import RequestOutput, build_output
-from .request import FinishReason, Request, RequestStatus
+from .host.code import call_host, log_exception
+from .replies.outputs import RequestOutput, build_output
+from .schedule.request import FinishReason, Request, RequestStatus
 
 if TYPE_CHECKING:
     from ..grammar.compiler import Compilation
-    from .batch import Batch, StepResult
-    from .detokenizer import Detokenizer, TextStream
-    from .embedding import EmbeddingOutput
-    from .inputs import Submission
-    from .scheduler import Scheduler
+    from .replies.detokenizer import Detokenizer, TextStream
+    from .replies.embedding import EmbeddingOutput
+    from .requests.factory import Submission
+    from .schedule.batch import Batch, StepResult
+    from .schedule.scheduler import Scheduler
 
 
 class Launched(Protocol):

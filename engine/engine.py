@@ -12,21 +12,21 @@ from ..errors import InvalidRequestError
 from ..sampling.params import SamplingParams
 from ..signatures import suggest_names
 from ..version import __version__
-from . import host_modes
-from .build_thread import build_on_thread
+from .build.thread import build_on_thread
 from .calls import Calls
 from .chat.options import ChatOptions
 from .chat.plan import ChatPlan
 from .config import EngineConfig
 from .core import EngineCore
-from .embedding import EmbeddingOutput
-from .handle import RequestHandle
-from .inputs import GenerateArgs, RequestFactory
+from .host import modes as host_modes
+from .host.side_thread import beside_loop, count_chars
 from .loop import EngineLoop
 from .profiling import Profile
-from .scoring import ScoreOutput, ScorePlan
-from .sessions import Sessions
-from .side_thread import beside_loop, count_chars
+from .replies.embedding import EmbeddingOutput
+from .replies.handle import RequestHandle
+from .requests.factory import GenerateArgs, RequestFactory
+from .requests.scoring import ScoreOutput, ScorePlan
+from .requests.sessions import Sessions
 from .stats import EngineStats, collect
 
 _named = suggest_names(
@@ -140,7 +140,7 @@ class Engine:
             return_hidden_states: also return the hidden states behind every token, in ``meta_info``; default:
                 the engine's option of that name.
             session_params: continue a session of :meth:`open_session`: a dict with ``id`` and, as needed,
-                ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.sessions.SessionParams`).
+                ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.requests.sessions.SessionParams`).
             input_embeds: the prompt as vectors ``[tokens, hidden_size]`` (tensor, array or lists) that stand
                 in place of the embeddings of tokens, or a list of such prompts.
             progress: show a bar that counts finished requests; not with ``stream``.
@@ -300,7 +300,8 @@ class Engine:
                 list of such lists.
             progress: show a bar that counts scored continuations.
 
-        Returns: a :class:`~rootlet.engine.scoring.ScoreOutput` per continuation, in the argument's shape.
+        Returns: a :class:`~rootlet.engine.requests.scoring.ScoreOutput` per continuation, in the argument's
+        shape.
 
         Raises InvalidRequestError, RequestTooLongError; EngineClosedError, EngineFailedError.
         """

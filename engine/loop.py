@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import EngineClosedError, EngineFailedError, EngineForkedError, EngineThreadError
-from .host_code import call_host, log_exception
+from .host.code import call_host, log_exception
 
 if TYPE_CHECKING:
     from .core import EngineCore

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from ..errors import GrammarError
 from .budget import Budget
 from .tree import (
+    SIGN,
     Chars,
     Choice,
     Every,
@@ -34,7 +35,6 @@ from .tree import (
     complement,
     joined,
 )
-from .watched import SIGN
 
 T = TypeVar("T")
 

@@ -25,8 +25,7 @@ from ..errors import GrammarError
 from .json_schema.kinds import key
 from .json_schema.tokens import CAREFUL, FREE
 from .string_counts import OUTSIDE, PLAIN, step
-from .tree import Lexeme, Node, Rules, parts, word
-from .watched import SIGN
+from .tree import SIGN, Lexeme, Node, Rules, parts, word
 
 if TYPE_CHECKING:
     from .interface import Matcher

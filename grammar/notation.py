@@ -11,6 +11,7 @@ from .budget import Budget
 from .string_counts import Length
 from .tree import (
     EMPTY,
+    SIGN,
     Chars,
     Choice,
     Every,
@@ -31,7 +32,6 @@ from .tree import (
     literal,
     parts,
 )
-from .watched import SIGN
 from .xgrammar_rules import with_any_length, with_counters, with_root_apart
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import GrammarError
-from .watched import SIGN
+from .tree import SIGN
 
 if TYPE_CHECKING:
     from .interface import Matcher

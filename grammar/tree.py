@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .budget import Budget
 
@@ -16,6 +16,9 @@ Ranges = tuple[tuple[int, int], ...]
 """Code points as ascending, separate, inclusive ranges."""
 
 LAST_CODE = 0x10FFFF
+
+SIGN: Final = "\x01"
+"""Begins what a watch asks of a grammar (``watched.py``). In no document; masks never allow it."""
 
 
 class Chars(NamedTuple):

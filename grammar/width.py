@@ -10,20 +10,7 @@ from typing import NamedTuple
 
 from ..errors import GrammarError
 from .budget import Budget
-from .tree import (
-    Chars,
-    Choice,
-    Lexeme,
-    Node,
-    Ranges,
-    Repeat,
-    Rule,
-    Rules,
-    Sequence,
-    common,
-    joined,
-    parts,
-)
+from .tree import Chars, Choice, Lexeme, Node, Ranges, Repeat, Rule, Rules, Sequence, common, joined, parts
 
 _MOST = 16.0  # sets of all characters
 _MOST_COPIES = 32  # of a part that may go on with what the next one begins with

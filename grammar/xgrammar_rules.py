@@ -19,6 +19,7 @@ from .budget import Budget
 from .string_counts import MAX_LENGTHS, Length
 from .tree import (
     EMPTY,
+    SIGN,
     Chars,
     Choice,
     Lexeme,
@@ -33,7 +34,6 @@ from .tree import (
     renamed,
     sequence,
 )
-from .watched import SIGN
 
 _SHORT = 16  # left as they are
 _COUNTED = 24  # characters: up to here a string of JSON is an automaton

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import LogitProcessorError, NumericalError, RootletError, is_interrupt
 from .custom import LogitProcessor, processor_name
-
-if TYPE_CHECKING:
-    from .batch import SamplingRow
+from .rows import SamplingRow
 
 NO_TOKEN, SPOILED = 1, 2
 """Flags of a row: its highest logit is NaN or -inf; its processor turned numbers into NaN."""

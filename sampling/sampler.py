@@ -9,12 +9,13 @@ import torch
 
 from ..errors import RootletError
 from . import penalties as edits
-from .batch import SamplingBatch, SamplingRow
+from .batch import SamplingBatch
 from .draw import draw, most_probable, uniforms
 from .filters import FilteredDraw, draw_filtered
 from .logprobs import sampled_logprobs
 from .penalties import add_biases, ban_until_min
 from .processors import Edited, run_processors
+from .rows import SamplingRow
 from .scratch import Scratch
 
 if TYPE_CHECKING:

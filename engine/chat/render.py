@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import InvalidRequestError
 from ...grammar.chat_templates.sandbox import render_chat
-from ..encoding import TextEncoder
+from ..requests.encoding import TextEncoder
 from .conversation import ROLES, Conversation, join
 
 if TYPE_CHECKING:

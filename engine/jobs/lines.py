@@ -17,14 +17,8 @@ from ...errors import (
     UnknownOptionError,
 )
 from ..chat.conversation import Conversation
-from ..encoding import check_unicode
-from .identity import (
-    DIGEST_BYTES,
-    LineError,
-    LineIdentity,
-    has_openai_form,
-    identity_digest,
-)
+from ..requests.encoding import check_unicode
+from .identity import DIGEST_BYTES, LineError, LineIdentity, has_openai_form, identity_digest
 from .openai_lines import parse_openai
 from .openai_results import ID_PREFIX, chat_record, completion_record, openai_error
 from .request import JobDefaults, JobLine, Prompt
@@ -32,7 +26,7 @@ from .simple_lines import parse_simple, simple_error, simple_record
 
 if TYPE_CHECKING:
     from ..chat.outputs import ChatOutput
-    from ..outputs import RequestOutput
+    from ..replies.outputs import RequestOutput
 
 logger = logging.getLogger("rootlet.jobs")
 

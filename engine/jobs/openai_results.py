@@ -17,7 +17,7 @@ from .request import LineRequest
 
 if TYPE_CHECKING:
     from ..chat.outputs import ChatOutput
-    from ..outputs import LogprobTriple, RequestOutput
+    from ..replies.outputs import LogprobTriple, RequestOutput
 
 ID_PREFIX = "batch_req_"
 

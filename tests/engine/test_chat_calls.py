@@ -19,7 +19,7 @@ from rootlet.engine.chat.options import ChatOptions
 from rootlet.engine.chat.outputs import ToolCall
 from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.chat.reply import ReplyReader
-from rootlet.engine.outputs import RequestOutput
+from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.errors import ConfigError, InvalidRequestError
 from rootlet.grammar.constraint import Constraint
 from rootlet.grammar.notation import as_ebnf

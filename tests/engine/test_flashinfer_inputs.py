@@ -12,10 +12,10 @@ pytest.importorskip("supported_triton")
 
 import rootlet
 from rootlet.cache.kv_cache import KVCacheSpec
-from rootlet.engine import backends
-from rootlet.engine.flashinfer_inputs import FlashInferInputs
-from rootlet.engine.step_inputs import TorchInputs
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.build import backends
+from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
+from rootlet.engine.steps.layout import StepLayout
+from rootlet.engine.steps.torch_inputs import TorchInputs
 
 from ..gpu.tiny import generate, requests
 from ..models.hf import build_hf

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import rootlet
-import rootlet.engine.build as build_module
+import rootlet.engine.build.parts as build_module
 from rootlet.errors import EngineClosedError, EngineFailedError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}

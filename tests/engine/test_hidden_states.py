@@ -11,7 +11,7 @@ from fake_runner import Recorder, make_core, make_submission, run_to_end
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rootlet
-from rootlet.engine.hidden_states import CollectedStates, Piece, wanted_pieces
+from rootlet.engine.steps.hidden_states import CollectedStates, Piece, wanted_pieces
 from rootlet.errors import InvalidRequestError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 7, "ignore_eos": True}

@@ -10,10 +10,10 @@ import pytest
 from fake_owner import FakeOwner
 
 import rootlet
-import rootlet.engine.progress_bar as progress_bar
-from rootlet.engine.handle import RequestHandle
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.streams import Stream
+import rootlet.engine.replies.progress_bar as progress_bar
+from rootlet.engine.replies.handle import RequestHandle
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.replies.streams import Stream
 from rootlet.errors import InvalidRequestError
 
 PARAMS = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}

@@ -10,9 +10,10 @@ from fake_runner import Recorder, expected_output, make_core, make_submission, r
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rootlet.engine.batch import StepResult
-from rootlet.engine.request import TokenLogprob
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.schedule.batch import StepResult
+from rootlet.engine.schedule.invariants import check_invariants
+from rootlet.engine.schedule.request import TokenLogprob
+from rootlet.engine.steps.layout import StepLayout
 
 PREFIX = list(range(50))
 
@@ -276,7 +277,7 @@ def test_a_commit_reports_those_that_ended_or_are_watched():
     assert scheduler.stats.num_generated_tokens == 7
     assert scheduler.stats.num_finished == 2
     assert [r.is_finished for r in requests] == [False, True, False, True]
-    scheduler.check_invariants()
+    check_invariants(scheduler)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -358,10 +359,10 @@ def test_any_history_ends_every_request_once_and_right(
         elif event[0] == "step":
             for _ in range(event[1]):
                 core.step()
-                core.scheduler.check_invariants()
+                check_invariants(core.scheduler)
         elif event[0] == "flush" and not core.has_work:
             core.scheduler.cache.flush()
-        core.scheduler.check_invariants()
+        check_invariants(core.scheduler)
     run_to_end(core)
     for submission, prompt, new, recorder in history:
         assert recorder.ends == 1

@@ -10,9 +10,9 @@ import pytest
 from fake_owner import FakeOwner
 
 import rootlet
-from rootlet.engine.handle import RequestHandle
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.streams import Stream
+from rootlet.engine.replies.handle import RequestHandle
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.replies.streams import Stream
 
 ENDLESS = {"temperature": 0, "max_new_tokens": 480, "ignore_eos": True}
 MANY = {"input_ids": [[5, 6], [7, 8]], "sampling_params": ENDLESS | {"n": 2}, "stream": True}

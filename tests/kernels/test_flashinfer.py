@@ -14,9 +14,9 @@ pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine.batch import Batch, BatchRow
-from rootlet.engine.flashinfer_inputs import FlashInferInputs
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.schedule.batch import Batch, BatchRow
+from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
+from rootlet.engine.steps.layout import StepLayout
 from rootlet.errors import ConfigError
 from rootlet.kernels.attention import Scoring, paged_attention_reference
 from rootlet.kernels.gpu.flashinfer import (

@@ -12,7 +12,7 @@ pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine import gpu_inputs
+from rootlet.engine.steps import gpu_inputs
 from rootlet.kernels.attention import Scoring, paged_attention_reference
 from rootlet.kernels.gpu import long_prefill
 from rootlet.kernels.gpu.attention import PrefillRows, TritonAttentionPlan

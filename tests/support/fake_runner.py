@@ -14,15 +14,16 @@ from array import array
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
-from rootlet.engine.batch import Batch, StepResult
 from rootlet.engine.core import EngineCore
-from rootlet.engine.inputs import Submission
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.policies import make_policy
-from rootlet.engine.request import LogprobOptions, Request, TokenLogprob
-from rootlet.engine.scheduler import Scheduler
-from rootlet.sampling.batch import SamplingRow
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.requests.factory import Submission
+from rootlet.engine.schedule.batch import Batch, StepResult
+from rootlet.engine.schedule.invariants import check_invariants
+from rootlet.engine.schedule.policies import make_policy
+from rootlet.engine.schedule.request import LogprobOptions, Request, TokenLogprob
+from rootlet.engine.schedule.scheduler import Scheduler
 from rootlet.sampling.params import SamplingParams
+from rootlet.sampling.rows import SamplingRow
 
 VOCAB = 97
 
@@ -186,5 +187,5 @@ def run_to_end(core: EngineCore, max_steps: int = 10_000) -> int:
         if not core.has_work:
             return step
         core.step()
-        core.scheduler.check_invariants()
+        check_invariants(core.scheduler)
     raise AssertionError(f"still busy after {max_steps} steps")

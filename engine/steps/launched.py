@@ -1,0 +1,114 @@
+"""A step under way: what it sampled, on its way from the device to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...errors import RootletError
+from ...sampling.processors import explain
+from ...sampling.sampler import SampleOutput
+from ..schedule.batch import Batch, StepResult
+from ..schedule.request import TokenLogprob
+from .hidden_states import CollectedStates
+from .host_copy import HostCopy
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Log-probabilities of consecutive prompt tokens.
+
+    ``row`` is an index into ``batch.rows``; ``values`` holds ``target_ids`` [n] int64, ``logprobs`` [n] fp32
+    and, if asked for, ``top_values`` and ``top_ids`` [n, K].
+    """
+
+    row: int
+    values: HostCopy
+
+
+@dataclass
+class LaunchedStep:
+    """A step whose kernels are enqueued; ``wait`` blocks until its results are on the host.
+
+    ``pending``: what is left to enqueue of a step that cannot draw before the tokens of the one ahead are
+    committed, because its grammar masks depend on them.
+    """
+
+    batch: Batch
+    sampled: HostCopy | None
+    scores: tuple[PromptScores, ...] = ()
+    states: CollectedStates | None = None
+    pending: Callable[[], HostCopy | None] | None = None
+
+    def draw(self) -> None:
+        """Enqueue the drawing of tokens, if that is still to be done. Earlier steps must be committed."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            self.sampled = pending()
+
+    def wait(self) -> StepResult:
+        """Block until the step is done and return what it produced."""
+        token_ids = [] if self.sampled is None else self.sampled.get("token_ids")
+        states = () if self.states is None else self.states.wait()
+        return StepResult(
+            token_ids,
+            self._logprobs(token_ids),
+            self._prompt_scores(),
+            states,
+            None if self.sampled is None else self.sampled.get("embeddings"),
+            self._failures(),
+        )
+
+    def _failures(self) -> dict[int, RootletError]:
+        if self.sampled is None:
+            return {}
+        failures = dict(self.sampled.errors)
+        flags = self.sampled.get("flags") or ()  # none: a recorded greedy step, which looks for no NaN
+        if any(flags):
+            requests = self.batch.sampling_requests
+            for i, flag in enumerate(flags):
+                if flag:
+                    failures.setdefault(i, explain(flag, requests[i].sampling_row))
+        return failures
+
+    def _logprobs(self, token_ids: list[int]) -> list[TokenLogprob | None] | None:
+        logprobs = None if self.sampled is None else self.sampled.get("logprobs")
+        if logprobs is None:
+            return None
+        values, ids = self.sampled.get("top_values"), self.sampled.get("top_ids")
+        result: list[TokenLogprob | None] = []
+        for i, request in enumerate(self.batch.sampling_requests):
+            options = request.logprobs
+            if options is None:
+                result.append(None)
+                continue
+            top = tuple(zip(values[i], ids[i]))[: options.top] if options.top else None
+            result.append(TokenLogprob(logprobs[i], token_ids[i], top))
+        return result
+
+    def _prompt_scores(self) -> dict[int, list[TokenLogprob]] | None:
+        if not self.scores:
+            return None
+        result: dict[int, list[TokenLogprob]] = {}
+        for part in self.scores:
+            ids, logprobs = part.values.get("target_ids"), part.values.get("logprobs")
+            values, top_ids = part.values.get("top_values"), part.values.get("top_ids")
+            tops = [tuple(zip(v, t)) for v, t in zip(values, top_ids)] if values else [None] * len(ids)
+            result.setdefault(part.row, []).extend(
+                TokenLogprob(logprob, token, top) for logprob, token, top in zip(logprobs, ids, tops)
+            )
+        return result
+
+
+def copy_sampled(sampled: SampleOutput, errors: Mapping[int, RootletError]) -> HostCopy:
+    """Begin to copy what was sampled; ``errors`` of rows are added to those of the sampler."""
+    return HostCopy(
+        {
+            "token_ids": sampled.token_ids,
+            "logprobs": sampled.logprobs,
+            "top_values": sampled.top_values,
+            "top_ids": sampled.top_ids,
+            "flags": sampled.flags,
+        },
+        {**(sampled.errors or {}), **errors},
+    )
