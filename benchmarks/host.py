@@ -22,7 +22,9 @@ from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
 from rootlet.engine.core import EngineCore
 from rootlet.engine.replies.outputs import RequestOutput
-from rootlet.engine.requests.factory import GenerateArgs, Limits, RequestFactory
+from rootlet.engine.requests.arguments import GenerateArgs
+from rootlet.engine.requests.factory import RequestFactory
+from rootlet.engine.requests.prompts import Limits
 from rootlet.engine.schedule.batch import Batch, StepResult
 from rootlet.engine.schedule.policies import make_policy
 from rootlet.engine.schedule.scheduler import Scheduler

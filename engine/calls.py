@@ -14,7 +14,8 @@ from .replies.handle import RequestHandle
 if TYPE_CHECKING:
     from .core import EngineCore
     from .loop import EngineLoop
-    from .requests.factory import GenerateArgs, RequestFactory, Submission
+    from .requests.arguments import GenerateArgs
+    from .requests.factory import RequestFactory, Submission
 
 T = TypeVar("T")
 

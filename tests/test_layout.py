@@ -39,6 +39,7 @@ FLOORS = {
 # the same inside engine/
 ENGINE_FLOORS = {
     "host": 0,
+    "output_kind": 0,
     "profiling": 0,
     "schedule": 1,
     "config": 2,
@@ -51,10 +52,11 @@ ENGINE_FLOORS = {
     "stats": 6,
     "build": 7,
     "calls": 7,
-    "engine": 8,
-    "documented": 9,
-    "jobs": 9,
-    "__init__": 10,
+    "base": 8,
+    "engine": 9,
+    "documented": 10,
+    "jobs": 10,
+    "__init__": 11,
 }
 NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "build", "dist", "out"}
 WITHOUT_TORCH = ("cache/page_pool.py", "cache/radix_cache.py", "engine/schedule/*.py")

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..schedule.request import Request, TokenLogprob
 from ..schedule.timing import RequestTiming
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 # (logprob or None, token id, text or None), the documented triple
-LogprobTriple = tuple["float | None", int, "str | None"]
+LogprobTriple = tuple[float | None, int, str | None]
 
 _LOGPROB_FIELDS = (
     "input_token_logprobs",
@@ -26,15 +26,49 @@ _LOGPROB_FIELDS = (
 )
 
 
-class DocumentedOutput(Mapping):
-    """A result that reads like the documented dictionary: content, ``meta_info``; in a batch ``index``."""
+@dataclass(frozen=True, kw_only=True)
+class DocumentedOutput(Mapping[str, object]):
+    """A result that reads like the documented dictionary: content, ``meta_info``; in a batch ``index``.
 
-    index: int | None
+    Attributes:
+        rid: id of the request.
+        finish_reason: None while running; else ``{"type": "stop"|"length"|"abort", ...}``.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: prompt tokens that came from the prefix cache.
+        index: position in a batch (``prompt * n + sample``), None for a single request.
+        weights_version: how often the weights had been updated when the request ended.
+        timing: where the time went, in the final output.
+    """
+
+    rid: str
+    finish_reason: dict[str, object] | None
+    prompt_tokens: int
+    cached_tokens: int
+    index: int | None = None
+    weights_version: int = 0
+    timing: RequestTiming | None = field(default=None, compare=False)
 
     @property
     @abstractmethod
     def _content_key(self) -> str:
         """Under which key the content stands."""
+
+    @cached_property
+    def meta_info(self) -> dict[str, object]:
+        """The documented ``meta_info`` dictionary."""
+        meta = {
+            "id": self.rid,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "weights_version": self.weights_version,
+            **self._more_meta(),
+        }
+        return meta if self.timing is None else meta | {"timing": self.timing.as_dict()}
+
+    def _more_meta(self) -> dict[str, object]:
+        """What ``meta_info`` has besides."""
+        return {}
 
     def as_dict(self) -> dict[str, object]:
         """A plain dictionary in the documented shape, ready for ``json.dumps`` but for hidden states."""
@@ -50,68 +84,42 @@ class DocumentedOutput(Mapping):
         return sum(1 for _ in self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RequestOutput(DocumentedOutput):
     """The output of one request so far; final when ``finish_reason`` is not None.
 
     Reads like the documented dictionary too: ``out["text"]`` (or ``out["token_ids"]`` without a tokenizer),
     ``out["meta_info"]["prompt_tokens"]`` and, in a batch, ``out["index"]``.
 
-    Attributes:
-        rid: id of the request.
+    Attributes, besides those of :class:`DocumentedOutput`:
         text: text generated so far (cumulative), or None without a tokenizer.
         token_ids: generated token ids so far, stop token included.
-        finish_reason: None while running; else ``{"type": "stop"|"length"|"abort", ...}``.
-        prompt_tokens, completion_tokens: token counts.
-        cached_tokens: prompt tokens that came from the prefix cache.
+        completion_tokens: how many those are.
         input_token_logprobs, output_token_logprobs, input_top_logprobs, output_top_logprobs: what was asked
             for by ``return_logprob`` and ``top_logprobs_num``, else None; per position a (log-probability,
             token id, text or None), or a list of those of the likeliest tokens.
-        index: position in a batch (``prompt * n + sample``), None for a single request.
-        weights_version: how often the weights had been updated when the request ended.
         hidden_states: in the final output of a request with ``return_hidden_states``: states after the final
             norm, on the CPU, in the model's dtype. Entry 0 [prompt_tokens, H] holds those of the prompt,
             entry i [H] that of generated token i - 1; so there is one entry per generated token, the one it
             was drawn from. A request aborted before its first token has entry 0 as far as it got, or none.
-        timing: where the time went, in the final output; see :class:`RequestTiming`.
 
     Outputs are compared without ``hidden_states`` and ``timing``.
     """
 
-    rid: str
     text: str | None
     token_ids: tuple[int, ...]
-    finish_reason: dict[str, object] | None
-    prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int
     input_token_logprobs: list[LogprobTriple] | None = None
     output_token_logprobs: list[LogprobTriple] | None = None
     input_top_logprobs: list[list[LogprobTriple] | None] | None = None
     output_top_logprobs: list[list[LogprobTriple] | None] | None = None
-    index: int | None = None
-    weights_version: int = 0
     hidden_states: list[torch.Tensor] | None = field(default=None, repr=False, compare=False)
-    timing: RequestTiming | None = field(default=None, compare=False)
 
-    @cached_property
-    def meta_info(self) -> dict[str, object]:
-        """The documented ``meta_info`` dictionary."""
-        meta: dict[str, object] = {
-            "id": self.rid,
-            "finish_reason": self.finish_reason,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "cached_tokens": self.cached_tokens,
-            "weights_version": self.weights_version,
-        }
+    def _more_meta(self) -> dict[str, object]:
+        more: dict[str, object] = {"completion_tokens": self.completion_tokens}
         logprobs = {name: getattr(self, name) for name in _LOGPROB_FIELDS}
-        meta |= {name: value for name, value in logprobs.items() if value is not None}
-        if self.hidden_states is not None:
-            meta["hidden_states"] = self.hidden_states
-        if self.timing is not None:
-            meta["timing"] = self.timing.as_dict()
-        return meta
+        more |= {name: value for name, value in logprobs.items() if value is not None}
+        return more if self.hidden_states is None else more | {"hidden_states": self.hidden_states}
 
     @property
     def _content_key(self) -> str:
@@ -125,6 +133,22 @@ class RequestOutput(DocumentedOutput):
         raise KeyError(key)
 
 
+Outputs = RequestOutput | list[RequestOutput]
+
+
+def shared_fields(request: Request, index: int | None, weights_version: int) -> dict[str, Any]:
+    """The fields of :class:`DocumentedOutput` as ``request`` stands."""
+    return {
+        "rid": request.rid,
+        "finish_reason": request.finish_reason.as_dict() if request.finish_reason else None,
+        "prompt_tokens": request.num_prompt_tokens,
+        "cached_tokens": request.num_cached_tokens,
+        "index": index,
+        "weights_version": weights_version,
+        "timing": request.stamps.timing() if request.is_finished else None,
+    }
+
+
 def build_output(
     request: Request,
     text: str | None,
@@ -134,7 +158,7 @@ def build_output(
     weights_version: int,
 ) -> RequestOutput:
     """Snapshot ``request``. ``token_text`` adds the text of tokens to log-probabilities when given."""
-    logprobs: dict[str, object] = {}
+    logprobs: dict[str, Any] = {}
     if request.logprobs is not None:
         scored = list(request.prompt_logprobs)
         if request.logprobs.prompt_start == 0:  # nothing predicts the first token
@@ -145,17 +169,11 @@ def build_output(
             logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
             logprobs["output_top_logprobs"] = [_top(t, token_text) for t in request.output_logprobs]
     return RequestOutput(
-        rid=request.rid,
+        **shared_fields(request, index, weights_version),
         text=text,
         token_ids=tuple(request.output_ids),
-        finish_reason=request.finish_reason.as_dict() if request.finish_reason else None,
-        prompt_tokens=request.num_prompt_tokens,
         completion_tokens=request.num_output_tokens,
-        cached_tokens=request.num_cached_tokens,
-        index=index,
-        weights_version=weights_version,
         hidden_states=assembled(request) if request.is_finished and request.return_hidden_states else None,
-        timing=request.stamps.timing() if request.is_finished else None,
         **logprobs,
     )
 

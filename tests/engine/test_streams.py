@@ -131,7 +131,17 @@ def test_readers_of_one_stream_share_its_outputs():
     for reader in readers:
         reader.start()
     for handle in handles:
-        handle.deliver(RequestOutput(handle.rid, "", (1,), {"type": "stop"}, 1, 1, 0))
+        handle.deliver(
+            RequestOutput(
+                rid=handle.rid,
+                text="",
+                token_ids=(1,),
+                finish_reason={"type": "stop"},
+                prompt_tokens=1,
+                completion_tokens=1,
+                cached_tokens=0,
+            )
+        )
     for reader in readers:
         reader.join(60)
     assert not any(reader.is_alive() for reader in readers)
