@@ -19,11 +19,11 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .engine.chat.outputs import ChatOutput
+    from .engine.documented import async_stream_and_merge, stream_and_merge
     from .engine.engine import Engine
     from .engine.jobs import run_jobs
     from .engine.replies.embedding import EmbeddingOutput
     from .engine.replies.outputs import RequestOutput
-    from .engine.replies.streams import async_stream_and_merge, stream_and_merge
     from .grammar.tool_calls import Function, FunctionCallParser, Tool, ToolCallItem
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor

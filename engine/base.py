@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class BuiltEngine:
     """What :class:`~rootlet.Engine` is but for its calls."""
 
-    def __init__(self, model_path: str, **options: Any) -> None:
+    def __init__(self, model_path: str | os.PathLike[str], **options: Any) -> None:
         self.config = EngineConfig.from_options(model_path, options)
         parts = build_on_thread(self.config)
         self.tokenizer = parts.tokenizer

@@ -92,7 +92,7 @@ class Calls:
 
         if handles:
             loop.post(add, refuse)  # one command: a batch is scheduled as a whole
-        for grammar in {s.grammar for s in submissions} - {None}:
+        for grammar in {s.grammar for s in submissions if s.grammar is not None}:
             grammar.add_done_callback(lambda _: loop.wake())
         for submission, handle in zip(submissions, handles):
             if submission.turn is not None:

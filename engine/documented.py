@@ -17,7 +17,7 @@ def stream_and_merge(engine: Engine, prompt: str, sampling_params: Any = None) -
     """
     text = ""
     for output in engine.generate(prompt, sampling_params, stream=True):
-        text = output.text
+        text = output.text or ""
     return text
 
 
@@ -28,6 +28,7 @@ async def async_stream_and_merge(
     """Yield the answer to one text piece by piece, each piece once."""
     shown = 0
     async for output in await engine.async_generate(prompt, sampling_params, stream=True):
-        if len(output.text) > shown:
-            yield output.text[shown:]
-            shown = len(output.text)
+        text = output.text or ""
+        if len(text) > shown:
+            yield text[shown:]
+            shown = len(text)

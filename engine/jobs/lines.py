@@ -127,7 +127,7 @@ def identify_record(data: bytes) -> RecordIdentity:
         line_id = record.get("custom_id")
     else:
         line_id = record.get("id")
-    index = record.get("index")
+    index: Any = record.get("index")
     if line_id is None and not isinstance(index, int):
         raise ValueError("it has neither an id nor an index")
     content = bytes.fromhex(str(key))
@@ -153,7 +153,7 @@ def shared_text(line: JobLine) -> str:
 
 
 def _check_unicode(prompt: Prompt) -> None:
-    texts = (prompt,) if isinstance(prompt, str) else ()
+    texts: tuple[str, ...] = (prompt,) if isinstance(prompt, str) else ()
     if isinstance(prompt, Conversation):
         texts = tuple(text for _, text in prompt.lines)
     for text in texts:

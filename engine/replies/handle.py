@@ -60,7 +60,7 @@ class RequestHandle:
             timeout = 0
         if not self._ended.wait(timeout):
             raise TimeoutError(f"Request {self.rid} did not finish within {timeout} s; it is still running.")
-        return self.latest()
+        return self.final()
 
     def check_wait(self) -> None:
         """Raise EngineThreadError or EngineForkedError if waiting for the end would never end."""
@@ -75,6 +75,12 @@ class RequestHandle:
         if isinstance(error, RootletError):  # several threads may raise it: give each its own traceback
             raise type(error)(*error.args) from error.__cause__
         raise error
+
+    def final(self) -> RequestOutput:
+        """The output of a request that has ended; raises the error that ended it."""
+        output = self.latest()
+        assert output is not None
+        return output
 
     def abort(self) -> None:
         """Ask the engine to end the request now; ``result`` then returns what there was, reason ``abort``."""

@@ -35,6 +35,9 @@ class Readable(Protocol):
     def latest(self) -> RequestOutput | None:
         """The newest snapshot; raises the error that ended the request."""
 
+    def final(self) -> RequestOutput:
+        """The output of a request that has ended; raises the error that ended it."""
+
     def abort(self) -> None:
         """Have it ended, if it has not ended."""
 

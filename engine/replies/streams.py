@@ -183,4 +183,4 @@ async def wait_async(handle: Readable) -> RequestOutput:
         await event.wait()
     finally:
         handle.abort()
-    return handle.latest()
+    return handle.final()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from ...errors import InvalidRequestError
 from ...grammar.budget import DEFAULT_SECONDS
 from ...grammar.compiler import GrammarCompiler
 from ...grammar.constraint import Constraint
-from ...grammar.interface import Vocabulary
+from ...grammar.interface import Backend, Vocabulary
 from ...grammar.llguidance_backend import LlguidanceBackend
 from ...grammar.xgrammar_backend import XGrammarBackend
 from ...sampling.params import CONSTRAINTS
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ...grammar.compiler import Compilation
     from ...sampling.params import SamplingParams
 
-_BACKENDS = {"xgrammar": XGrammarBackend, "llguidance": LlguidanceBackend}
+_BACKENDS: Mapping[str, Callable[[Callable[[], Vocabulary]], Backend]] = {
+    "xgrammar": XGrammarBackend,
+    "llguidance": LlguidanceBackend,
+}
 
 
 def constraint_of(params: SamplingParams) -> Constraint | None:

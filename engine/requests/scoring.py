@@ -101,7 +101,8 @@ class ScorePlan:
 
 
 def _score(ids: list[int], start: int, output: RequestOutput) -> ScoreOutput:
-    logprobs = tuple(logprob for logprob, _, _ in output.input_token_logprobs)
+    triples = output.input_token_logprobs or ()
+    logprobs = tuple(logprob for logprob, _, _ in triples if logprob is not None)  # each has tokens before it
     return ScoreOutput(sum(logprobs), tuple(ids[start:]), logprobs, output.cached_tokens)
 
 

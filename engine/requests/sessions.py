@@ -76,7 +76,7 @@ class _Node:
             return self.input_ids
         reason = output.finish_reason
         # max_new_tokens=0 samples a token all the same, which is nobody's
-        limit = reason["length"] if reason is not None and reason["type"] == "length" else None
+        limit: Any = reason["length"] if reason is not None and reason["type"] == "length" else None
         return [*self.input_ids, *output.token_ids[:limit]]
 
 
