@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .layers.decoder import CausalLM, LayerSpec, Output
+from .interface import Output
+from .layers.decoder import CausalLM, LayerSpec
 
 
 class LlamaForCausalLM(CausalLM):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import ModelError
-from .layers.decoder import CausalLM, LayerSpec, Output
+from .interface import Output
+from .layers.decoder import CausalLM, LayerSpec
 
 
 class MistralForCausalLM(CausalLM):

@@ -9,6 +9,7 @@ from typing import Final
 
 from ..errors import ConfigError, ModelError
 from .fields import shorten
+from .interface import REQUIRED
 
 # Architecture name -> module of this package that defines the class of that name. A family is
 # imported when a model of it is loaded; a new family adds its line here and its own file.
@@ -25,26 +26,17 @@ _BUILT_IN: Final = {
     "Qwen2Model": "qwen2",
 }
 
-_MODEL_METHODS: Final = (
-    "forward",
-    "compute_logits",
-    "load_weights",
-    "get_weight",
-    "kv_spec",
-    "set_context_length",
-)
-
 _registered: dict[str, type] = {}
 
 
 def register_model(name: str, cls: type, *, replace: bool = False) -> None:
     """Make ``cls`` the model class of the architecture ``name``, for every engine built from now on.
 
-    ``cls(config, dtype, device)`` must give an object with the methods of
-    :class:`~rootlet.models.layers.decoder.CausalLM`. Raises ConfigError if one is missing, or if the
-    name is taken and ``replace`` is false.
+    ``cls(config, dtype, device)`` must give a :class:`~rootlet.models.interface.RequiredModel`, and may
+    have more of a :class:`~rootlet.models.interface.Model`. Raises ConfigError if a required method is
+    missing, or if the name is taken and ``replace`` is false.
     """
-    absent = [method for method in _MODEL_METHODS if not callable(getattr(cls, method, None))]
+    absent = [method for method in REQUIRED if not callable(getattr(cls, method, None))]
     if not isinstance(cls, type) or absent:
         raise ConfigError(
             f"register_model({name!r}) needs a model class, got {cls!r}"

@@ -30,7 +30,7 @@ from ...kernels.linear import is_multiplied_in_c
 from ...kernels.native import describe as describe_kernels
 from ...kernels.threads import Team, default_threads
 from ...models.config import ModelConfig, read_token_ids
-from ...models.layers.decoder import CausalLM, Output
+from ...models.interface import Model, Output
 from ...models.loader import LoadedModel, load_model
 from ...models.rope_fields import rope_fields
 from ...models.tokenizer import load_tokenizer
@@ -246,7 +246,7 @@ def _step_threads(team: Team, loaded: LoadedModel, *, deterministic: bool) -> St
             " folder of its source: pip install --force-reinstall --no-deps ."
         )
     in_c = deterministic or is_multiplied_in_c(loaded.model.dtype)
-    if isinstance(loaded.model, CausalLM) and in_c:
+    if loaded.model.multiplies_in_kernels and in_c:
         team.torch_threads = 1
     return StepThreads(team)
 
@@ -352,7 +352,7 @@ def _resolve(
         num_threads=None if team is None else team.num_threads,
         attention_backend=backend.name,
         embeds=_embeds(config, loaded.model),
-        has_labels=_output(loaded.model) is Output.SCORES,
+        has_labels=loaded.model.output is Output.SCORES,
     )
 
 
@@ -370,17 +370,10 @@ def _longer(wanted: int, model: ModelConfig) -> str:
     )
 
 
-def _output(model: Any) -> Output:
-    """What the model computes; classes of users' own generate unless they say otherwise."""
-    return getattr(model, "output", Output.LOGITS)
-
-
-def _embeds(config: EngineConfig, model: Any) -> bool:
-    embeds = config.is_embedding or _output(model) is not Output.LOGITS
-    if embeds and not callable(getattr(model, "compute_embeddings", None)):
-        raise ConfigError(
-            f"is_embedding=True needs a method compute_embeddings, and {type(model).__name__} has none."
-        )
+def _embeds(config: EngineConfig, model: Model) -> bool:
+    embeds = config.is_embedding or model.output is not Output.LOGITS
+    if embeds:
+        model.check_embeddings()
     return embeds
 
 

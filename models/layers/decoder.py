@@ -8,7 +8,6 @@ differ. A family with parts of another kind overrides the method that builds the
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...cache.kv_cache import KVCache, KVCacheSpec
 from ..config import ModelConfig
 from ..forward import ForwardInput
+from ..interface import Output
 from .attention import Attention
 from .embedding import Embedding, TiedEmbedding
 from .linear import Linear
@@ -86,14 +86,6 @@ def _normed(norm: RMSNorm, branch: Tensor | None, residual: Tensor) -> Tensor | 
     return Normed(residual, norm) if isinstance(norm, RMSNorm) else norm.forward(residual)
 
 
-class Output(enum.Enum):
-    """What a model computes of the last hidden states."""
-
-    LOGITS = "logits"  # of every token of the vocabulary, to generate from
-    SCORES = "scores"  # of each label: classifiers, and reward models, which have one
-    STATES = "states"  # nothing more: embedding models, saved without a head
-
-
 class CausalLM:
     """A decoder-only model: embedding, layers, final norm, and what :attr:`output` asks for.
 
@@ -109,6 +101,9 @@ class CausalLM:
 
     tie_word_embeddings = False
     """Whether the head shares the embedding table when the configuration does not say."""
+
+    multiplies_in_kernels = True
+    """Its parts have no products but those of :class:`Linear`."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
         self.config = config
@@ -200,6 +195,9 @@ class CausalLM:
         """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""
         return self.head.forward(hidden, torch.float32)
 
+    def check_embeddings(self) -> None:
+        """There always are: the states themselves, of length 1."""
+
     def compute_embeddings(self, hidden: Tensor) -> Tensor:
         """What a whole text means to the model, from the states ``[R, H]`` of its last token; fp32.
 
@@ -208,6 +206,11 @@ class CausalLM:
         if self.output is Output.SCORES:
             return self.compute_logits(hidden)
         return torch.nn.functional.normalize(hidden.float(), dim=-1)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of hidden states."""
+        return self.config.hidden_size
 
     def kv_spec(self, page_size: int) -> KVCacheSpec:
         """Shape of the KV cache this model needs, in pages of ``page_size`` tokens."""
