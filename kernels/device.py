@@ -20,6 +20,11 @@ def has_pdl(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """Whether the GPU's kernels compute on this tensor; all operations ask here."""
+    return tensor.is_cuda
+
+
 class StreamPool:
     """Side streams that nobody uses at the moment, by device. Any thread may call."""
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from .activation import gated_activation
-from .device import has_pdl
+from .device import has_pdl, on_gpu
 from .embedding import embed
 from .native import ELEMENT_TYPES, describe, load
 from .norm import NormWeight, rms_norm
@@ -195,7 +195,7 @@ def linear(
             f"A weight of shape {(n, k)} takes x [T, {k}] and bias [{n}], got x {tuple(x.shape)} "
             f"and bias {None if bias is None else tuple(bias.shape)}."
         )
-    if x.is_cuda:
+    if on_gpu(x):
         result = _run_product(x, weight, bias, out_dtype=out_dtype, norm=norm, activation=activation)
         if result is not None:
             return result
@@ -205,22 +205,24 @@ def linear(
     return result if activation is None else gated_activation(result, activation)
 
 
+def adds_in_product(x: torch.Tensor) -> bool:
+    """Whether :func:`linear_add` of x costs no pass over the residual. If not, add with what comes next."""
+    return on_gpu(x)
+
+
 def linear_add(
     x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, residual: torch.Tensor
-) -> torch.Tensor | None:
-    """Add :func:`linear` of x to residual ``[T, N]`` in place, or return it where adding costs a pass.
+) -> None:
+    """Add :func:`linear` of x to residual ``[T, N]`` in place.
 
-    None says that it was added; otherwise the caller adds the result, best together with what comes next.
     On a GPU the product adds as it writes, with one rounding for both.
     """
-    if not x.is_cuda:
-        return linear(x, weight, bias)
-    if _run_product(x, weight, bias, residual=residual) is None:
-        if bias is None:
-            residual.addmm_(x, weight.unpack().t())
-        else:
-            residual += linear(x, weight, bias)
-    return None
+    if on_gpu(x) and _run_product(x, weight, bias, residual=residual) is not None:
+        return
+    if on_gpu(x) and bias is None:
+        residual.addmm_(x, weight.unpack().t())
+    else:
+        residual += linear(x, weight, bias)
 
 
 def _multiply(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from .device import has_pdl
+from .device import has_pdl, on_gpu
 from .native import element_type, load
 
 _C = load()
@@ -27,7 +27,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x ``[T, H]`` and weight ``[H]`` share one dtype; the result is ``[T, H]`` of that dtype, rounded
     once from fp32. Raises ValueError if the sizes differ.
     """
-    if x.is_cuda:
+    if on_gpu(x):
         return _gpu().rms_norm(x, weight, eps, pdl=has_pdl(x.device))
     kind = None if _C is None else element_type(x, weight)
     if kind is None:
@@ -42,7 +42,7 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
     is normalised, so that the result is a function of the residual stream alone. Raises ValueError
     if the sizes differ.
     """
-    if x.is_cuda:
+    if on_gpu(x):
         return _gpu().add_rms_norm(x, residual, weight, eps, pdl=has_pdl(x.device))
     kind = None if _C is None else element_type(x, residual, weight)
     if kind is None or not residual.is_contiguous():

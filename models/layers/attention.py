@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...cache.kv_cache import LayerKV
 from ...kernels.attention import Scoring
 from ...kernels.rotary import rotary_and_store
 from ..config import ModelConfig
 from ..forward import ForwardInput
 from .linear import Linear
-from .norm import Normed
+from .part import Part
+from .residual import Promise, Residual
 from .rotary import RotaryTable
 from .storage import NamedSlots
 
 
-class Attention:
+class Attention(Part):
     """One layer's attention: merged q/k/v projection, rotation, attention, output projection.
 
     ``window`` is how many positions back a token sees, itself included; None is all. ``scale``
@@ -53,29 +55,27 @@ class Attention:
         yield from self.qkv.weights()
         yield from self.output.weights()
 
-    def project(self, x: Tensor | Normed) -> Tensor:
+    def forward(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:
+        """The branch ``[T, H]`` for x ``[T, H]``, ``[S, H]`` if S tokens are wanted; K and V go to ``kv``."""
+        return self.output.forward(self.attend(x, inp, kv), inp)
+
+    def forward_into(self, x: Tensor | Promise, inp: ForwardInput, stream: Residual, kv: LayerKV) -> None:
+        """Add the branch for x ``[T, H]`` to ``stream``, of the wanted tokens; K and V go to ``kv``."""
+        self.output.forward_into(self.attend(x, inp, kv), inp, stream)
+
+    def project(self, x: Tensor | Promise, inp: ForwardInput) -> Tensor:
         """q | k | v before rotation, ``[T, (Hq + 2 Hkv) * D]``: where a family may normalise them."""
-        return self.qkv.forward(x)
+        return self.qkv.forward(x, inp)
 
-    def forward(
-        self, x: Tensor | Normed, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor | None:
-        """Attend x ``[T, H]``; its K and V go to the caches ``[pages, page_size, Hkv, D]``.
-
-        Adds the result to ``residual`` and returns None, or returns it to be added: ``[T, H]``, or ``[S, H]``
-        where only S tokens are wanted.
-        """
+    def attend(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:
+        """What the heads see, ``[T, Hq * D]`` or ``[S, Hq * D]``, before it is projected."""
         q = rotary_and_store(
-            self.project(x),
+            self.project(x, inp),
             self.rotary.cos_sin,
             inp.positions,
             inp.kv_slots,
-            k_cache,
-            v_cache,
+            kv.k,
+            kv.v,
             self.num_heads,
         )
-        plan = inp.attention
-        if inp.wanted is not None:
-            q, plan = q.index_select(0, inp.wanted.tokens), inp.wanted.attention
-        attended = plan.attend(q, k_cache, v_cache, self.scoring)
-        return self.output.forward_add(attended.flatten(1), residual)
+        return inp.attend(q, kv, self.scoring).flatten(1)

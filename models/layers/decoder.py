@@ -20,10 +20,14 @@ from ..forward import ForwardInput
 from ..interface import Output
 from .attention import Attention
 from .embedding import Embedding, TiedEmbedding
+from .head import Head
+from .layers import PreNormLayer
 from .linear import Linear
 from .mlp import GatedMLP
-from .norm import Normed, RMSNorm
-from .offload import Layer, offload
+from .norm import RMSNorm
+from .offload import offload
+from .part import Layer
+from .residual import Residual
 from .rope_config import RopeConfig
 from .rotary import RotaryTable
 from .storage import NamedSlots, prefixed
@@ -40,50 +44,6 @@ class LayerSpec:
     window: int | None = None  # positions a token sees, itself included; None: all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     soft_cap: float | None = None  # bound of the attention scores
-
-
-class DecoderLayer:
-    """Pre-norm layer: attention and feed-forward, each on the normalised residual stream."""
-
-    __slots__ = ("attention", "input_norm", "mlp", "post_attention_norm")
-
-    def __init__(
-        self, attention: Attention, mlp: GatedMLP, input_norm: RMSNorm, post_attention_norm: RMSNorm
-    ) -> None:
-        self.attention = attention
-        self.mlp = mlp
-        self.input_norm = input_norm
-        self.post_attention_norm = post_attention_norm
-
-    def weights(self) -> NamedSlots:
-        """Checkpoint names, relative to this layer."""
-        yield from prefixed("self_attn.", self.attention.weights())
-        yield from prefixed("mlp.", self.mlp.weights())
-        yield from prefixed("input_layernorm.", self.input_norm.weights())
-        yield from prefixed("post_attention_layernorm.", self.post_attention_norm.weights())
-
-    def forward(
-        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """Run the layer on the T tokens of a step; return its own branch, or None, and the residual stream.
-
-        ``branch`` ``[T, H]`` is what the layer before computed and has not yet added to
-        ``residual`` ``[T, H]`` (None if it has), so that the sum and the norm are one operation. Adds to
-        ``residual`` in place. Where only S tokens are wanted, K and V are those of all and the results
-        ``[S, H]``.
-        """
-        normed = _normed(self.input_norm, branch, residual)
-        if inp.wanted is not None:
-            residual = residual.index_select(0, inp.wanted.tokens)
-        attended = self.attention.forward(normed, residual, inp, k_cache, v_cache)
-        return self.mlp.forward(_normed(self.post_attention_norm, attended, residual), residual), residual
-
-
-def _normed(norm: RMSNorm, branch: Tensor | None, residual: Tensor) -> Tensor | Normed:
-    """The residual stream with ``branch`` added, normalised; or a promise of that where nothing is to add."""
-    if branch is not None:
-        return norm.add_forward(branch, residual)
-    return Normed(residual, norm) if isinstance(norm, RMSNorm) else norm.forward(residual)
 
 
 class CausalLM:
@@ -116,7 +76,7 @@ class CausalLM:
         tied = tied and self.output is Output.LOGITS
         self.head = self.build_head()
         self.embedding = (
-            TiedEmbedding(self.head)
+            TiedEmbedding(self.head.linear)
             if tied
             else Embedding(config.vocab_size, config.hidden_size, dtype, self.device)
         )
@@ -135,14 +95,14 @@ class CausalLM:
         eps = config.read("rms_norm_eps", float, 1e-6, minimum=0)
         return RMSNorm(config.hidden_size, eps, self.dtype, self.device)
 
-    def build_head(self) -> Linear | None:
+    def build_head(self) -> Head | None:
         """What turns hidden states into logits or scores."""
         if self.output is Output.STATES:
             return None
         rows = {"lm_head": self.config.vocab_size}
         if self.output is Output.SCORES:
             rows = {"score": num_labels(self.config)}
-        return Linear(self.config.hidden_size, rows, dtype=self.dtype, device=self.device)
+        return Head(Linear(self.config.hidden_size, rows, dtype=self.dtype, device=self.device))
 
     def build_attention(self, spec: LayerSpec) -> Attention:
         """The attention of one layer."""
@@ -167,10 +127,10 @@ class CausalLM:
             config.hidden_size, size, activation, bias=spec.mlp_bias, dtype=self.dtype, device=self.device
         )
 
-    def build_layer(self, index: int) -> DecoderLayer:
+    def build_layer(self, index: int) -> Layer:
         """One decoder layer."""
         spec = self.layer_spec(index)
-        return DecoderLayer(
+        return PreNormLayer(
             self.build_attention(spec), self.build_mlp(spec), self.build_norm(), self.build_norm()
         )
 
@@ -181,19 +141,15 @@ class CausalLM:
 
         The hidden states are those after the final norm, ``[S, H]`` where only S tokens are wanted.
         """
-        residual = self.embedding.forward(inp.input_ids)
-        if inp.embeds is not None:
-            residual.index_copy_(0, *inp.embeds)
-        branch = None
+        stream = Residual(self.embedding.forward(inp))
         inner = inp if inp.wanted is None else replace(inp, wanted=None)
-        for index, (layer, k_cache, v_cache) in enumerate(zip(self.layers, kv.k, kv.v), start=1):
-            layer_inp = inp if index == len(self.layers) else inner
-            branch, residual = layer.forward(branch, residual, layer_inp, k_cache, v_cache)
-        return self.norm.forward(residual) if branch is None else self.norm.add_forward(branch, residual)
+        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv.layers, strict=True), start=1):
+            layer.forward(stream, inp if index == len(self.layers) else inner, layer_kv)
+        return stream.normed(self.norm)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""
-        return self.head.forward(hidden, torch.float32)
+        return self.head.forward(hidden)
 
     def check_embeddings(self) -> None:
         """There always are: the states themselves, of length 1."""

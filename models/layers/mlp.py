@@ -7,9 +7,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ...cache.kv_cache import LayerKV
 from ...errors import ModelError
+from ..forward import ForwardInput
 from .linear import Linear
-from .norm import Normed
+from .part import Part
+from .residual import Promise, Residual
 from .storage import NamedSlots
 
 # hidden_act -> name in kernels.activation; the names of one formula differ only in how it was once coded
@@ -24,7 +27,7 @@ _ACTIVATIONS: Final = {
 }
 
 
-class GatedMLP:
+class GatedMLP(Part):
     """Feed-forward block with a gate (SwiGLU and kin, arXiv:2002.05202).
 
     Raises ModelError for an activation it does not know.
@@ -59,6 +62,16 @@ class GatedMLP:
         yield from self.gate_up.weights()
         yield from self.down.weights()
 
-    def forward(self, x: Tensor | Normed, residual: Tensor) -> Tensor | None:
-        """Add the result ``[T, H]`` for x to ``residual`` and return None, or return it to be added."""
-        return self.down.forward_add(self.gate_up.forward_gated(x, self._activation), residual)
+    def forward(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:  # noqa: ARG002
+        """The branch ``[T, H]`` for x ``[T, H]``."""
+        return self.down.forward(self.gate_up.forward_gated(x, inp, self._activation), inp)
+
+    def forward_into(
+        self,
+        x: Tensor | Promise,
+        inp: ForwardInput,
+        stream: Residual,
+        kv: LayerKV,  # noqa: ARG002
+    ) -> None:
+        """Add the branch for x ``[T, H]`` to ``stream``."""
+        self.down.forward_into(self.gate_up.forward_gated(x, inp, self._activation), inp, stream)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ...kernels.norm import add_rms_norm, rms_norm
+from ...kernels.norm import NormWeight, add_rms_norm, rms_norm
 from .storage import DenseStorage, NamedSlots, whole
 
 
@@ -32,9 +30,6 @@ class RMSNorm:
         """Add x to ``residual`` in place and return the normalised sum, ``[T, H]`` all three."""
         return add_rms_norm(x, residual, self.weight.data, self.eps)
 
-
-class Normed(NamedTuple):
-    """The residual stream ``[T, H]``, still to be normalised: a product may do that on the way."""
-
-    residual: Tensor
-    norm: RMSNorm
+    def for_products(self) -> NormWeight:
+        """Weight and eps."""
+        return NormWeight(self.weight.data, self.eps)

@@ -140,7 +140,7 @@ def test_tied_head_holds_the_table_once():
     assert untied.weight_nbytes - tied.weight_nbytes == weights[EMBED].nbytes
     assert torch.equal(tied.get_weight(HEAD), weights[EMBED])
     ids = torch.tensor([3, 0, 10, 3])
-    assert torch.equal(tied.embedding.forward(ids), weights[EMBED][ids])
+    assert torch.equal(tied.embedding.rows(ids), weights[EMBED][ids])
 
 
 @pytest.mark.parametrize("first", [EMBED, HEAD])
@@ -235,4 +235,4 @@ def test_linear_multiplies_all_shards_at_once(bias):
     x = torch.randn(5, 4)
     slots = {name: slot.get() for name, slot in layer.weights()}
     parts = [x @ slots[f"{name}.weight"].T + slots.get(f"{name}.bias", torch.zeros(1)) for name in "ab"]
-    torch.testing.assert_close(layer.forward(x), torch.cat(parts, dim=1))
+    torch.testing.assert_close(layer.forward(x, None), torch.cat(parts, dim=1))

@@ -157,6 +157,9 @@ class LayerNorm:
         residual += x
         return self.forward(residual)
 
+    def for_products(self):
+        return None
+
 
 class StableLmForCausalLM(CausalLM):
     """A family with other norms, and with rotation of a part of each head."""
