@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from ..cache.kv_cache import LayerKV
-from ..kernels.attention import AttentionPlan, Scoring
+from ..kernels.attention import AttentionPlan
+from ..kernels.scoring import Scoring
 
 
 class TokenEmbeds(NamedTuple):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...cache.kv_cache import LayerKV
-from ...kernels.attention import Scoring
+from ...kernels.attention import check_device
 from ...kernels.rotary import rotary_and_store
+from ...kernels.scoring import Scoring
 from ..config import ModelConfig
 from ..forward import ForwardInput
 from .linear import Linear
@@ -49,6 +50,7 @@ class Attention(Part):
         self.rotary = rotary
         self.num_heads = config.num_heads
         self.scoring = Scoring(config.head_dim**-0.5 if scale is None else scale, window, soft_cap)
+        check_device(self.scoring, device)
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""
