@@ -11,6 +11,7 @@ import torch
 from rootlet.errors import WeightsError
 from rootlet.models.config import ModelConfig
 from rootlet.models.layers.linear import Linear
+from rootlet.models.layers.norm import LayerNorm
 from rootlet.models.layers.weight_table import WeightTable
 from rootlet.models.llama import LlamaForCausalLM
 from rootlet.models.qwen2 import Qwen2ForCausalLM
@@ -236,3 +237,20 @@ def test_linear_multiplies_all_shards_at_once(bias):
     slots = {name: slot.get() for name, slot in layer.weights()}
     parts = [x @ slots[f"{name}.weight"].T + slots.get(f"{name}.bias", torch.zeros(1)) for name in "ab"]
     torch.testing.assert_close(layer.forward(x, None), torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_norm_with_mean_and_bias(bias):
+    norm = LayerNorm(8, 1e-3, torch.float32, torch.device("cpu"), bias=bias)
+    weights = {name: torch.randn(slot.shape) for name, slot in norm.weights()}
+    assert list(weights) == ["weight", "bias"][: 1 + bias]
+    WeightTable(norm.weights(), {}).load(weights.items())
+    x, residual = torch.randn(5, 8), torch.randn(5, 8)
+    total = residual + x
+    centred = total - total.mean(-1, keepdim=True)
+    want = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weights["weight"]
+    want += weights.get("bias", 0)
+    torch.testing.assert_close(norm.forward(total), want)
+    torch.testing.assert_close(norm.add_forward(x, residual), want)
+    assert torch.equal(residual, total)
+    assert norm.for_products() is None
