@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...cache.kv_cache import LayerKV
 from ...kernels.attention import check_device
 from ...kernels.rotary import rotary_and_store
 from ...kernels.scoring import Scoring
-from ..config import ModelConfig
 from ..forward import ForwardInput
-from .linear import Linear
+from .make import Heads, Make
 from .part import Part
 from .residual import Promise, Residual
 from .rotary import RotaryTable
@@ -21,36 +19,34 @@ from .storage import NamedSlots
 class Attention(Part):
     """One layer's attention: merged q/k/v projection, rotation, attention, output projection.
 
-    ``window`` is how many positions back a token sees, itself included; None is all. ``scale``
-    multiplies the scores, ``1 / sqrt(head_dim)`` unless given; ``soft_cap`` bounds them.
+    ``window`` is how many positions back a token sees, itself included; None is all. ``scale`` multiplies
+    the scores, ``1 / sqrt(heads.dim)`` unless given; ``soft_cap`` bounds them. Raises ModelError for what no
+    kernel of the device knows.
     """
 
     __slots__ = ("num_heads", "output", "qkv", "rotary", "scoring")
 
     def __init__(
         self,
-        config: ModelConfig,
+        make: Make,
         rotary: RotaryTable,
+        heads: Heads,
         *,
         qkv_bias: bool = False,
         output_bias: bool = False,
         window: int | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
-        q_size = config.num_heads * config.head_dim
-        kv_size = config.num_kv_heads * config.head_dim
-        shards = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
-        self.qkv = Linear(config.hidden_size, shards, bias=qkv_bias, dtype=dtype, device=device)
-        self.output = Linear(
-            q_size, {"o_proj": config.hidden_size}, bias=output_bias, dtype=dtype, device=device
-        )
+        names, hidden = make.names, make.config.hidden_size
+        q_size, kv_size = heads.q * heads.dim, heads.kv * heads.dim
+        shards = {names.q: q_size, names.k: kv_size, names.v: kv_size}
+        self.qkv = make.linear(hidden, shards, bias=qkv_bias, split="out")
+        self.output = make.linear(q_size, {names.output: hidden}, bias=output_bias, split="in")
         self.rotary = rotary
-        self.num_heads = config.num_heads
-        self.scoring = Scoring(config.head_dim**-0.5 if scale is None else scale, window, soft_cap)
-        check_device(self.scoring, device)
+        self.num_heads = heads.q // make.ranks.size
+        self.scoring = Scoring(heads.dim**-0.5 if scale is None else scale, window, soft_cap)
+        check_device(self.scoring, make.device)
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""

@@ -1,15 +1,14 @@
 """The decoder stack that families share, and the model interface they implement with it.
 
-A family is a subclass of :class:`CausalLM` that says in :meth:`CausalLM.layer_spec` how its layers
-differ. A family with parts of another kind overrides the method that builds the part
-(``build_attention``, ``build_mlp``, ``build_norm``, ``build_layer``): a part is any object with
-``weights()`` and the ``forward`` of the one it replaces.
+A family is a subclass of :class:`CausalLM` that lists the parts of a layer in :meth:`CausalLM.layer`, made by
+a :class:`~rootlet.models.layers.make.Make`, and says what else is unlike the usual: names, last norm, head.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,43 +17,32 @@ from ...cache.kv_cache import KVCache, KVCacheSpec
 from ..config import ModelConfig
 from ..forward import ForwardInput
 from ..interface import Output
-from .attention import Attention
-from .embedding import Embedding, TiedEmbedding
+from .embedding import InputEmbedding
 from .head import Head
-from .layers import PreNormLayer
-from .linear import Linear
-from .mlp import GatedMLP
-from .norm import RMSNorm
+from .make import Make
+from .names import USUAL_NAMES, dotted
 from .offload import offload
 from .part import Layer
-from .residual import Residual
+from .residual import Norm, Residual
 from .rope_config import RopeConfig
 from .rotary import RotaryTable
 from .storage import NamedSlots, prefixed
 from .weight_table import WeightTable
 
 
-@dataclass(frozen=True)
-class LayerSpec:
-    """How one decoder layer differs from the plain one."""
-
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    window: int | None = None  # positions a token sees, itself included; None: all
-    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    soft_cap: float | None = None  # bound of the attention scores
-
-
-class CausalLM:
+class CausalLM(ABC):
     """A decoder-only model: embedding, layers, final norm, and what :attr:`output` asks for.
 
     Built without weights; :meth:`load_weights` creates them. ``dtype`` is that of weights and
-    activations. Raises ModelError where the configuration asks for something unsupported.
+    activations, ``output`` stands in for that of the class. Raises ModelError where the configuration asks
+    for something unsupported.
     """
 
     output = Output.LOGITS
-    """What stands behind the last norm. A family's classifier and bare model say so and nothing else."""
+    """What stands behind the last norm, unless it is given: classifiers and bare models are of one class."""
+
+    names = USUAL_NAMES
+    """What the family's checkpoints call their tensors."""
 
     ignored_weights: tuple[str, ...] = ()
     """Endings of checkpoint names that this family leaves aside, besides the usual ones."""
@@ -65,74 +53,54 @@ class CausalLM:
     multiplies_in_kernels = True
     """Its parts have no products but those of :class:`Linear`."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        output: Output | None = None,
+    ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = torch.device(device)
+        self.output = self.output if output is None else output
         self.rotary = RotaryTable(RopeConfig.from_model(config), config.context_length, self.device)
-        self.layers: list[Layer] = [self.build_layer(index) for index in range(config.num_layers)]
-        self.norm = self.build_norm()
-        tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
-        tied = tied and self.output is Output.LOGITS
-        self.head = self.build_head()
-        self.embedding = (
-            TiedEmbedding(self.head.linear)
-            if tied
-            else Embedding(config.vocab_size, config.hidden_size, dtype, self.device)
-        )
-        ties = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
-        self._weights = WeightTable(self._named_weights(tied), ties, self.ignored_weights)
+        names = self.names
+        top = Make(config, dtype, self.device, names)
+        body = top.at("" if self.output is Output.STATES else names.body)
+        self.layers: list[Layer] = [
+            self.layer(index, body.at(names.layer.format(index))) for index in range(config.num_layers)
+        ]
+        self.norm = self.final_norm(body.at(names.final_norm))
+        self.head = self.output_head(top)
+        is_tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
+        self._tied_head = self.head if is_tied and self.output is Output.LOGITS else None
+        self.embedding = self.input_embedding(body.at(names.embedding), self._tied_head)
+        table = dotted(dotted(body.prefix, names.embedding), "weight")
+        ties = {} if self._tied_head is None else {dotted(names.head, "weight"): table}
+        self._weights = WeightTable(self._named_weights(body.prefix), ties, self.ignored_weights, names)
 
     # what a family says
 
-    def layer_spec(self, index: int) -> LayerSpec:  # noqa: ARG002
-        """How layer ``index`` differs from the plain one."""
-        return LayerSpec()
+    @abstractmethod
+    def layer(self, index: int, make: Make) -> Layer:
+        """Layer ``index``: its parts, and how they stand along the residual stream."""
 
-    def build_norm(self) -> RMSNorm:
-        """One norm over the hidden size."""
-        config = self.config
-        eps = config.read("rms_norm_eps", float, 1e-6, minimum=0)
-        return RMSNorm(config.hidden_size, eps, self.dtype, self.device)
+    def final_norm(self, make: Make) -> Norm:
+        """The norm behind the last layer."""
+        return make.rms_norm()
 
-    def build_head(self) -> Head | None:
-        """What turns hidden states into logits or scores."""
+    def output_head(self, make: Make) -> Head | None:
+        """What turns hidden states into logits or scores; None where there are only states."""
         if self.output is Output.STATES:
             return None
-        rows = {"lm_head": self.config.vocab_size}
         if self.output is Output.SCORES:
-            rows = {"score": num_labels(self.config)}
-        return Head(Linear(self.config.hidden_size, rows, dtype=self.dtype, device=self.device))
+            return make.head({self.names.scores: num_labels(self.config)})
+        return make.head({self.names.head: self.config.vocab_size})
 
-    def build_attention(self, spec: LayerSpec) -> Attention:
-        """The attention of one layer."""
-        return Attention(
-            self.config,
-            self.rotary,
-            qkv_bias=spec.qkv_bias,
-            output_bias=spec.output_bias,
-            window=spec.window,
-            scale=spec.attention_scale,
-            soft_cap=spec.soft_cap,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
-    def build_mlp(self, spec: LayerSpec) -> GatedMLP:
-        """The feed-forward block of one layer."""
-        config = self.config
-        size = config.read("intermediate_size", int, minimum=1)
-        activation = config.read("hidden_act", str, "silu")
-        return GatedMLP(
-            config.hidden_size, size, activation, bias=spec.mlp_bias, dtype=self.dtype, device=self.device
-        )
-
-    def build_layer(self, index: int) -> Layer:
-        """One decoder layer."""
-        spec = self.layer_spec(index)
-        return PreNormLayer(
-            self.build_attention(spec), self.build_mlp(spec), self.build_norm(), self.build_norm()
-        )
+    def input_embedding(self, make: Make, tied: Head | None) -> InputEmbedding:
+        """What the residual stream begins with; ``tied`` is the head whose rows it shares."""
+        return make.embedding(tied)
 
     # what the engine uses
 
@@ -148,10 +116,12 @@ class CausalLM:
         return stream.normed(self.norm)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""
+        """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32; scores ``[R, labels]`` of a classifier."""
+        if self.head is None:
+            raise AssertionError("A model without a head has states only.")
         return self.head.forward(hidden)
 
-    def check_embeddings(self) -> None:
+    def check_embeddings(self) -> None:  # noqa: B027
         """There always are: the states themselves, of length 1."""
 
     def compute_embeddings(self, hidden: Tensor) -> Tensor:
@@ -221,14 +191,14 @@ class CausalLM:
         """Bytes that the weights hold, offloaded ones too; a table used twice counts once."""
         return self._weights.nbytes
 
-    def _named_weights(self, tied: bool) -> NamedSlots:
-        """All slots by Hugging Face name; a bare model is saved without the prefix."""
-        body = "" if self.output is Output.STATES else "model."
-        yield from prefixed(f"{body}embed_tokens.", self.embedding.weights())
+    def _named_weights(self, body: str) -> NamedSlots:
+        """All slots by Hugging Face name."""
+        names = self.names
+        yield from prefixed(dotted(body, names.embedding), self.embedding.weights())
         for index, layer in enumerate(self.layers):
-            yield from prefixed(f"{body}layers.{index}.", layer.weights())
-        yield from prefixed(f"{body}norm.", self.norm.weights())
-        if self.head is not None and not tied:
+            yield from prefixed(dotted(body, names.layer.format(index)), layer.weights())
+        yield from prefixed(dotted(body, names.final_norm), self.norm.weights())
+        if self.head is not None and self._tied_head is None:
             yield from self.head.weights()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,16 @@ from ...kernels.embedding import embed
 from ..forward import ForwardInput
 from .linear import Linear
 from .storage import DenseStorage, NamedSlots, whole
+
+
+class InputEmbedding(Protocol):
+    """What the residual stream begins with."""
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to this part."""
+
+    def forward(self, inp: ForwardInput) -> Tensor:
+        """The stream of the step's T tokens, ``[T, H]``, a new tensor."""
 
 
 class Embedding:

@@ -17,24 +17,16 @@ class Linear:
     """``y = x W^T + b`` with the rows of W and b in named shards, one after the other.
 
     A plain projection has one shard, ``{"o_proj": H}``; merged ones several, ``{"gate_proj": I,
-    "up_proj": I}``, so that one multiplication does the work of all.
+    "up_proj": I}``, so that one multiplication does the work of all. ``weight`` and ``bias`` have as many
+    rows as all shards together.
     """
 
     __slots__ = ("_shards", "bias", "weight")
 
-    def __init__(
-        self,
-        in_features: int,
-        shards: Mapping[str, int],
-        *,
-        bias: bool = False,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        out_features = sum(shards.values())
+    def __init__(self, shards: Mapping[str, int], weight: PackedStorage, bias: DenseStorage | None) -> None:
         self._shards = dict(shards)
-        self.weight = PackedStorage((out_features, in_features), dtype, device)
-        self.bias = DenseStorage((out_features,), dtype, device) if bias else None
+        self.weight = weight
+        self.bias = bias
 
     def weights(self) -> NamedSlots:
         """Checkpoint names: ``<shard>.weight`` and, where there is one, ``<shard>.bias``."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from ...cache.kv_cache import LayerKV
 from ...errors import ModelError
 from ..forward import ForwardInput
-from .linear import Linear
+from .make import Make
 from .part import Part
 from .residual import Promise, Residual
 from .storage import NamedSlots
@@ -30,32 +29,29 @@ _ACTIVATIONS: Final = {
 class GatedMLP(Part):
     """Feed-forward block with a gate (SwiGLU and kin, arXiv:2002.05202).
 
-    Raises ModelError for an activation it does not know.
+    ``size`` is that of the gated layer, ``activation`` its name in transformers; by default what the
+    configuration says. Raises ModelError for an activation it does not know.
     """
 
     __slots__ = ("_activation", "down", "gate_up")
 
     def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        activation: str,
-        *,
-        bias: bool,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, make: Make, *, size: int | None = None, activation: str | None = None, bias: bool = False
     ) -> None:
+        config, names = make.config, make.names
+        if size is None:
+            size = config.read("intermediate_size", int, minimum=1)
+        if activation is None:
+            activation = config.read("hidden_act", str, "silu")
         if activation not in _ACTIVATIONS:
             supported = ", ".join(_ACTIVATIONS)
             raise ModelError(
                 f"config.json: hidden_act = {activation!r} is not supported. Supported: {supported}."
             )
         self._activation = _ACTIVATIONS[activation]
-        gate_up = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up = Linear(hidden_size, gate_up, bias=bias, dtype=dtype, device=device)
-        self.down = Linear(
-            intermediate_size, {"down_proj": hidden_size}, bias=bias, dtype=dtype, device=device
-        )
+        hidden = config.hidden_size
+        self.gate_up = make.linear(hidden, {names.gate: size, names.up: size}, bias=bias, split="out")
+        self.down = make.linear(size, {names.down: hidden}, bias=bias, split="in")
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""

@@ -13,8 +13,9 @@ import torch
 
 from ...cache.memory import free_memory
 from ...errors import ConfigError
+from ..build import build_model
 from ..config import ModelConfig
-from ..interface import Model, complete
+from ..interface import Model
 from ..registry import resolve
 from ..rope_fields import merge_overrides
 from .checkpoint import Checkpoint, Progress, named_tensors
@@ -80,11 +81,11 @@ def load_model(
     )
     gguf_file = read_gguf(source.path) if source.is_gguf else None
     config = ModelConfig.from_dict(merge_overrides(_read_config(source, gguf_file), overrides))
-    model_class = resolve(config.architectures)
+    architecture = resolve(config.architectures)
     checkpoint = _open_folder(source)
     stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
     chosen = choose_dtype(dtype, stored, device)
-    model = complete(model_class(config, chosen, device), chosen, config.hidden_size)
+    model = build_model(architecture, config, chosen, device)
     if batch_invariant:
         model.use_batch_invariant_kernels()
     if cpu_offload_gb:

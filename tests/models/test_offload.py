@@ -12,6 +12,7 @@ import rootlet
 from rootlet.errors import ConfigError
 from rootlet.kernels import linear
 from rootlet.kernels.host_copies import InlineCopies
+from rootlet.models.build import build_model
 from rootlet.models.layers import offload as offloading
 from rootlet.models.layers.offload import GIB, choose, offload
 from rootlet.models.loader import load_model
@@ -60,7 +61,7 @@ def hf(request):
 def build_offloaded(hf, num_layers, copies=None, dtype=torch.float32):
     """Our model with so many layers offloaded, without weights; and its copies."""
     config = config_of(hf)
-    model = resolve(config.architectures)(config, dtype, "cpu")
+    model = build_model(resolve(config.architectures), config, dtype, "cpu")
     copies = copies or InlineCopies()
     num_bytes = num_layers * layer_bytes(model) if num_layers else 0
     model.layers = offload(model.layers, num_bytes, model.device, lambda device, slots: copies)
@@ -212,7 +213,7 @@ def test_offloading_comes_before_loading(hf):
 def test_more_than_the_host_has_is_refused(hf, monkeypatch):
     monkeypatch.setattr(offloading, "free_host_memory", lambda: 1000)
     config = config_of(hf)
-    model = resolve(config.architectures)(config, torch.float32, "cpu")
+    model = build_model(resolve(config.architectures), config, torch.float32, "cpu")
     with pytest.raises(ConfigError, match=r"cpu_offload_gb would move .* GiB are free\. Lower it"):
         model.offload_layers(2**40)
     assert model.weight_nbytes == 0

@@ -11,7 +11,7 @@ from rootlet.models.forward import ForwardInput, WantedTokens
 from rootlet.models.layers.linear import Linear
 from rootlet.models.layers.norm import RMSNorm
 from rootlet.models.layers.residual import Promise, Residual, as_tensor
-from rootlet.models.layers.storage import whole
+from rootlet.models.layers.storage import PackedStorage, whole
 
 HIDDEN, TOKENS = 32, 3
 
@@ -33,7 +33,7 @@ def make_norm(seed: int) -> RMSNorm:
 
 
 def make_linear(seed: int) -> Linear:
-    made = Linear(HIDDEN, {"a": HIDDEN}, dtype=torch.float32, device=torch.device("cpu"))
+    made = Linear({"a": HIDDEN}, PackedStorage((HIDDEN, HIDDEN), torch.float32, torch.device("cpu")), None)
     dict(made.weights())["a.weight"].load(0.2 * randn(HIDDEN, HIDDEN, seed=seed))
     return made
 
