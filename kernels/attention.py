@@ -103,7 +103,7 @@ def paged_attention(
     num_pages, _, num_kv_heads, _ = k_cache.shape
     _check(q, k_cache, v_cache, plan, scoring)
     kind = None if _C is None else element_type(q, k_cache, v_cache)
-    if kind is None or not scoring.asks <= _C_CAN:
+    if kind is None or (scoring.asks and not scoring.asks <= _C_CAN):
         return paged_attention_reference(q, k_cache, v_cache, plan, scoring)
     q = q.contiguous()
     out = torch.empty_like(q)
@@ -223,4 +223,5 @@ def _check(
         )
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError("The K and V caches must be contiguous.")
-    check_scoring(scoring, CAN, q.shape[1], "paged_attention")
+    if scoring.asks:
+        check_scoring(scoring, CAN, q.shape[1], "paged_attention")

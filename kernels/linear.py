@@ -205,24 +205,21 @@ def linear(
     return result if activation is None else gated_activation(result, activation)
 
 
-def adds_in_product(x: torch.Tensor) -> bool:
-    """Whether :func:`linear_add` of x costs no pass over the residual. If not, add with what comes next."""
-    return on_gpu(x)
-
-
 def linear_add(
     x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, residual: torch.Tensor
 ) -> None:
     """Add :func:`linear` of x to residual ``[T, N]`` in place.
 
-    On a GPU the product adds as it writes, with one rounding for both.
+    On a GPU the product adds as it writes, with one rounding for both. On a CPU adding is a pass of its own:
+    better take the product there, and add it with what comes next.
     """
-    if on_gpu(x) and _run_product(x, weight, bias, residual=residual) is not None:
-        return
-    if on_gpu(x) and bias is None:
-        residual.addmm_(x, weight.unpack().t())
-    else:
+    if not on_gpu(x):
         residual += linear(x, weight, bias)
+    elif _run_product(x, weight, bias, residual=residual) is None:
+        if bias is None:
+            residual.addmm_(x, weight.unpack().t())
+        else:
+            residual += linear(x, weight, bias)
 
 
 def _multiply(

@@ -34,7 +34,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     kind = None if _C is None else element_type(x, weight)
     if kind is None:
         return rms_norm_reference(x, weight, eps, offset)
-    return _run(x, None, NormWeight(weight, eps, offset), kind)
+    return _run(x, None, weight, eps, offset, kind)
 
 
 def add_rms_norm(
@@ -51,7 +51,7 @@ def add_rms_norm(
     kind = None if _C is None else element_type(x, residual, weight)
     if kind is None or not residual.is_contiguous():
         return add_rms_norm_reference(x, residual, weight, eps, offset)
-    return _run(x, residual, NormWeight(weight, eps, offset), kind)
+    return _run(x, residual, weight, eps, offset, kind)
 
 
 def rms_norm_reference(
@@ -80,8 +80,14 @@ def _gpu() -> ModuleType:
     return norm
 
 
-def _run(x: torch.Tensor, residual: torch.Tensor | None, norm: NormWeight, kind: int) -> torch.Tensor:
-    weight, eps, offset = norm
+def _run(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    kind: int,
+) -> torch.Tensor:
     _check_sizes(x, residual, weight)
     x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty_like(x)

@@ -51,5 +51,6 @@ class ForwardInput:
 
     def attend(self, q: torch.Tensor, kv: LayerKV, scoring: Scoring) -> torch.Tensor:
         """One layer's attention of q ``[T, Hq, D]``: ``[T, Hq, D]``, or ``[S, Hq, D]`` if S are wanted."""
-        plan = self.attention if self.wanted is None else self.wanted.attention
-        return plan.attend(self.keep(q), kv.k, kv.v, scoring)
+        if self.wanted is None:
+            return self.attention.attend(q, kv.k, kv.v, scoring)
+        return self.wanted.attention.attend(self.keep(q), kv.k, kv.v, scoring)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...kernels.linear import adds_in_product, linear, linear_add
+from ...kernels.device import on_gpu
+from ...kernels.linear import linear, linear_add
 from ..forward import ForwardInput
 from .residual import Promise, Residual
 from .storage import DenseStorage, NamedSlots, PackedStorage, WeightSlot
@@ -55,10 +56,10 @@ class Linear:
 
     def forward_into(self, x: Tensor, inp: ForwardInput, stream: Residual) -> None:  # noqa: ARG002
         """Add the product ``[T, N]`` of x ``[T, K]`` to ``stream``: while writing it, where that is free."""
-        if adds_in_product(x):
+        if on_gpu(x):
             linear_add(x, self.weight.packed, self._bias, stream.in_place())
         else:
-            stream.add(self._multiply(x, None, None))
+            stream.add(linear(x, self.weight.packed, self._bias))
 
     def _multiply(self, x: Tensor | Promise, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
         norm = None

@@ -54,15 +54,17 @@ class Residual:
         if norm is None:
             self._complete()
             return Promise(self, self._values, None)
-        if self._branch is None:
-            weight = norm.for_products()
-            if weight is not None:
-                return Promise(self, self._values, weight)
-        return self.normed(norm)
+        branch = self._branch
+        if branch is not None:
+            self._branch = None
+            return norm.add_forward(branch, self._values)
+        weight = norm.for_products()
+        return norm.forward(self._values) if weight is None else Promise(self, self._values, weight)
 
     def add(self, branch: Tensor) -> None:
         """Add ``branch`` ``[T, H]``, which nobody else may change from here on."""
-        self._complete()
+        if self._branch is not None:
+            self._complete()
         self._branch = branch
         self._moves += 1
 

@@ -7,6 +7,7 @@ import torch
 
 from rootlet.kernels import activation, linear, norm, rotary
 from rootlet.kernels.attention import PagedAttentionPlan
+from rootlet.models.layers import linear as linear_layer
 
 pytest.importorskip("supported_triton")
 
@@ -19,7 +20,7 @@ from .driver import Driver
 @pytest.fixture
 def gpu_kernels(monkeypatch):
     """Operations on any tensor are the GPU's."""
-    for module in (activation, linear, norm, rotary):
+    for module in (activation, linear, norm, rotary, linear_layer):
         monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
 
 

@@ -8,6 +8,7 @@ import torch
 from rootlet.kernels import device, linear, norm
 from rootlet.kernels.attention import PagedAttentionPlan
 from rootlet.models.forward import ForwardInput, WantedTokens
+from rootlet.models.layers import linear as linear_layer
 from rootlet.models.layers.linear import Linear
 from rootlet.models.layers.norm import RMSNorm
 from rootlet.models.layers.residual import Promise, Residual, as_tensor
@@ -21,7 +22,7 @@ def kernels(request, monkeypatch):
     """The CPU's kernels, then the GPU's in Triton's interpreter, which add while they multiply."""
     if request.param == "gpu":
         pytest.importorskip("supported_triton")
-        for module in (linear, norm):
+        for module in (linear, norm, linear_layer):
             monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
     return request.param
 
@@ -68,6 +69,17 @@ def test_pre_norm(kernels, step):
         layer.forward_into(inner, step, stream)
         want = want + rms(want, made) @ weight_of(layer).T @ weight_of(layer).T
     torch.testing.assert_close(stream.normed(norms[0]), rms(want, norms[0]))
+
+
+def test_on_a_cpu_the_sum_is_left_to_what_comes_next(step):
+    """Adding costs a pass of its own there, which the next norm makes anyway."""
+    x, layer = randn(TOKENS, HIDDEN, seed=0), make_linear(1)
+    values = x.clone()
+    stream = Residual(values)
+    layer.forward_into(x, step, stream)
+    assert torch.equal(values, x)
+    assert torch.equal(stream.in_place(), x + layer.forward(x, step))
+    assert stream.in_place() is values
 
 
 def test_a_branch_is_normalised_before_it_is_added(kernels, step):
