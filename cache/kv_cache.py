@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -35,8 +36,19 @@ class KVCacheSpec:
         return self.page_size * self.bytes_per_token
 
 
+class LayerKV(NamedTuple):
+    """Where one layer keeps keys and values, each ``[num_pages, page_size, Hkv, D]``.
+
+    ``group``: layers of one group share page tables, and with them a step's places and attention plan.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    group: int = 0
+
+
 class KVCache:
-    """Keys and values of all layers: ``k[layer]`` and ``v[layer]`` are ``[num_pages, page_size, Hkv, D]``.
+    """Keys and values of all layers: ``layers[i].k`` and ``.v`` are ``[num_pages, page_size, Hkv, D]``.
 
     All are contiguous views of one tensor ``[2, num_layers, num_pages, page_size, Hkv, D]``, so that one call
     copies a page in every layer. ``num_pages`` includes page 0, the padding page.
@@ -56,6 +68,7 @@ class KVCache:
         self._raw = self._data.view(torch.uint8) if spec.dtype.itemsize == 1 else self._data
         self.k: tuple[torch.Tensor, ...] = tuple(self._data[0])
         self.v: tuple[torch.Tensor, ...] = tuple(self._data[1])
+        self.layers: tuple[LayerKV, ...] = tuple(map(LayerKV, self.k, self.v))
 
     @property
     def data(self) -> torch.Tensor | None:
@@ -88,7 +101,7 @@ class KVCache:
     def close(self) -> None:
         """Let the memory go (views that others still hold keep it alive). Idempotent."""
         self._data = self._raw = None
-        self.k = self.v = ()
+        self.k = self.v = self.layers = ()
 
 
 def plan_num_pages(

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from .device import has_pdl
+from .device import has_pdl, on_gpu
 from .native import element_type, load
 from .rotary_checks import check_rotary
 
@@ -37,7 +37,7 @@ def rotary_and_store(
     Raises ValueError for shapes, dtypes or cache strides that do not fit together, IndexError for a
     position or location outside its table (on the CPU).
     """
-    if qkv.is_cuda:
+    if on_gpu(qkv):
         pdl = has_pdl(qkv.device)
         return _gpu().rotary_and_store(
             qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads, pdl=pdl

@@ -281,6 +281,8 @@ def _wrap(
             raise ModelError(
                 f"{file.path}: the tokenizer adds a {role} to each text, but the file names none."
             )
+        if wanted and roles[role].startswith("$"):  # the templates of tokenizers take it for a place
+            raise ModelError(f"{file.path}: the {role} {shorten(roles[role])} cannot begin with a $.")
     _set_template(backend, named, roles, adds)
     others = [
         token

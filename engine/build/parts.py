@@ -25,7 +25,6 @@ from ...kernels.device import give_back_memory
 from ...kernels.linear import is_multiplied_in_c
 from ...kernels.native import describe as describe_kernels
 from ...kernels.threads import Team, default_threads
-from ...models.layers.decoder import CausalLM
 from ...models.loader import LoadedModel
 from ...sampling.sampler import Sampler
 from ..chat.render import ChatRenderer
@@ -199,7 +198,7 @@ def _step_threads(team: Team, loaded: LoadedModel, *, deterministic: bool) -> St
             " folder of its source: pip install --force-reinstall --no-deps ."
         )
     in_c = deterministic or is_multiplied_in_c(loaded.model.dtype)
-    if isinstance(loaded.model, CausalLM) and in_c:
+    if loaded.model.multiplies_in_kernels and in_c:
         team.torch_threads = 1
     return StepThreads(team)
 

@@ -26,7 +26,7 @@ from .torch_inputs import StepInput
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache
-    from ...models.layers.decoder import CausalLM
+    from ...models.interface import Model
 
 
 def graph_sizes(limit: int) -> list[int]:
@@ -50,7 +50,7 @@ class _Graph:
 class DecodeGraphs:
     """Records and replays decode steps of up to ``max_batch_size`` rows. Call on the runner's stream."""
 
-    def __init__(self, model: CausalLM, kv: KVCache, inputs: TritonInputs, max_batch_size: int) -> None:
+    def __init__(self, model: Model, kv: KVCache, inputs: TritonInputs, max_batch_size: int) -> None:
         self._model = model
         self._kv = kv
         self._inputs = inputs

@@ -18,7 +18,7 @@ from ..schedule.batch import Batch, BatchRow
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCacheSpec
-    from ...models.layers.decoder import CausalLM
+    from ...models.interface import Model
     from .gpu_inputs import GpuInputs
 
 # What no rehearsal shows: recorded graphs, sampling with filters, fragments between blocks.
@@ -26,7 +26,7 @@ _MARGIN = 512 * 2**20
 
 
 def rehearse(
-    model: CausalLM,
+    model: Model,
     device: torch.device,
     context_length: int,
     page_size: int,
@@ -74,7 +74,7 @@ class _Stage:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: Model,
         device: torch.device,
         context_length: int,
         page_size: int,
@@ -99,9 +99,9 @@ class _Stage:
     @torch.inference_mode()
     def finish(self, num_rows: int) -> None:
         """What follows the last layer."""
-        config = self._model.config
         with torch.cuda.stream(self._stream):
-            hidden = torch.zeros(num_rows, config.hidden_size, dtype=self._model.dtype, device=self._device)
+            shape = (num_rows, self._model.hidden_size)
+            hidden = torch.zeros(shape, dtype=self._model.dtype, device=self._device)
             if self._embeds:
                 self._model.compute_embeddings(hidden)
             else:

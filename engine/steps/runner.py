@@ -33,7 +33,7 @@ from .torch_inputs import StepInput
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache
     from ...cache.slot_tables import SlotTables
-    from ...models.layers.decoder import CausalLM
+    from ...models.interface import Model
     from .threads import StepThreads
 
 NO_ERRORS: Mapping[int, RootletError] = MappingProxyType({})
@@ -74,7 +74,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: Model,
         kv: KVCache,
         tables: SlotTables,
         sampler: Sampler,
