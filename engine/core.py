@@ -263,8 +263,7 @@ class EngineCore:
         if num_tokens < len(request.token_ids):
             self.scheduler.finish(request, reason)
             request.finish_reason = reason
-            del request.token_ids[num_tokens:]
-            del request.output_logprobs[tracked.text.num_tokens :]
+            request.truncate(tracked.text.num_tokens)
         elif not request.is_finished:
             self.scheduler.finish(request, reason)
 

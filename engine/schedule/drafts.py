@@ -17,10 +17,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .request import RequestStatus
-
 if TYPE_CHECKING:
-    from .batch import Batch, BatchRow
+    from .batch import Batch
     from .request import Request
 
 T = TypeVar("T")
@@ -128,7 +126,7 @@ class Drafter:
                 rejected.update(range(index + kept, index + 1 + row.num_drafts))
                 surplus[row.request] = row.num_drafts + 1 - kept
                 self._learn(row.request, [i < kept for i in range(1, min(kept, row.num_drafts) + 1)])
-                _settle(row, kept)
+                row.request.settle(row.start, kept)
             index += row.num_samples
         return Verdict(frozenset(rejected), surplus)
 
@@ -154,14 +152,3 @@ def _gpu_row_cost(num_running: int) -> float:
 def _cpu_row_cost(num_running: int) -> float:
     """The same for a CPU, which takes as long to read the weights as to compute about 6 rows."""
     return num_running / (num_running + 6)
-
-
-def _settle(row: BatchRow, kept: int) -> None:
-    """Count the first ``kept`` positions of the row as computed, and one token after them as known."""
-    request = row.request
-    request.drafts = request.forecast = ()
-    request.num_tokens = row.start + kept + 1
-    if request.status is RequestStatus.RUNNING:
-        request.num_computed_tokens = row.start + kept
-    else:  # preempted meanwhile
-        request.num_collected_states = min(request.num_collected_states, row.start + kept)

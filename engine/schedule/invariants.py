@@ -27,7 +27,7 @@ def check_invariants(scheduler: Scheduler) -> None:
         assert request.status is RequestStatus.RUNNING
         assert request.num_computed_tokens <= request.num_tokens <= request.max_num_tokens
         assert 0 <= request.num_pending_tokens <= 1 + (1 + len(request.drafts) if request.drafts else 0)
-        if request.num_computed_tokens < request.decodes_until:
+        if request.decodes_freely:
             assert request.num_prompt_tokens <= request.num_computed_tokens == request.num_tokens - 1
             assert request.num_computed_tokens < len(request.pages) * scheduler.page_size
             assert request.num_tokens < request.max_num_tokens
@@ -39,7 +39,8 @@ def check_invariants(scheduler: Scheduler) -> None:
         assert request.status in (RequestStatus.WAITING, RequestStatus.COMPILING)
         assert not request.pages
         assert request.slot is None
-        assert request.num_computed_tokens == request.decodes_until == 0
+        assert request.num_computed_tokens == 0
+        assert not request.decodes_freely
     in_tree = [scheduler.pool.refcount(page) - tables[page] for page in range(scheduler.pool.num_pages)]
     assert set(in_tree) <= {0, 1}
     assert sum(in_tree) == scheduler.cache.num_pages

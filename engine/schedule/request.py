@@ -7,6 +7,10 @@ Token ranges of a request, as half-open intervals (everything else is derived fr
 
 ``pending`` tokens were sampled by a step the host has not committed yet: their values live only in
 the device's token table, which is enough to launch the next step.
+
+Only what is in this file moves the counters: ``resume``, ``advance``, ``guess`` and :func:`decode_all` when
+a step is scheduled, :func:`take_all`, ``settle`` and ``truncate`` when its tokens are known, ``start_over``
+in between. Whoever calls them looks after pages and rows.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING
 from .timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
     import torch
 
@@ -188,6 +192,72 @@ class Request:
             and self.num_prompt_logprobs < self.num_prompt_tokens - 1
         )
 
+    @property
+    def decodes_freely(self) -> bool:
+        """Whether its next token is computed without a decision: see :meth:`decode_freely`."""
+        return self.num_computed_tokens < self.decodes_until
+
+    # ---- what moves the counters -------------------------------------------------------------------
+
+    def resume(self, num_matched: int) -> None:
+        """Begin to run, for the first time or again, with so many tokens' KV found in the cache."""
+        self.num_computed_tokens = num_matched
+        if not self.num_preemptions:
+            self.num_cached_tokens = num_matched
+
+    def advance(self, count: int) -> bool:
+        """Compute the next ``count`` tokens. True if they reach the last one: a token is drawn behind it."""
+        self.num_computed_tokens += count
+        samples = self.num_computed_tokens == self.num_tokens
+        self.num_tokens += samples
+        return samples
+
+    def guess(self, drafts: Sequence[int]) -> None:
+        """Compute the newest token of a request that decodes, and ``drafts`` behind it, to be verified."""
+        self.drafts = drafts
+        self.num_computed_tokens += 1 + len(drafts)
+        self.num_tokens += 1 + len(drafts)
+        self.examine_again()
+
+    def decode_freely(self, room: int) -> None:
+        """From here on it merely decodes, until ``room`` tokens are computed or its last one is pending."""
+        self.decodes_until = min(room, self.max_num_tokens - 1)
+
+    def examine_again(self) -> None:
+        """Its next step needs a decision: it has no mere decode to do, or may do better than that."""
+        self.decodes_until = 0
+
+    def score_prompt(self, end: int) -> tuple[int, int] | None:
+        """The prompt positions to score in a step that computes tokens up to ``end``; counted as scored."""
+        if not self.wants_prompt_logprobs:
+            return None
+        first, last = self.num_prompt_logprobs, min(end, self.num_prompt_tokens - 1)
+        if first >= last:
+            return None
+        self.num_prompt_logprobs = last
+        return first, last
+
+    def start_over(self) -> None:
+        """Lose everything computed (preemption), but not what was collected of it."""
+        self.num_collected_states = max(self.num_collected_states, self.num_computed_tokens)
+        self.num_computed_tokens = 0
+        self.examine_again()
+        self.num_preemptions += 1
+
+    def settle(self, start: int, kept: int) -> None:
+        """Verified drafts: of the positions from ``start`` on ``kept`` were right, and bring a token more."""
+        self.drafts = self.forecast = ()
+        self.num_tokens = start + kept + 1
+        if self.status is RequestStatus.RUNNING:
+            self.num_computed_tokens = start + kept
+        else:  # preempted meanwhile
+            self.num_collected_states = min(self.num_collected_states, start + kept)
+
+    def truncate(self, num_output_tokens: int) -> None:
+        """Forget committed output behind the first ``num_output_tokens`` of a request that has ended."""
+        del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+        del self.output_logprobs[num_output_tokens:]
+
     def check_finish(self) -> FinishReason | None:
         """The token-level finish rule for the newest token: the length limit first, then stop tokens."""
         if len(self.token_ids) >= self.max_num_tokens:
@@ -195,3 +265,40 @@ class Request:
         if self.num_output_tokens and self.token_ids[-1] in self.stop_token_ids:
             return FinishReason("stop", matched=self.token_ids[-1])
         return None
+
+
+def decode_all(running: Iterable[Request], decodes: list[Request]) -> Iterator[Request]:
+    """Compute the newest token of every request that decodes freely, and list them in ``decodes``.
+
+    Yields the others, each before those behind it are looked at. This is a step's only work per row while
+    everybody decodes, so nothing is called here.
+    """
+    for request in running:
+        start = request.num_computed_tokens
+        if start < request.decodes_until:
+            request.num_computed_tokens = start + 1
+            request.num_tokens += 1
+            decodes.append(request)
+        else:
+            yield request
+
+
+def take_all(requests: Sequence[Request], token_ids: Sequence[int]) -> Iterator[Request]:
+    """Commit a drawn token to each of ``requests``; one with verified drafts stands there several times.
+
+    Yields those that need a look before the next is served: ended ones (they take no token), and those that
+    the token may end, that a grammar binds or that somebody watches. Like :func:`decode_all`, calls nothing.
+    """
+    for request, token_id in zip(requests, token_ids, strict=True):
+        if request.finish_reason is not None:
+            yield request
+            continue
+        known = request.token_ids
+        known.append(token_id)
+        if (
+            len(known) >= request.max_num_tokens
+            or token_id in request.stop_token_ids
+            or request.is_watched
+            or request.grammar is not None
+        ):
+            yield request

@@ -28,7 +28,7 @@ from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
 from .drafts import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefix_index import PrefixIndex
-from .request import FinishReason, Request, RequestStatus
+from .request import FinishReason, Request, RequestStatus, decode_all, take_all
 from .step_plan import StepPlan
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
@@ -197,45 +197,41 @@ class Scheduler:
             request.embedding = embedding
         noteworthy = []
         num_late = 0
-        for request, token_id in zip(requests, token_ids, strict=True):
-            if request.finish_reason is not None:  # ended while this step was in flight: nobody's token
+        for request in take_all(requests, token_ids):
+            if request.is_finished:  # ended while this step was in flight: nobody's token
                 num_late += 1
-                continue
-            known = request.token_ids
-            known.append(token_id)
-            if request.grammar is not None and not request.matcher.accept(token_id):
-                self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
-                noteworthy.append(request)
-            elif len(known) >= request.max_num_tokens or token_id in request.stop_token_ids:
-                self.finish(request, request.check_finish())
-                noteworthy.append(request)
-            elif request.is_watched:
+            elif self._end_if_due(request) or request.is_watched:
                 noteworthy.append(request)
         self.stats.num_generated_tokens += len(requests) - num_late
         self._look_ahead(requests if batch.has_grammars else ())
         return list(dict.fromkeys(noteworthy)) if batch.has_drafts else noteworthy
+
+    def _end_if_due(self, request: Request) -> bool:
+        """End a request that its newest token ends. Returns whether it did."""
+        token_id = request.token_ids[-1]
+        if request.grammar is not None and not request.matcher.accept(token_id):
+            self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
+            return True
+        reason = request.check_finish()
+        if reason is not None:
+            self.finish(request, reason)
+        return reason is not None
 
     def _look_ahead(self, requests: Iterable[Request]) -> None:
         """Note what grammars force next, where nothing is being verified."""
         for request in () if self._drafter is None else dict.fromkeys(requests):
             if request.grammar is not None and not (request.is_finished or request.drafts):
                 self._drafter.look_ahead(request)
-                request.decodes_until *= len(request.forecast) < 2  # else no mere decode
+                if len(request.forecast) > 1:
+                    request.examine_again()
 
     # ---- running requests --------------------------------------------------------------------------
 
     def _continue_running(self, step: StepPlan) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
-        decodes = step.decodes
         num_drafts = self._drafter.plan(self.running) if self._drafter is not None and self._num_bound else {}
-        for request in self.running:  # preemption may shorten it at the far end while we walk
-            start = request.num_computed_tokens
-            if start < request.decodes_until:  # the common case by far, kept short: nothing to decide
-                request.num_computed_tokens = start + 1
-                request.num_tokens += 1
-                decodes.append(request)
-                continue
+        for request in decode_all(self.running, step.decodes):  # preemption may shorten it at the far end
             count = self._num_tokens_for(request, step)
             if count == 1 and request in num_drafts and self._add_drafts(request, num_drafts[request], step):
                 continue
@@ -263,23 +259,16 @@ class Scheduler:
 
     def _add_row(self, request: Request, count: int, step: StepPlan) -> None:
         start = request.num_computed_tokens
-        end = start + count
-        samples = end == request.num_tokens
-        request.num_computed_tokens = end
+        samples = request.advance(count)
         if samples:
-            request.num_tokens += 1
-            # From here on it merely decodes, until its pages are full or its last token is pending.
-            until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
-            request.decodes_until = 0 if self._may_have_drafts(request) else until
+            if self._may_have_drafts(request):
+                request.examine_again()
+            else:
+                request.decode_freely(len(request.pages) * self.page_size)
             if count == 1 and start >= request.num_prompt_tokens:
                 step.decodes.append(request)
                 return
-        score = None
-        if request.wants_prompt_logprobs:
-            first, last = request.num_prompt_logprobs, min(end, request.num_prompt_tokens - 1)
-            if first < last:
-                score = (first, last)
-                request.num_prompt_logprobs = last
+        score = request.score_prompt(start + count)
         if count > 1 or start < request.num_prompt_tokens:
             step.num_prefill_tokens += count
         rows = step.singles if count == 1 else step.prefills
@@ -298,9 +287,7 @@ class Scheduler:
         start, count = request.num_computed_tokens, 1 + len(drafts)
         if not drafts or not self._extend_pages(request, count, step):
             return False
-        request.drafts, request.decodes_until = drafts, 0
-        request.num_computed_tokens += count
-        request.num_tokens += count
+        request.guess(drafts)
         step.num_prefill_tokens += count
         step.token_writes.append(TokenWrite(request.slot, start + 1, array("i", drafts)))
         step.prefills.append(BatchRow(request, request.slot, start, count, True, None, len(drafts)))
@@ -330,9 +317,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.status = RequestStatus.WAITING
-        request.num_collected_states = max(request.num_collected_states, request.num_computed_tokens)
-        request.num_computed_tokens = request.decodes_until = 0
-        request.num_preemptions += 1
+        request.start_over()
         self.stats.num_preemptions += 1
         position = next(
             (i for i, other in enumerate(self.waiting) if other.arrival > request.arrival), len(self.waiting)
@@ -436,7 +421,7 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         request.cache_node = match.node
         request.pages = [*match.pages, *pages]
-        request.num_computed_tokens = match.num_tokens
+        request.resume(match.num_tokens)
         request.slot = self.slots.allocate()
         request.sampling_row = replace(request.sampling_row, slot=request.slot)
         step.page_writes.append(PageWrite(request.slot, 0, list(request.pages)))
@@ -446,7 +431,6 @@ class Scheduler:
         self._num_bound += request.grammar is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
-            request.num_cached_tokens = match.num_tokens
             self.stats.num_prompt_tokens_cached += match.num_tokens
             self.stats.num_prompt_tokens_computed += request.num_prompt_tokens - match.num_tokens
 
