@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import InvalidRequestError, TokenizerError, is_interrupt
 from .host.code import call_host, log_exception
 from .replies.outputs import RequestOutput, build_output
+from .schedule.constraint import RequestConstraint
 from .schedule.request import FinishReason, Request, RequestStatus
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class EngineCore:
             if error is not None:
                 listener.fail(error)
                 return
-            request.grammar = grammar.result()
+            request.constraint = RequestConstraint(grammar.result())
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
@@ -167,7 +168,7 @@ class EngineCore:
             request = self._tracked[rid].submission.request
             error = grammar.exception()
             if error is None:
-                request.grammar = grammar.result()
+                request.constraint = RequestConstraint(grammar.result())
                 self.scheduler.make_ready(request)
             else:
                 self._fail(request, error)

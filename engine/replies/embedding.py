@@ -71,7 +71,7 @@ def build_embedding(
     """Snapshot ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
     return EmbeddingOutput(
         rid=request.rid,
-        embedding=request.embedding,
+        embedding=request.collected.embedding,
         finish_reason=request.finish_reason.as_dict() if request.finish_reason else None,
         prompt_tokens=request.num_prompt_tokens,
         cached_tokens=request.num_cached_tokens,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..schedule.request import Request, TokenLogprob
+from ..schedule.collected import TokenLogprob
+from ..schedule.request import Request
 from ..schedule.timing import RequestTiming
 from ..steps.hidden_states import assembled
 
@@ -136,14 +137,14 @@ def build_output(
     """Snapshot ``request``. ``token_text`` adds the text of tokens to log-probabilities when given."""
     logprobs: dict[str, object] = {}
     if request.logprobs is not None:
-        scored = list(request.prompt_logprobs)
+        scored, drawn = list(request.collected.prompt_logprobs), request.collected.output_logprobs
         if request.logprobs.prompt_start == 0:  # nothing predicts the first token
             scored = [_first_token(request), *scored]
         logprobs["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
-        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in request.output_logprobs]
+        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in drawn]
         if request.logprobs.top:
             logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
-            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in request.output_logprobs]
+            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
     return RequestOutput(
         rid=request.rid,
         text=text,
@@ -154,10 +155,16 @@ def build_output(
         cached_tokens=request.num_cached_tokens,
         index=index,
         weights_version=weights_version,
-        hidden_states=assembled(request) if request.is_finished and request.return_hidden_states else None,
+        hidden_states=_hidden_states(request),
         timing=request.stamps.timing() if request.is_finished else None,
         **logprobs,
     )
+
+
+def _hidden_states(request: Request) -> list[torch.Tensor] | None:
+    if not (request.is_finished and request.return_hidden_states):
+        return None
+    return assembled(request.collected.hidden_states, request.num_prompt_tokens)
 
 
 def _first_token(request: Request) -> TokenLogprob:

@@ -27,8 +27,9 @@ from ...sampling.params import SamplingParams
 from ...sampling.rows import SamplingRow
 from ...sampling.seeds import derive_seed
 from ...sampling.seeds import random_seed as draw_seed
+from ..schedule.namespace import Namespace
 from ..schedule.request import LogprobOptions, Request
-from ..steps.input_embeds import PLACEHOLDER, namespace_of, parse_embeds
+from ..steps.input_embeds import PLACEHOLDER, digest_of, parse_embeds
 from .constraints import Constraints, constraint_of
 from .encoding import TextEncoder
 from .sessions import SessionParams, Sessions, Turn
@@ -348,7 +349,7 @@ class RequestFactory:
             sampling_row=row,
             logprobs=logprobs,
             return_hidden_states=_flag("return_hidden_states", hidden_states),
-            namespace=None if prompt.embeds is None else namespace_of(prompt.embeds),
+            namespace=Namespace(embeds=None if prompt.embeds is None else digest_of(prompt.embeds)),
             input_embeds=prompt.embeds,
         )
 

@@ -139,7 +139,7 @@ class Batch:
     @cached_property
     def has_grammars(self) -> bool:
         """Whether some drawn token is bound by a grammar."""
-        return any(request.grammar is not None for request in self.sampling_requests)
+        return any(request.constraint is not None for request in self.sampling_requests)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from .batch import Batch
     from .request import Request
+    from .speculation import Speculation
 
 T = TypeVar("T")
 
@@ -69,13 +70,14 @@ class Drafter:
 
     def look_ahead(self, request: Request) -> None:
         """Note what must follow the committed tokens of a request that has a grammar."""
-        if request.forecast:
-            self._learn(request, [request.token_ids[-1] == request.forecast[0]])
-        text = request.matcher.forced_text()
+        state = request.speculation
+        if state.forecast:
+            self._learn(state, [request.token_ids[-1] == state.forecast[0]])
+        text = request.constraint.matcher.forced_text()
         try:
-            request.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
+            state.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
         except Exception:  # the tokenizer's: what it cannot cut is not guessed
-            request.forecast = ()
+            state.forecast = ()
 
     def plan(self, running: Collection[Request]) -> Mapping[Request, int]:
         """How many drafts are worth their rows in the next step, by request, where there are any.
@@ -83,14 +85,15 @@ class Drafter:
         A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
         If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
         """
-        for request in running:
-            if request.grammar is not None and request.forecast is None:
+        speculating = [request for request in running if request.speculation is not None]
+        for request in speculating:
+            if request.speculation.forecast is None:
                 self.look_ahead(request)
         num_running = len(running)
         promises = {
             request: self._promise(request, num_running)
-            for request in running
-            if request.forecast and not request.drafts
+            for request in speculating
+            if request.speculation.forecast and not request.speculation.drafts
         }
         gain = sum(tokens - 1 for _, tokens in promises.values() if tokens >= _TOGETHER)
         least = _TOGETHER if gain >= num_running * (0.2 + 1.3 * _crowd(num_running)) else _ALONE
@@ -100,14 +103,15 @@ class Drafter:
         """At most ``count`` drafts behind the newest token of a decoding request; possibly none."""
         count = min(count, request.max_num_tokens - request.num_tokens - 1)
         pending = request.num_pending_tokens
-        return request.forecast[pending : pending + count] if count >= _LEAST else ()
+        return request.speculation.forecast[pending : pending + count] if count >= _LEAST else ()
 
     def _promise(self, request: Request, num_running: int) -> tuple[int, float]:
         """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
-        odds = self._odds if request.forecast_odds is None else request.forecast_odds
+        state = request.speculation
+        odds = self._odds if state.odds is None else state.odds
         odds = min(max(odds, 0.01), 0.99)
         worthwhile = math.log(self._row_cost(num_running)) / math.log(odds)
-        count = max(0, min(len(request.forecast) - request.num_pending_tokens, int(worthwhile)))
+        count = max(0, min(len(state.forecast) - request.num_pending_tokens, int(worthwhile)))
         return count, (1 - odds ** (count + 1)) / (1 - odds)
 
     def verify(self, batch: Batch, token_ids: Sequence[int]) -> Verdict:
@@ -119,23 +123,22 @@ class Drafter:
         index = len(batch.decodes.requests)
         for row in batch.other_rows:
             if row.num_drafts:
-                drafts = row.request.drafts
-                kept = 1
-                while kept <= row.num_drafts and token_ids[index + kept - 1] == drafts[kept - 1]:
+                state, kept = row.request.speculation, 1
+                while kept <= row.num_drafts and token_ids[index + kept - 1] == state.drafts[kept - 1]:
                     kept += 1
                 rejected.update(range(index + kept, index + 1 + row.num_drafts))
                 surplus[row.request] = row.num_drafts + 1 - kept
-                self._learn(row.request, [i < kept for i in range(1, min(kept, row.num_drafts) + 1)])
+                self._learn(state, [i < kept for i in range(1, min(kept, row.num_drafts) + 1)])
                 row.request.settle(row.start, kept)
             index += row.num_samples
         return Verdict(frozenset(rejected), surplus)
 
-    def _learn(self, request: Request, came_true: Sequence[bool]) -> None:
+    def _learn(self, state: Speculation, came_true: Sequence[bool]) -> None:
         """Take note of forecast tokens."""
-        if request.forecast_odds is None:
-            request.forecast_odds = self._odds
+        if state.odds is None:
+            state.odds = self._odds
         for one in came_true:
-            request.forecast_odds += (one - request.forecast_odds) / _MEMORY
+            state.odds += (one - state.odds) / _MEMORY
             self._odds += (one - self._odds) / _LONG_MEMORY
 
 

@@ -26,7 +26,8 @@ def check_invariants(scheduler: Scheduler) -> None:
     for request in scheduler.running:
         assert request.status is RequestStatus.RUNNING
         assert request.num_computed_tokens <= request.num_tokens <= request.max_num_tokens
-        assert 0 <= request.num_pending_tokens <= 1 + (1 + len(request.drafts) if request.drafts else 0)
+        unverified = 1 + len(request.speculation.drafts) if request.is_drafting else 0
+        assert 0 <= request.num_pending_tokens <= 1 + unverified
         if request.decodes_freely:
             assert request.num_prompt_tokens <= request.num_computed_tokens == request.num_tokens - 1
             assert request.num_computed_tokens < len(request.pages) * scheduler.page_size

@@ -16,20 +16,24 @@ in between. Whoever calls them looks after pages and rows.
 from __future__ import annotations
 
 import enum
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .collected import Collected
+from .namespace import PLAIN, Namespace
 from .timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
 
-    from ...grammar.interface import Grammar, Matcher
     from ...sampling.params import SamplingParams
     from ...sampling.rows import SamplingRow
+    from .constraint import RequestConstraint
+    from .speculation import Speculation
 
 
 class RequestStatus(enum.Enum):
@@ -75,15 +79,6 @@ class LogprobOptions:
     top: int = 0
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The log-probability of one token and of its ``top`` likeliest alternatives (descending)."""
-
-    logprob: float | None
-    token_id: int
-    top: tuple[tuple[float, int], ...] | None = None
-
-
 @dataclass(eq=False, slots=True)
 class Request:
     """A single sequence being generated. Owned by the scheduler's thread once submitted."""
@@ -96,8 +91,9 @@ class Request:
     sampling_row: SamplingRow  # slot is filled in on admission
     logprobs: LogprobOptions | None = None
     return_hidden_states: bool = False
-    namespace: Hashable = None  # prefix-cache namespace: adapter, weights version
+    namespace: Namespace = PLAIN  # of the prefix cache
     input_embeds: torch.Tensor | None = None  # [P, H] fp32 on the CPU, what the prompt's tokens stand for
+    prompt_keys: array | None = None  # array('i') [P], what the prompt's tokens are in the prefix cache
 
     num_prompt_tokens: int = field(init=False)
     max_num_tokens: int = field(init=False)  # prompt and output tokens at which it ends by length
@@ -113,36 +109,33 @@ class Request:
     num_cached_tokens: int = field(init=False, default=0)  # prefix hit of the first admission
     num_preemptions: int = field(init=False, default=0)
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
-    num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions whose successors are scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
-    grammar: Grammar | None = field(init=False, default=None)  # of its constraint, once that is compiled
-    forecast: Sequence[int] | None = field(init=False, default=None)  # likely next tokens; None: unknown yet
-    forecast_odds: float | None = field(init=False, default=None)  # how often tokens are as forecast, lately
-    drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
+    constraint: RequestConstraint | None = field(init=False, default=None)  # once it is compiled
+    speculation: Speculation | None = field(init=False, default=None)  # None: it never has drafts
+    collected: Collected = field(init=False, default_factory=Collected)
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
-    output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
-    num_collected_states: int = field(init=False, default=0)  # hidden states collected before a preemption
-    hidden_states: list[object] = field(init=False, default_factory=list)  # tensors [n, H], in order
-    embedding: list[float] | None = field(init=False, default=None)  # in an engine that embeds
     stamps: Stamps = field(init=False, default_factory=Stamps)
-    _matcher: Matcher | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max(self.max_new_tokens, 1)
         if self.logprobs is not None and self.logprobs.prompt_start is not None:
-            self.num_prompt_logprobs = max(self.logprobs.prompt_start - 1, 0)  # the position before tells it
+            self.collected.num_scored = max(self.logprobs.prompt_start - 1, 0)  # the position before tells it
 
     @property
-    def matcher(self) -> Matcher | None:
-        """Where the committed output stands in the grammar.
+    def key_ids(self) -> array:
+        """The known tokens as the prefix cache tells them apart: ids, and ``prompt_keys`` in their place.
 
-        Made when first asked for, which is while the device computes the prompt: nobody waits for it.
+        Read only: as a rule it is ``token_ids`` itself.
         """
-        if self._matcher is None and self.grammar is not None:
-            self._matcher = self.grammar.matcher()
-        return self._matcher
+        if self.prompt_keys is None:
+            return self.token_ids
+        return self.prompt_keys + self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether a launched step computes drafts, so that it is open how many tokens there are."""
+        return self.speculation is not None and bool(self.speculation.drafts)
 
     @property
     def num_pending_tokens(self) -> int:
@@ -178,9 +171,9 @@ class Request:
         """
         limit = self.num_tokens - 1
         if self.return_hidden_states:
-            limit = min(limit, self.num_collected_states)
+            limit = min(limit, self.collected.num_states)
         if self.wants_prompt_logprobs:
-            limit = min(limit, self.num_prompt_logprobs)
+            limit = min(limit, self.collected.num_scored)
         return limit
 
     @property
@@ -189,13 +182,21 @@ class Request:
         return (
             self.logprobs is not None
             and self.logprobs.prompt_start is not None
-            and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+            and self.collected.num_scored < self.num_prompt_tokens - 1
         )
 
     @property
     def decodes_freely(self) -> bool:
         """Whether its next token is computed without a decision: see :meth:`decode_freely`."""
         return self.num_computed_tokens < self.decodes_until
+
+    def end(self, reason: FinishReason) -> None:
+        """It is finished; what steps under way still bring is nobody's."""
+        self.status = RequestStatus.FINISHED
+        self.finish_reason = reason
+        self.stamps.finished = time.monotonic()
+        if self.constraint is not None:
+            self.constraint.is_lifted = True
 
     # ---- what moves the counters -------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class Request:
 
     def guess(self, drafts: Sequence[int]) -> None:
         """Compute the newest token of a request that decodes, and ``drafts`` behind it, to be verified."""
-        self.drafts = drafts
+        self.speculation.drafts = drafts
         self.num_computed_tokens += 1 + len(drafts)
         self.num_tokens += 1 + len(drafts)
         self.examine_again()
@@ -231,32 +232,32 @@ class Request:
         """The prompt positions to score in a step that computes tokens up to ``end``; counted as scored."""
         if not self.wants_prompt_logprobs:
             return None
-        first, last = self.num_prompt_logprobs, min(end, self.num_prompt_tokens - 1)
+        first, last = self.collected.num_scored, min(end, self.num_prompt_tokens - 1)
         if first >= last:
             return None
-        self.num_prompt_logprobs = last
+        self.collected.num_scored = last
         return first, last
 
     def start_over(self) -> None:
         """Lose everything computed (preemption), but not what was collected of it."""
-        self.num_collected_states = max(self.num_collected_states, self.num_computed_tokens)
+        self.collected.num_states = max(self.collected.num_states, self.num_computed_tokens)
         self.num_computed_tokens = 0
         self.examine_again()
         self.num_preemptions += 1
 
     def settle(self, start: int, kept: int) -> None:
         """Verified drafts: of the positions from ``start`` on ``kept`` were right, and bring a token more."""
-        self.drafts = self.forecast = ()
+        self.speculation.drafts = self.speculation.forecast = ()
         self.num_tokens = start + kept + 1
         if self.status is RequestStatus.RUNNING:
             self.num_computed_tokens = start + kept
         else:  # preempted meanwhile
-            self.num_collected_states = min(self.num_collected_states, start + kept)
+            self.collected.num_states = min(self.collected.num_states, start + kept)
 
     def truncate(self, num_output_tokens: int) -> None:
         """Forget committed output behind the first ``num_output_tokens`` of a request that has ended."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
-        del self.output_logprobs[num_output_tokens:]
+        del self.collected.output_logprobs[num_output_tokens:]
 
     def check_finish(self) -> FinishReason | None:
         """The token-level finish rule for the newest token: the length limit first, then stop tokens."""
@@ -286,8 +287,8 @@ def decode_all(running: Iterable[Request], decodes: list[Request]) -> Iterator[R
 def take_all(requests: Sequence[Request], token_ids: Sequence[int]) -> Iterator[Request]:
     """Commit a drawn token to each of ``requests``; one with verified drafts stands there several times.
 
-    Yields those that need a look before the next is served: ended ones (they take no token), and those that
-    the token may end, that a grammar binds or that somebody watches. Like :func:`decode_all`, calls nothing.
+    Yields those that need a look before the next is served: ended ones, which take no token, and those that
+    it may end, that a constraint binds or that somebody watches. Like :func:`decode_all` it calls nothing.
     """
     for request, token_id in zip(requests, token_ids, strict=True):
         if request.finish_reason is not None:
@@ -299,6 +300,6 @@ def take_all(requests: Sequence[Request], token_ids: Sequence[int]) -> Iterator[
             len(known) >= request.max_num_tokens
             or token_id in request.stop_token_ids
             or request.is_watched
-            or request.grammar is not None
+            or request.constraint is not None
         ):
             yield request

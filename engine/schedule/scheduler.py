@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -29,6 +29,7 @@ from .drafts import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus, decode_all, take_all
+from .speculation import Speculation
 from .step_plan import StepPlan
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
@@ -93,7 +94,7 @@ class Scheduler:
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
         self._drafter = drafter
-        self._num_bound = 0  # running requests that have a grammar
+        self._num_speculating = 0  # running requests that may have drafts
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
@@ -132,9 +133,7 @@ class Scheduler:
             self.compiling.remove(request)
         else:
             self.waiting.remove(request)
-        request.status = RequestStatus.FINISHED
-        request.finish_reason = reason
-        request.stamps.finished = time.monotonic()
+        request.end(reason)
         self.stats.num_finished += 1
 
     # ---- one step ----------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ class Scheduler:
     @property
     def awaits_verdicts(self) -> bool:
         """Whether a step now would go without most requests, because it is open how many tokens they have."""
-        drafting = self._num_bound and sum(bool(request.drafts) for request in self.running)
+        drafting = self._num_speculating and sum(request.is_drafting for request in self.running)
         return 2 * drafting > len(self.running)
 
     def verify(self, batch: Batch, result: StepResult) -> Verdict:
@@ -182,19 +181,9 @@ class Scheduler:
 
         Requests whose newest token ends them by the token rules are finished on return.
         """
-        for index, scores in (result.prompt_scores or {}).items():
-            batch.rows[index].request.prompt_logprobs += scores
-        for request, states in result.hidden_states:
-            if not request.is_finished:
-                request.hidden_states.append(states[: len(states) - verdict.surplus.get(request, 0)])
         _stamp_first_tokens(batch)
-        requests = verdict.kept(batch.sampling_requests)
-        token_ids, logprobs = verdict.kept(result.token_ids), verdict.kept(result.logprobs or ())
-        for request, logprob in zip(requests, logprobs):
-            if logprob is not None and not request.is_finished:
-                request.output_logprobs.append(logprob)
-        for request, embedding in zip(requests, result.embeddings or ()):
-            request.embedding = embedding
+        requests, token_ids = verdict.kept(batch.sampling_requests), verdict.kept(result.token_ids)
+        _collect(batch, requests, result, verdict)
         noteworthy = []
         num_late = 0
         for request in take_all(requests, token_ids):
@@ -209,7 +198,7 @@ class Scheduler:
     def _end_if_due(self, request: Request) -> bool:
         """End a request that its newest token ends. Returns whether it did."""
         token_id = request.token_ids[-1]
-        if request.grammar is not None and not request.matcher.accept(token_id):
+        if request.constraint is not None and not request.constraint.matcher.accept(token_id):
             self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
             return True
         reason = request.check_finish()
@@ -220,9 +209,9 @@ class Scheduler:
     def _look_ahead(self, requests: Iterable[Request]) -> None:
         """Note what grammars force next, where nothing is being verified."""
         for request in () if self._drafter is None else dict.fromkeys(requests):
-            if request.grammar is not None and not (request.is_finished or request.drafts):
+            if request.speculation is not None and not (request.is_finished or request.is_drafting):
                 self._drafter.look_ahead(request)
-                if len(request.forecast) > 1:
+                if request.speculation.may_draft:
                     request.examine_again()
 
     # ---- running requests --------------------------------------------------------------------------
@@ -230,7 +219,7 @@ class Scheduler:
     def _continue_running(self, step: StepPlan) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
-        num_drafts = self._drafter.plan(self.running) if self._drafter is not None and self._num_bound else {}
+        num_drafts = self._drafter.plan(self.running) if self._drafter and self._num_speculating else {}
         for request in decode_all(self.running, step.decodes):  # preemption may shorten it at the far end
             count = self._num_tokens_for(request, step)
             if count == 1 and request in num_drafts and self._add_drafts(request, num_drafts[request], step):
@@ -246,7 +235,7 @@ class Scheduler:
 
     def _num_tokens_for(self, request: Request, step: StepPlan) -> int:
         """How many tokens the step computes for ``request``; 0 when the budget is used up."""
-        if request.drafts:
+        if request.is_drafting:
             return 0  # how many tokens it has is known at the next commit
         remaining = request.num_remaining_tokens
         if remaining <= 1:
@@ -261,7 +250,7 @@ class Scheduler:
         start = request.num_computed_tokens
         samples = request.advance(count)
         if samples:
-            if self._may_have_drafts(request):
+            if request.speculation is not None and request.speculation.may_draft:
                 request.examine_again()
             else:
                 request.decode_freely(len(request.pages) * self.page_size)
@@ -273,11 +262,6 @@ class Scheduler:
             step.num_prefill_tokens += count
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
-
-    def _may_have_drafts(self, request: Request) -> bool:
-        if self._drafter is None or request.grammar is None:
-            return False
-        return request.forecast is None or len(request.forecast) > 1
 
     def _add_drafts(self, request: Request, count: int, step: StepPlan) -> bool:
         """Compute up to ``count`` drafts of a decoding request behind its newest token, if they fit."""
@@ -329,7 +313,7 @@ class Scheduler:
         known = min(request.num_computed_tokens, len(request.token_ids))
         if known:
             pages = request.pages[: self.num_pages(known)]
-            self.cache.insert(request.token_ids[:known], pages, request.namespace)
+            self.cache.insert(request.key_ids[:known], pages, request.namespace)
         if request.cache_node is not None:
             self.cache.unlock(request.cache_node)
             request.cache_node = None
@@ -338,7 +322,7 @@ class Scheduler:
         self.slots.release(request.slot)
         request.slot = None
         self._num_collecting -= request.return_hidden_states
-        self._num_bound -= request.grammar is not None
+        self._num_speculating -= request.speculation is not None
         self._prefilling.discard(request)
 
     def _publish(self, request: Request) -> None:
@@ -348,7 +332,7 @@ class Scheduler:
         """
         known = min(request.num_computed_tokens, len(request.token_ids))
         pages = request.pages[: self.num_pages(known)]
-        place = self.cache.insert(request.token_ids[:known], pages, request.namespace)
+        place = self.cache.insert(request.key_ids[:known], pages, request.namespace)
         # Lock only pages that are ours. Where another request computed the same tokens first the tree keeps
         # its copy: locking that too would hold two pages for one.
         num_full = known // self.page_size
@@ -374,7 +358,7 @@ class Scheduler:
                     break
                 if request.num_pending_tokens:  # preempted with a step in flight: its token is unknown
                     continue
-                match = self.cache.match(request.token_ids, request.match_limit, request.namespace)
+                match = self.cache.match(request.key_ids, request.match_limit, request.namespace)
                 if self.cache.enabled and self._prefilling.covers_more(request, match.num_tokens):
                     continue  # somebody is computing this very prefix: start from theirs
                 if not self._admit(request, match, step):
@@ -428,7 +412,9 @@ class Scheduler:
         step.token_writes.append(TokenWrite(request.slot, 0, request.token_ids[:]))
         self._prefilling.add(request)
         self._num_collecting += request.return_hidden_states
-        self._num_bound += request.grammar is not None
+        if self._drafter is not None and request.constraint is not None and request.speculation is None:
+            request.speculation = Speculation()
+        self._num_speculating += request.speculation is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
             self.stats.num_prompt_tokens_cached += match.num_tokens
@@ -444,6 +430,21 @@ class Scheduler:
     def num_pages(self, num_tokens: int) -> int:
         """Pages that so many tokens take."""
         return -(-num_tokens // self.page_size)
+
+
+def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verdict: Verdict) -> None:
+    """Hand over what a step made besides tokens; ``requests``: those of the tokens that are kept."""
+    for index, scores in (result.prompt_scores or {}).items():
+        batch.rows[index].request.collected.prompt_logprobs += scores
+    for request, states in result.hidden_states:
+        if not request.is_finished:
+            kept = len(states) - verdict.surplus.get(request, 0)
+            request.collected.hidden_states.append(states[:kept])
+    for request, logprob in zip(requests, verdict.kept(result.logprobs or ())):
+        if logprob is not None and not request.is_finished:
+            request.collected.output_logprobs.append(logprob)
+    for request, embedding in zip(requests, result.embeddings or ()):
+        request.collected.embedding = embedding
 
 
 def _stamp_first_tokens(batch: Batch) -> None:

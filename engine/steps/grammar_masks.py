@@ -49,7 +49,7 @@ class GrammarMasks:
         row = 0
         others = [(other.request, other.num_samples) for other in batch.other_rows]
         for request, samples in (*zip(batch.decodes.requests, repeat(1)), *others):
-            if request.grammar is None or request.is_finished:
+            if request.constraint is None or request.constraint.is_lifted:
                 masks[row : row + samples] = _ALL
             elif samples:
                 try:
@@ -63,7 +63,7 @@ class GrammarMasks:
 
 def _fill_rows(request: Request, masks: np.ndarray) -> None:
     """The masks of a request's next token, and of those behind its drafts as if those had been drawn."""
-    matcher, accepted = request.matcher, 0
+    matcher, accepted = request.constraint.matcher, 0
     began = time.thread_time()
     matcher.fill(masks, 0)
     if time.thread_time() - began > _MAX_SECONDS:
@@ -71,7 +71,8 @@ def _fill_rows(request: Request, masks: np.ndarray) -> None:
             f"The constraint needs more than {_MAX_SECONDS} s for one token: there are too many readings of"
             " the text so far. Let its parts be told apart by how they begin."
         )
-    for row, draft in enumerate(request.drafts, 1):
+    drafts = () if request.speculation is None else request.speculation.drafts
+    for row, draft in enumerate(drafts, 1):
         if not matcher.accept(draft):
             masks[row:] = _ALL  # the draft cannot be drawn, so nothing behind it counts
             break

@@ -3,7 +3,7 @@
 A step computes states [T, H] after the final norm, one per token. Those of requests with
 ``return_hidden_states`` are copied to the host beside the sampled tokens, handed to the requests at commit
 and put together when a request ends. A position's state is collected once, however often it is recomputed:
-``Request.num_collected_states`` says how many leading positions earlier admissions have collected.
+``Collected.num_states`` says how many leading positions earlier admissions have collected.
 """
 
 from __future__ import annotations
@@ -78,20 +78,21 @@ def _wanted(batch: Batch) -> Iterator[Piece]:
     for row in batch.rows:
         request = row.request
         if request.return_hidden_states:
-            first = max(row.start, request.num_collected_states)
+            first = max(row.start, request.collected.num_states)
             if first < row.end:
                 yield Piece(request, offset + first - row.start, offset + row.num_tokens)
         offset += row.num_tokens
 
 
-def assembled(request: Request) -> list[torch.Tensor]:
+def assembled(pieces: Sequence[torch.Tensor], num_prompt_tokens: int) -> list[torch.Tensor]:
     """The documented list: states of the prompt [P, H], then [H] of each decode step.
+
+    ``pieces`` [n, H] are those of a request, in order.
 
     One entry per generated token: entry i is what token i was drawn from, the last row in entry 0's case. A
     request that ended in its prefill has the states of the part that was computed, or no entry.
     """
-    if not request.hidden_states:
+    if not pieces:
         return []
-    states = torch.cat(request.hidden_states)
-    count = request.num_prompt_tokens
-    return [states[:count], *states[count:]]
+    states = torch.cat(tuple(pieces))
+    return [states[:num_prompt_tokens], *states[num_prompt_tokens:]]

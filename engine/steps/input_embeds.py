@@ -7,16 +7,13 @@ values, so that only equal prompts share what was computed.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ...errors import InvalidRequestError
 from ...models.forward import TokenEmbeds
 from ..schedule.batch import Batch
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 PLACEHOLDER = 1
 """The token id of every place."""
@@ -63,9 +60,9 @@ def _matrix(given: Any, hidden_size: int, where: str) -> torch.Tensor:
     return matrix
 
 
-def namespace_of(embeds: torch.Tensor) -> Hashable:
-    """The prefix-cache namespace of a prompt: the same for the same values."""
-    return "input_embeds", hashlib.sha256(embeds.numpy().tobytes()).digest()
+def digest_of(embeds: torch.Tensor) -> bytes:
+    """What a prompt is in the prefix cache's namespace: the same for the same values."""
+    return hashlib.sha256(embeds.numpy().tobytes()).digest()
 
 
 def replaced_embeds(batch: Batch, device: torch.device, dtype: torch.dtype) -> TokenEmbeds | None:

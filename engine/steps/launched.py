@@ -9,7 +9,7 @@ from ...errors import RootletError
 from ...sampling.processors import explain
 from ...sampling.sampler import SampleOutput
 from ..schedule.batch import Batch, StepResult
-from ..schedule.request import TokenLogprob
+from ..schedule.collected import TokenLogprob
 from .hidden_states import CollectedStates
 from .host_copy import HostCopy
 

@@ -18,9 +18,10 @@ from rootlet.engine.core import EngineCore
 from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.engine.requests.factory import Submission
 from rootlet.engine.schedule.batch import Batch, StepResult
+from rootlet.engine.schedule.collected import TokenLogprob
 from rootlet.engine.schedule.invariants import check_invariants
 from rootlet.engine.schedule.policies import make_policy
-from rootlet.engine.schedule.request import LogprobOptions, Request, TokenLogprob
+from rootlet.engine.schedule.request import LogprobOptions, Request
 from rootlet.engine.schedule.scheduler import Scheduler
 from rootlet.sampling.params import SamplingParams
 from rootlet.sampling.rows import SamplingRow
