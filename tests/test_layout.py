@@ -57,7 +57,12 @@ ENGINE_FLOORS = {
     "__init__": 10,
 }
 NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "build", "dist", "out"}
-WITHOUT_TORCH = ("cache/page_pool.py", "cache/radix_cache.py", "engine/schedule/*.py")
+WITHOUT_TORCH = (
+    "cache/page_pool.py",
+    "cache/radix_cache.py",
+    "engine/schedule/*.py",
+    "engine/schedule/drafts/*.py",
+)
 MAX_LINES = 500
 PIP_INSTALL = re.compile(r"pip install (?:--\S+ )*['\"]?([^\s'\"`]+)")
 CREATE = {

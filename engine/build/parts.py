@@ -36,13 +36,14 @@ from ...models.rope_fields import rope_fields
 from ...models.tokenizer import load_tokenizer
 from ...sampling.sampler import Sampler
 from .backends import Backend, announced, choose_backend, make_backend
+from .proposers import make_drafter
 from ..chat.render import ChatRenderer
 from ..chat.turn_ends import find_turn_ends
 from ..config import EngineConfig
 from ..requests.constraints import Constraints
 from ..core import EngineCore
 from ..replies.detokenizer import Detokenizer
-from ..schedule.drafts import MAX_DRAFTS
+from ..schedule.drafts.drafter import MAX_DRAFTS
 from ..replies.embedding import build_embedding
 from ..requests.encoding import TextEncoder
 from ..requests.factory import Limits
@@ -430,7 +431,7 @@ def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraint
     rows, on_gpu = resolved.max_decode_rows, resolved.device.type == "cuda"
     if on_gpu and not config.disable_cuda_graph:
         rows = min(rows, config.cuda_graph_max_bs or rows)  # a step that is not recorded costs more
-    drafter = None if config.disable_jump_forward else constraints.drafter(rows, on_gpu=on_gpu)
+    drafter = None if resolved.embeds else make_drafter(config, constraints, rows, on_gpu=on_gpu)
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,

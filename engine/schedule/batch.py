@@ -90,7 +90,8 @@ class Batch:
     building a row for each costs more than scheduling it; ``other_rows`` follow. The first ``num_decodes``
     rows of all have one token each, the others several: kernels for one query per row and for many each
     see one range of tokens. ``page_copies`` (source, destination) happen before anything is computed.
-    ``collects_states``: requests that want hidden states are running, perhaps in this batch.
+    ``collects_states``: requests that want hidden states are running, perhaps in this batch; ``speculates``:
+    the same of those that may have drafts.
     """
 
     other_rows: tuple[BatchRow, ...]
@@ -100,6 +101,7 @@ class Batch:
     token_writes: tuple[TokenWrite, ...] = ()
     decodes: Decodes = _NO_DECODES
     collects_states: bool = False
+    speculates: bool = False
 
     @property
     def num_rows(self) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...sampling.params import SamplingParams
     from ...sampling.rows import SamplingRow
     from .constraint import RequestConstraint
-    from .speculation import Speculation
+    from .drafts.speculation import Speculation
 
 
 class RequestStatus(enum.Enum):

@@ -25,11 +25,10 @@ from ...cache.page_pool import PagePool
 from ...cache.radix_cache import Match, RadixCache
 from ...cache.slot_pool import SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
-from .drafts import NO_VERDICT, Drafter, Verdict
+from .drafts.drafter import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus, decode_all, take_all
-from .speculation import Speculation
 from .step_plan import StepPlan
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
@@ -63,7 +62,7 @@ class Scheduler:
         policy: order of consideration of waiting requests.
         chunked_prefill_size: prompt tokens a step may compute, in pieces; None computes prompts whole.
         max_prefill_tokens: prompt tokens a step may compute; one prompt may exceed it when whole.
-        drafter: guesses what grammars force (jump-forward); None computes one token at a time.
+        drafter: decides which guesses of next tokens are computed; None: one token at a time.
         even_steps: count decodes against the prompt tokens of a step (down to half of them), so that steps
             keep one size: matrix products on a GPU go by whole tiles, and one more costs all of it.
     """
@@ -151,7 +150,7 @@ class Scheduler:
             self._admit_waiting(step)
         if not (step.decodes or step.singles or step.prefills):
             return None
-        batch = step.freeze(collects_states=self._num_collecting > 0)
+        batch = step.freeze(collects_states=self._num_collecting > 0, speculates=self._num_speculating > 0)
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
             if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + row.num_drafts:
@@ -192,7 +191,8 @@ class Scheduler:
             elif self._end_if_due(request) or request.is_watched:
                 noteworthy.append(request)
         self.stats.num_generated_tokens += len(requests) - num_late
-        self._look_ahead(requests if batch.has_grammars else ())
+        if batch.speculates:
+            self._look_ahead(requests)
         return list(dict.fromkeys(noteworthy)) if batch.has_drafts else noteworthy
 
     def _end_if_due(self, request: Request) -> bool:
@@ -207,8 +207,8 @@ class Scheduler:
         return reason is not None
 
     def _look_ahead(self, requests: Iterable[Request]) -> None:
-        """Note what grammars force next, where nothing is being verified."""
-        for request in () if self._drafter is None else dict.fromkeys(requests):
+        """Note what is likely to come next, where nothing is being verified."""
+        for request in dict.fromkeys(requests):
             if request.speculation is not None and not (request.is_finished or request.is_drafting):
                 self._drafter.look_ahead(request)
                 if request.speculation.may_draft:
@@ -412,8 +412,8 @@ class Scheduler:
         step.token_writes.append(TokenWrite(request.slot, 0, request.token_ids[:]))
         self._prefilling.add(request)
         self._num_collecting += request.return_hidden_states
-        if self._drafter is not None and request.constraint is not None and request.speculation is None:
-            request.speculation = Speculation()
+        if self._drafter is not None:
+            self._drafter.begin(request)
         self._num_speculating += request.speculation is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()

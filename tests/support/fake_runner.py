@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
@@ -19,6 +20,8 @@ from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.engine.requests.factory import Submission
 from rootlet.engine.schedule.batch import Batch, StepResult
 from rootlet.engine.schedule.collected import TokenLogprob
+from rootlet.engine.schedule.drafts.drafter import MAX_DRAFTS, Drafter
+from rootlet.engine.schedule.drafts.proposer import Proposer
 from rootlet.engine.schedule.invariants import check_invariants
 from rootlet.engine.schedule.policies import make_policy
 from rootlet.engine.schedule.request import LogprobOptions, Request
@@ -81,9 +84,9 @@ class FakeRunner:
             if row.score is not None:
                 targets = [self.tokens[row.slot][p + 1] for p in range(*row.score)]
                 scores[index] = [TokenLogprob(-float(p), t) for p, t in zip(range(*row.score), targets)]
-            if row.samples:
-                sampled.append(next_token(self._context(row.slot, row.end)))
-                self.tokens[row.slot][row.end] = sampled[-1]
+            for end in range(row.end + 1 - row.num_samples, row.end + 1):  # behind each draft as well
+                sampled.append(next_token(self._context(row.slot, end)))
+                self.tokens[row.slot][end] = sampled[-1]
         return FakeStep(batch, StepResult(sampled, None, scores))
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:
@@ -142,6 +145,7 @@ def make_core(
     cache: bool = True,
     overlap: bool = False,
     even_steps: bool = False,
+    proposers: Sequence[Proposer] = (),
 ) -> tuple[EngineCore, FakeRunner]:
     """A core around a fake runner."""
     pool = PagePool(num_pages)
@@ -154,6 +158,7 @@ def make_core(
         chunked_prefill_size=chunk,
         max_prefill_tokens=max_prefill_tokens,
         even_steps=even_steps,
+        drafter=Drafter(proposers, max_running + MAX_DRAFTS, on_gpu=False) if proposers else None,
     )
     runner = FakeRunner(page_size)
     return EngineCore(scheduler, runner, overlap=overlap), runner

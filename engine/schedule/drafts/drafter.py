@@ -1,9 +1,8 @@
-"""Jump-forward: tokens of what a grammar forces are guessed, computed in one pass, and kept as far as drawn.
+"""Drafts: tokens that somebody forecasts are computed in one pass, and kept as far as they are drawn.
 
-Where a grammar leaves one continuation ("name": after {), its text is known, but not how the model would
-cut it into tokens. So the tokenizer's cut is a *draft*: a row of the batch computes all its tokens at once,
-one is drawn after each as if the draft had been drawn, under the mask that belongs there, and what was drawn
-counts up to the first that differs. So text, tokens and distribution are those of one step per token.
+A row of the batch computes all drafts of a request at once. A token is drawn after each as if the draft had
+been drawn, with the seed and under the mask that belong there, and what was drawn counts up to the first that
+differs. So tokens, draws and log-probabilities are those of one step per token, whoever forecasts.
 
     known      pending?    drafts
     t0 .. tn | (tn+1)   |  d1  d2  d3        the row computes tn (or tn+1), d1, d2, d3
@@ -13,19 +12,19 @@ counts up to the first that differs. So text, tokens and distribution are those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from .speculation import Speculation
+
 if TYPE_CHECKING:
-    from .batch import Batch
-    from .request import Request
-    from .speculation import Speculation
+    from ..batch import Batch
+    from ..request import Request
+    from .proposer import Proposer
 
 T = TypeVar("T")
 
 MAX_DRAFTS = 32
-_MAX_TEXT = 256  # characters looked at
 _LEAST = 2  # drafts that are worth a row of several tokens
 _MEMORY = 8  # forecasts that the odds of a request go by
 _LONG_MEMORY = 64  # and those of requests that are new
@@ -54,30 +53,38 @@ NO_VERDICT = Verdict(frozenset(), {})
 
 
 class Drafter:
-    """Makes drafts of forced texts.
+    """Asks proposers for forecasts, decides which are worth a row, and finds out which came true.
 
     Args:
-        cut: text to tokens of exactly its bytes, none if there is no such cut.
+        proposers: asked in this order; the first forecast that is worth a row counts.
         max_rows: tokens that a step may draw.
         on_gpu: steps are computed on a GPU.
     """
 
-    def __init__(self, cut: Callable[[str], Sequence[int]], max_rows: int, *, on_gpu: bool) -> None:
+    def __init__(self, proposers: Sequence[Proposer], max_rows: int, *, on_gpu: bool) -> None:
         self.max_rows = max_rows
         self._row_cost = _gpu_row_cost if on_gpu else _cpu_row_cost
-        self._cut = lru_cache(maxsize=4096)(cut)  # the same keys, again and again
-        self._odds = 0.5  # of a request of which nothing is known
+        self._proposers = tuple(proposers)
+        self._odds = [0.5] * len(self._proposers)  # of a request of which nothing is known
+
+    def begin(self, request: Request) -> None:
+        """Let a request that starts to run speculate, if somebody may have forecasts for it."""
+        if request.speculation is None:  # else it was preempted
+            takers = tuple(i for i, proposer in enumerate(self._proposers) if proposer.takes(request))
+            request.speculation = Speculation(takers) if takers else None
 
     def look_ahead(self, request: Request) -> None:
-        """Note what must follow the committed tokens of a request that has a grammar."""
+        """Note what is likely to follow the committed tokens of a request that speculates."""
         state = request.speculation
         if state.forecast:
             self._learn(state, [request.token_ids[-1] == state.forecast[0]])
-        text = request.constraint.matcher.forced_text()
-        try:
-            state.forecast = self._cut(text[:_MAX_TEXT])[:MAX_DRAFTS] if len(text) > 1 else ()
-        except Exception:  # the tokenizer's: what it cannot cut is not guessed
-            state.forecast = ()
+        state.forecast = ()
+        for place in state.proposers:
+            tokens = self._proposers[place].look_ahead(request)[:MAX_DRAFTS]
+            if len(tokens) > len(state.forecast):
+                state.forecast, state.source = tokens, place
+            if len(state.forecast) >= _LEAST:
+                break
 
     def plan(self, running: Collection[Request]) -> Mapping[Request, int]:
         """How many drafts are worth their rows in the next step, by request, where there are any.
@@ -108,7 +115,7 @@ class Drafter:
     def _promise(self, request: Request, num_running: int) -> tuple[int, float]:
         """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
         state = request.speculation
-        odds = self._odds if state.odds is None else state.odds
+        odds = state.odds.get(state.source, self._odds[state.source])
         odds = min(max(odds, 0.01), 0.99)
         worthwhile = math.log(self._row_cost(num_running)) / math.log(odds)
         count = max(0, min(len(state.forecast) - request.num_pending_tokens, int(worthwhile)))
@@ -134,12 +141,13 @@ class Drafter:
         return Verdict(frozenset(rejected), surplus)
 
     def _learn(self, state: Speculation, came_true: Sequence[bool]) -> None:
-        """Take note of forecast tokens."""
-        if state.odds is None:
-            state.odds = self._odds
+        """Take note of tokens that the source of its forecast foretold, or did not."""
+        source = state.source
+        odds = state.odds.get(source, self._odds[source])
         for one in came_true:
-            state.odds += (one - state.odds) / _MEMORY
-            self._odds += (one - self._odds) / _LONG_MEMORY
+            odds += (one - odds) / _MEMORY
+            self._odds[source] += (one - self._odds[source]) / _LONG_MEMORY
+        state.odds[source] = odds
 
 
 def _crowd(num_running: int) -> float:
