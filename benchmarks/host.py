@@ -26,7 +26,7 @@ from rootlet.engine.requests.factory import GenerateArgs, Limits, RequestFactory
 from rootlet.engine.schedule.batch import Batch, StepResult
 from rootlet.engine.schedule.policies import make_policy
 from rootlet.engine.schedule.scheduler import Scheduler
-from rootlet.engine.steps.layout import StepLayout
+from rootlet.engine.steps.batch_layout import lay_out
 
 PROMPT_TOKENS = 128
 WINDOW = 32  # steps timed together
@@ -37,7 +37,6 @@ class ConstantStep:
     """A launched step that is done already."""
 
     def __init__(self, batch: Batch) -> None:
-        self.batch = batch
         self.result = StepResult([7] * len(batch.sampling_requests))
 
     def draw(self) -> None:
@@ -57,7 +56,7 @@ class ConstantRunner:
     def launch(self, batch: Batch) -> ConstantStep:
         """Start, and end, a step."""
         if self.layout:
-            layout = StepLayout.of(batch)
+            layout = lay_out(batch)
             _ = layout.slots, layout.positions, layout.kv_lens, layout.last_tokens
         return ConstantStep(batch)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -38,3 +39,4 @@ class ForwardInput:
     attention: AttentionPlan
     embeds: TokenEmbeds | None = None  # instead of the embeddings of those tokens
     wanted: WantedTokens | None = None  # None: all
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [T] int32 each, of features, by name

@@ -50,6 +50,7 @@ from ..requests.factory import Limits
 from ..replies.outputs import build_output
 from ..schedule.policies import make_policy
 from ..replies.progress_bar import ProgressBar
+from ..steps.columns import TokenColumn, checked
 from ..steps.runner import ModelRunner
 from ..schedule.scheduler import Scheduler
 from ..stats import StatsLine
@@ -234,8 +235,21 @@ def _runner(
         graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_decode_rows))
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
     return ModelRunner(
-        loaded.model, kv, tables, sampler, inputs, graphs, embeds=resolved.embeds, threads=threads
+        loaded.model,
+        kv,
+        tables,
+        sampler,
+        inputs,
+        graphs,
+        columns=_token_columns(loaded.model),
+        embeds=resolved.embeds,
+        threads=threads,
     )
+
+
+def _token_columns(model: Any) -> tuple[TokenColumn, ...]:
+    """What the model reads per token besides ids and positions; a feature of the engine adds its own here."""
+    return checked(getattr(model, "token_columns", ()))
 
 
 def _step_threads(team: Team, loaded: LoadedModel, *, deterministic: bool) -> StepThreads:
@@ -411,6 +425,7 @@ def _rehearse(
             backend.rehearsal_inputs,
             num_prefill_tokens=min(context, limit, limit if chunk == -1 else chunk),
             num_decodes=running,
+            columns=[column.name for column in _token_columns(loaded.model)],
             in_turn=backend.in_turn,
             embeds=_embeds(config, loaded.model),
         )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,6 @@ class Collected:
     output_logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_scored: int = 0
-    hidden_states: list[object] = field(default_factory=list)
+    hidden_states: list[torch.Tensor] = field(default_factory=list)
     num_states: int = 0
     embedding: list[float] | None = None

@@ -25,11 +25,11 @@ from ...cache.page_pool import PagePool
 from ...cache.radix_cache import Match, RadixCache
 from ...cache.slot_pool import SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
+from .batch_builder import BatchBuilder
 from .drafts.drafter import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus, decode_all, take_all
-from .step_plan import StepPlan
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
 MAX_PASSED_OVER = 64
@@ -94,6 +94,7 @@ class Scheduler:
         self._even_steps = even_steps and self._in_chunks
         self._drafter = drafter
         self._num_speculating = 0  # running requests that may have drafts
+        self._num_bound = 0  # running requests that have a constraint
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
@@ -144,13 +145,17 @@ class Scheduler:
         one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
         duplicate pages, or everybody waits for a commit): call again after the commit.
         """
-        step = StepPlan(self._prefill_budget, even=self._even_steps)
+        step = BatchBuilder(self._prefill_budget, even=self._even_steps)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)
         if not (step.decodes or step.singles or step.prefills):
             return None
-        batch = step.freeze(collects_states=self._num_collecting > 0, speculates=self._num_speculating > 0)
+        batch = step.build(
+            collects_states=self._num_collecting > 0,
+            speculates=self._num_speculating > 0,
+            is_bound=self._num_bound > 0,
+        )
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
             if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + row.num_drafts:
@@ -216,7 +221,7 @@ class Scheduler:
 
     # ---- running requests --------------------------------------------------------------------------
 
-    def _continue_running(self, step: StepPlan) -> bool:
+    def _continue_running(self, step: BatchBuilder) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
         num_drafts = self._drafter.plan(self.running) if self._drafter and self._num_speculating else {}
@@ -233,7 +238,7 @@ class Scheduler:
                 self._add_row(request, count, step)
         return preempted
 
-    def _num_tokens_for(self, request: Request, step: StepPlan) -> int:
+    def _num_tokens_for(self, request: Request, step: BatchBuilder) -> int:
         """How many tokens the step computes for ``request``; 0 when the budget is used up."""
         if request.is_drafting:
             return 0  # how many tokens it has is known at the next commit
@@ -246,7 +251,7 @@ class Scheduler:
         fits = remaining <= step.prefill_budget or step.prefill_budget == self._prefill_budget
         return remaining if fits else 0
 
-    def _add_row(self, request: Request, count: int, step: StepPlan) -> None:
+    def _add_row(self, request: Request, count: int, step: BatchBuilder) -> None:
         start = request.num_computed_tokens
         samples = request.advance(count)
         if samples:
@@ -263,7 +268,7 @@ class Scheduler:
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
-    def _add_drafts(self, request: Request, count: int, step: StepPlan) -> bool:
+    def _add_drafts(self, request: Request, count: int, step: BatchBuilder) -> bool:
         """Compute up to ``count`` drafts of a decoding request behind its newest token, if they fit."""
         spare = self._drafter.max_rows - len(self.running) - sum(row.num_drafts for row in step.prefills)
         room = min(step.prefill_budget - 1, spare)
@@ -277,7 +282,7 @@ class Scheduler:
         step.prefills.append(BatchRow(request, request.slot, start, count, True, None, len(drafts)))
         return True
 
-    def _extend_pages(self, request: Request, count: int, step: StepPlan) -> bool:
+    def _extend_pages(self, request: Request, count: int, step: BatchBuilder) -> bool:
         """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
         have = len(request.pages)
         need = self.num_pages(request.num_computed_tokens + count) - have
@@ -323,6 +328,7 @@ class Scheduler:
         request.slot = None
         self._num_collecting -= request.return_hidden_states
         self._num_speculating -= request.speculation is not None
+        self._num_bound -= request.constraint is not None
         self._prefilling.discard(request)
 
     def _publish(self, request: Request) -> None:
@@ -349,7 +355,7 @@ class Scheduler:
 
     # ---- waiting requests --------------------------------------------------------------------------
 
-    def _admit_waiting(self, step: StepPlan) -> None:
+    def _admit_waiting(self, step: BatchBuilder) -> None:
         """Start waiting requests while budget, slots and pages last."""
         admitted: list[Request] = []
         if self.waiting and step.prefill_budget > 0 and self.slots.num_free:
@@ -375,7 +381,7 @@ class Scheduler:
         chosen = {id(request) for request in first}
         return first + self.policy.order([r for r in self.waiting if id(r) not in chosen], self.cache)
 
-    def _admit(self, request: Request, match: Match, step: StepPlan) -> bool:
+    def _admit(self, request: Request, match: Match, step: BatchBuilder) -> bool:
         """Start ``request`` from its prefix hit. False, with nothing changed, when it does not fit now."""
         remaining = request.num_tokens - match.num_tokens
         count = min(remaining, step.prefill_budget) if self._in_chunks else remaining
@@ -399,7 +405,7 @@ class Scheduler:
         self._add_row(request, count, step)
         return True
 
-    def _start(self, request: Request, match: Match, pages: list[int], step: StepPlan) -> None:
+    def _start(self, request: Request, match: Match, pages: list[int], step: BatchBuilder) -> None:
         self.waiting.remove(request)
         bisect.insort(self.running, request, key=_arrival)
         request.status = RequestStatus.RUNNING
@@ -415,6 +421,7 @@ class Scheduler:
         if self._drafter is not None:
             self._drafter.begin(request)
         self._num_speculating += request.speculation is not None
+        self._num_bound += request.constraint is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
             self.stats.num_prompt_tokens_cached += match.num_tokens
@@ -434,9 +441,10 @@ class Scheduler:
 
 def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verdict: Verdict) -> None:
     """Hand over what a step made besides tokens; ``requests``: those of the tokens that are kept."""
-    for index, scores in (result.prompt_scores or {}).items():
+    for index, scores in result.prompt_scores.items():
         batch.rows[index].request.collected.prompt_logprobs += scores
-    for request, states in result.hidden_states:
+    for index, states in result.hidden_states:
+        request = batch.rows[index].request
         if not request.is_finished:
             kept = len(states) - verdict.surplus.get(request, 0)
             request.collected.hidden_states.append(states[:kept])

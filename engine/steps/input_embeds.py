@@ -7,13 +7,14 @@ values, so that only equal prompts share what was computed.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ...errors import InvalidRequestError
 from ...models.forward import TokenEmbeds
-from ..schedule.batch import Batch
+from .layout import Insert
 
 PLACEHOLDER = 1
 """The token id of every place."""
@@ -65,21 +66,17 @@ def digest_of(embeds: torch.Tensor) -> bytes:
     return hashlib.sha256(embeds.numpy().tobytes()).digest()
 
 
-def replaced_embeds(batch: Batch, device: torch.device, dtype: torch.dtype) -> TokenEmbeds | None:
-    """What stands in place of looked-up embeddings in this step; None if nothing does."""
-    rows = [row for row in batch.other_rows if row.request.input_embeds is not None]
-    rows = [row for row in rows if row.start < row.request.num_prompt_tokens]
-    if not rows:
+def replaced_embeds(
+    inserts: Sequence[Insert], device: torch.device, dtype: torch.dtype
+) -> TokenEmbeds | None:
+    """What stands in place of looked-up embeddings in a step; None if nothing does."""
+    if not inserts:
         return None
-    chosen = {id(row) for row in rows}
-    places, values, offset = [], [], 0
-    for row in batch.rows:
-        if id(row) in chosen:
-            end = min(row.end, row.request.num_prompt_tokens)
-            places.append(torch.arange(offset, offset + end - row.start, dtype=torch.int64, device="cpu"))
-            values.append(row.request.input_embeds[row.start : end])
-        offset += row.num_tokens
-    return TokenEmbeds(_sent(torch.cat(places), device), _sent(torch.cat(values).to(dtype), device))
+    places = [
+        torch.arange(begin, begin + len(values), dtype=torch.int64, device="cpu") for begin, values in inserts
+    ]
+    values = torch.cat([insert.values for insert in inserts])
+    return TokenEmbeds(_sent(torch.cat(places), device), _sent(values.to(dtype), device))
 
 
 def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rootlet.engine.schedule.batch import StepResult
 from rootlet.engine.schedule.collected import TokenLogprob
 from rootlet.engine.schedule.invariants import check_invariants
-from rootlet.engine.steps.layout import StepLayout
+from rootlet.engine.steps.batch_layout import lay_out
 
 PREFIX = list(range(50))
 
@@ -255,7 +255,7 @@ def test_the_columns_of_a_batch_agree_with_its_rows(chunk):
         assert all(row.samples and row.num_tokens == 1 and row.score is None for row in rows[:n])
         assert [row.num_tokens == 1 for row in rows] == [i < batch.num_decodes for i in range(len(rows))]
         assert batch.sampling_requests == [row.request for row in batch.rows if row.samples]
-        layout = StepLayout.of(batch)
+        layout = lay_out(batch)
         for column, values in zip(list(zip(*rows))[1:5], (layout.slots, layout.starts, layout.counts)):
             assert values.dtype == np.int32
             assert values.tolist() == list(column)

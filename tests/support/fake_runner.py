@@ -87,7 +87,7 @@ class FakeRunner:
             for end in range(row.end + 1 - row.num_samples, row.end + 1):  # behind each draft as well
                 sampled.append(next_token(self._context(row.slot, end)))
                 self.tokens[row.slot][end] = sampled[-1]
-        return FakeStep(batch, StepResult(sampled, None, scores))
+        return FakeStep(StepResult(sampled, None, scores))
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:
         return self.pages[slot][position // self.page_size], position % self.page_size
@@ -104,8 +104,7 @@ class FakeRunner:
 class FakeStep:
     """A launched step of the fake runner."""
 
-    def __init__(self, batch: Batch, result: StepResult) -> None:
-        self.batch = batch
+    def __init__(self, result: StepResult) -> None:
         self._result = result
 
     def draw(self) -> None:
