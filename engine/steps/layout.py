@@ -128,7 +128,7 @@ class StepLayout:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return int(self.q_starts[-1])
+        return len(self.slots) if self.only_decodes else int(self.q_starts[-1])
 
     @property
     def num_samples(self) -> int:
@@ -150,13 +150,15 @@ class StepLayout:
     @cached_property
     def positions(self) -> np.ndarray:
         """[T] int32, index of each token in its sequence."""
+        if self.only_decodes:
+            return self.starts
         shifts = np.repeat(self.starts - self.q_starts[:-1], self.counts)
         return np.arange(self.num_tokens, dtype=np.int32) + shifts
 
     @cached_property
     def token_slots(self) -> np.ndarray:
         """[T] int32, slot of each token's row."""
-        return np.repeat(self.slots, self.counts)
+        return self.slots if self.only_decodes else np.repeat(self.slots, self.counts)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -173,6 +175,8 @@ class StepLayout:
     @cached_property
     def last_tokens(self) -> np.ndarray:
         """[S] int32, the tokens after which one is sampled."""
+        if self.only_decodes:
+            return np.arange(self.num_rows, dtype=np.int32)
         ends = self.q_starts[1:][self.sample_rows]
         lasts = np.cumsum(self.samples)[self.sample_rows]  # one past the row's last of the S
         return ends - (lasts - np.arange(len(ends))).astype(np.int32)
