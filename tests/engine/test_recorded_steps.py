@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 pytest.importorskip("supported_triton")
 
 from replayed_graphs import use_gpu_steps
+from tiny_text import write_tiny_text_model
 
 import rootlet
 from rootlet.engine.build import proposers
@@ -96,3 +99,25 @@ def test_drafts_are_rows_of_their_own(folder, monkeypatch):
     [made] = graphs
     check_same(outputs, expected)
     assert max(count for count, _ in made.replays) > len(PROMPTS)
+
+
+def test_masks_are_filled_behind_a_replay(tmp_path, monkeypatch):
+    """Drawing waits for the matchers, beside rows that are free and forced texts that are drafted."""
+    write_tiny_text_model(tmp_path)
+    params = [
+        {"regex": "[ab]{4,8}", "temperature": 1, "seed": 1},
+        {"temperature": 0, "ignore_eos": True},
+        {"regex": "[ab]: the quick brown fox", "temperature": 0},
+    ]
+
+    def outputs():
+        options = {"max_total_tokens": 1024, "disable_overlap_schedule": False, "dtype": "float32"}
+        with rootlet.Engine(str(tmp_path), load_format="dummy", device="cpu", **options) as engine:
+            return engine.generate(["a tree"] * 3, [one | {"max_new_tokens": 24} for one in params])
+
+    expected = outputs()
+    graphs = use_gpu_steps(monkeypatch)
+    assert [output.token_ids for output in outputs()] == [output.token_ids for output in expected]
+    assert re.fullmatch("[ab]{4,8}", expected[0].text)
+    [made] = graphs
+    assert {greedy for _, greedy, _ in made._graphs} >= {False}
