@@ -193,10 +193,10 @@ class EngineCore:
         if self._compiling:
             self._take_grammars()
         if self._in_flight is not None and self.scheduler.awaits_verdicts:
-            due, self._in_flight = self._in_flight, None
-            self._commit(due)
+            ahead, self._in_flight = self._in_flight, None
+            self._commit(ahead)
         batch = self.scheduler.schedule()
-        due = _InFlight(batch, self.runner.launch(batch)) if batch is not None else None
+        due = None if batch is None else _InFlight(batch, self.runner.launch(batch))
         if self._overlap:
             due, self._in_flight = self._in_flight, due
         elif due is not None:

@@ -25,7 +25,7 @@ class BatchRow(NamedTuple):
     """Tokens ``start : start + num_tokens`` of one request.
 
     ``samples`` says whether the row reaches the request's last token, so that a next token is drawn.
-    ``num_drafts``: so many of its last tokens are guesses, and a token is drawn in place of each as well.
+    ``drafts``: its last tokens are these guesses, and a token is drawn in place of each as well.
     ``score`` is the range of prompt positions whose next-token log-probabilities are wanted, or None.
     """
 
@@ -35,12 +35,12 @@ class BatchRow(NamedTuple):
     num_tokens: int
     samples: bool
     score: tuple[int, int] | None
-    num_drafts: int = 0
+    drafts: Sequence[int] = ()
 
     @property
     def num_samples(self) -> int:
         """Tokens drawn."""
-        return self.samples + self.num_drafts
+        return self.samples + len(self.drafts)
 
     @property
     def end(self) -> int:
@@ -120,7 +120,7 @@ class Batch:
     @cached_property
     def rows(self) -> tuple[BatchRow, ...]:
         """All rows in batch order, built at the first use."""
-        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None), repeat(0))
+        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None), repeat(()))
         return (*map(_row_of, columns), *self.other_rows)
 
     @cached_property
@@ -140,7 +140,7 @@ class Batch:
     @cached_property
     def has_drafts(self) -> bool:
         """Whether some row has drafts."""
-        return any(row.num_drafts for row in self.other_rows)
+        return any(row.drafts for row in self.other_rows)
 
 
 @dataclass(frozen=True)

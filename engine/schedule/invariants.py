@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ...cache.slot_pool import PADDING_SLOT
 from .request import RequestStatus
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def check_invariants(scheduler: Scheduler) -> None:
     for request in scheduler.running:
         assert request.status is RequestStatus.RUNNING
         assert request.num_computed_tokens <= request.num_tokens <= request.max_num_tokens
-        unverified = 1 + len(request.speculation.drafts) if request.is_drafting else 0
+        drafts = request.speculation.drafts if request.speculation is not None else ()
+        unverified = 1 + len(drafts) if drafts else 0
         assert 0 <= request.num_pending_tokens <= 1 + unverified
         if request.decodes_freely:
             assert request.num_prompt_tokens <= request.num_computed_tokens == request.num_tokens - 1
@@ -39,7 +41,7 @@ def check_invariants(scheduler: Scheduler) -> None:
     for request in scheduler.waiting + scheduler.compiling:
         assert request.status in (RequestStatus.WAITING, RequestStatus.COMPILING)
         assert not request.pages
-        assert request.slot is None
+        assert request.slot == PADDING_SLOT
         assert request.num_computed_tokens == 0
         assert not request.decodes_freely
     in_tree = [scheduler.pool.refcount(page) - tables[page] for page in range(scheduler.pool.num_pages)]

@@ -21,6 +21,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...cache.slot_pool import PADDING_SLOT
 from .collected import Collected
 from .namespace import PLAIN, Namespace
 from .timing import Stamps
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ...cache.radix_cache import Prefix
     from ...sampling.params import SamplingParams
     from ...sampling.rows import SamplingRow
     from .constraint import RequestConstraint
@@ -101,9 +103,9 @@ class Request:
     arrival: int = field(init=False, default=-1)  # submission order, set by the scheduler
     status: RequestStatus = field(init=False, default=RequestStatus.WAITING)
     finish_reason: FinishReason | None = field(init=False, default=None)
-    slot: int | None = field(init=False, default=None)
+    slot: int = field(init=False, default=PADDING_SLOT)  # that one: none
     pages: list[int] = field(init=False, default_factory=list)
-    cache_node: object | None = field(init=False, default=None)  # locked node of the radix tree
+    cache_node: Prefix | None = field(init=False, default=None)  # locked node of the radix tree
     num_computed_tokens: int = field(init=False, default=0)  # KV written by launched steps
     decodes_until: int = field(init=False, default=0)  # below this num_computed it merely decodes
     num_cached_tokens: int = field(init=False, default=0)  # prefix hit of the first admission
@@ -213,11 +215,10 @@ class Request:
         self.num_tokens += samples
         return samples
 
-    def guess(self, drafts: Sequence[int]) -> None:
-        """Compute the newest token of a request that decodes, and ``drafts`` behind it, to be verified."""
-        self.speculation.drafts = drafts
-        self.num_computed_tokens += 1 + len(drafts)
-        self.num_tokens += 1 + len(drafts)
+    def guess(self, num_drafts: int) -> None:
+        """Compute the newest token of a request that decodes, and so many drafts behind it, unverified."""
+        self.num_computed_tokens += 1 + num_drafts
+        self.num_tokens += 1 + num_drafts
         self.examine_again()
 
     def decode_freely(self, room: int) -> None:
@@ -247,7 +248,6 @@ class Request:
 
     def settle(self, start: int, kept: int) -> None:
         """Verified drafts: of the positions from ``start`` on ``kept`` were right, and bring a token more."""
-        self.speculation.drafts = self.speculation.forecast = ()
         self.num_tokens = start + kept + 1
         if self.status is RequestStatus.RUNNING:
             self.num_computed_tokens = start + kept

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from ...cache.page_pool import PagePool
-from ...cache.radix_cache import Match, RadixCache
-from ...cache.slot_pool import SlotPool
+from ...cache.radix_cache import Match, Prefix, RadixCache
+from ...cache.slot_pool import PADDING_SLOT, SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
 from .batch_builder import BatchBuilder
 from .drafts.drafter import NO_VERDICT, Drafter, Verdict
@@ -92,7 +92,7 @@ class Scheduler:
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
-        self._drafter = drafter
+        self._drafter = drafter or Drafter((), 0, on_gpu=False)
         self._num_speculating = 0  # running requests that may have drafts
         self._num_bound = 0  # running requests that have a constraint
         self._num_collecting = 0  # running requests that want hidden states
@@ -158,7 +158,7 @@ class Scheduler:
         )
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
-            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + row.num_drafts:
+            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + len(row.drafts):
                 self._publish(row.request)
         self.stats.num_steps += 1
         self.stats.num_computed_tokens += batch.num_tokens
@@ -214,9 +214,10 @@ class Scheduler:
     def _look_ahead(self, requests: Iterable[Request]) -> None:
         """Note what is likely to come next, where nothing is being verified."""
         for request in dict.fromkeys(requests):
-            if request.speculation is not None and not (request.is_finished or request.is_drafting):
-                self._drafter.look_ahead(request)
-                if request.speculation.may_draft:
+            state = request.speculation
+            if state is not None and not (request.is_finished or state.drafts):
+                self._drafter.look_ahead(request, state)
+                if state.may_draft:
                     request.examine_again()
 
     # ---- running requests --------------------------------------------------------------------------
@@ -224,7 +225,7 @@ class Scheduler:
     def _continue_running(self, step: BatchBuilder) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
-        num_drafts = self._drafter.plan(self.running) if self._drafter and self._num_speculating else {}
+        num_drafts = self._drafter.plan(self.running) if self._num_speculating else {}
         for request in decode_all(self.running, step.decodes):  # preemption may shorten it at the far end
             count = self._num_tokens_for(request, step)
             if count == 1 and request in num_drafts and self._add_drafts(request, num_drafts[request], step):
@@ -270,16 +271,20 @@ class Scheduler:
 
     def _add_drafts(self, request: Request, count: int, step: BatchBuilder) -> bool:
         """Compute up to ``count`` drafts of a decoding request behind its newest token, if they fit."""
-        spare = self._drafter.max_rows - len(self.running) - sum(row.num_drafts for row in step.prefills)
+        state = request.speculation
+        if state is None:
+            return False
+        spare = self._drafter.max_rows - len(self.running) - sum(len(row.drafts) for row in step.prefills)
         room = min(step.prefill_budget - 1, spare)
-        drafts = self._drafter.drafts(request, min(count, room))
+        drafts = self._drafter.drafts(request, state, min(count, room))
         start, count = request.num_computed_tokens, 1 + len(drafts)
         if not drafts or not self._extend_pages(request, count, step):
             return False
-        request.guess(drafts)
+        state.drafts = drafts
+        request.guess(len(drafts))
         step.num_prefill_tokens += count
         step.token_writes.append(TokenWrite(request.slot, start + 1, array("i", drafts)))
-        step.prefills.append(BatchRow(request, request.slot, start, count, True, None, len(drafts)))
+        step.prefills.append(BatchRow(request, request.slot, start, count, True, None, drafts))
         return True
 
     def _extend_pages(self, request: Request, count: int, step: BatchBuilder) -> bool:
@@ -325,7 +330,7 @@ class Scheduler:
         self.pool.release(request.pages)
         request.pages = []
         self.slots.release(request.slot)
-        request.slot = None
+        request.slot = PADDING_SLOT
         self._num_collecting -= request.return_hidden_states
         self._num_speculating -= request.speculation is not None
         self._num_bound -= request.constraint is not None
@@ -347,7 +352,7 @@ class Scheduler:
         if request.num_computed_tokens >= request.num_prompt_tokens:
             self._prefilling.discard(request)
 
-    def _move_lock(self, request: Request, node: object) -> None:
+    def _move_lock(self, request: Request, node: Prefix) -> None:
         self.cache.lock(node)
         if request.cache_node is not None:
             self.cache.unlock(request.cache_node)
@@ -418,8 +423,7 @@ class Scheduler:
         step.token_writes.append(TokenWrite(request.slot, 0, request.token_ids[:]))
         self._prefilling.add(request)
         self._num_collecting += request.return_hidden_states
-        if self._drafter is not None:
-            self._drafter.begin(request)
+        self._drafter.begin(request)
         self._num_speculating += request.speculation is not None
         self._num_bound += request.constraint is not None
         if not request.num_preemptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +24,7 @@ def lay_out(batch: Batch, columns: Sequence[TokenColumn] = ()) -> StepLayout:
     if others:
         requests, *where, draws, _, drafts = zip(*others)
         places[:, n:] = where
-        samples[n:] = np.add(draws, drafts)
+        samples[n:] = np.add(draws, [*map(len, drafts)])
         tables += [request.pages for request in requests]
     return StepLayout(
         slots,
@@ -57,11 +56,10 @@ def _other_rows(batch: Batch) -> Iterator[tuple[int, int, BatchRow]]:
 
 def _scores(batch: Batch) -> Iterator[ScoreRange]:
     for index, begin, row in _other_rows(batch):
-        if row.score is not None:
+        options = row.request.logprobs
+        if row.score is not None and options is not None:
             first, last = row.score
-            yield ScoreRange(
-                index, row.slot, first, last, begin + first - row.start, row.request.logprobs.top
-            )
+            yield ScoreRange(index, row.slot, first, last, begin + first - row.start, options.top)
 
 
 def _pieces(batch: Batch) -> Iterator[Piece]:
@@ -84,10 +82,11 @@ def _inserts(batch: Batch) -> Iterator[Insert]:
 
 
 def _bound(batch: Batch) -> Iterator[BoundSamples]:
-    others = ((row.request, row.num_samples) for row in batch.other_rows)
-    first = 0
-    for request, samples in (*zip(batch.decodes.requests, repeat(1)), *others):
-        if request.constraint is not None and samples:
-            drafts = () if request.speculation is None else request.speculation.drafts
-            yield BoundSamples(first, request.constraint, drafts)
-        first += samples
+    for first, request in enumerate(batch.decodes.requests):
+        if request.constraint is not None:
+            yield BoundSamples(first, request.constraint)
+    first = len(batch.decodes.requests)
+    for row in batch.other_rows:
+        if row.request.constraint is not None and row.samples:
+            yield BoundSamples(first, row.request.constraint, row.drafts)
+        first += row.num_samples

@@ -38,33 +38,33 @@ class LaunchedStep:
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it produced."""
-        token_ids = [] if self.sampled is None else self.sampled.get("token_ids")
         states = () if self.states is None else self.states.wait()
+        if self.sampled is None:
+            return StepResult([], prompt_scores=self._prompt_scores(), hidden_states=states)
+        token_ids = self.sampled.tensor("token_ids").tolist()
         return StepResult(
             token_ids,
-            self._logprobs(token_ids),
+            self._logprobs(self.sampled, token_ids),
             self._prompt_scores(),
             states,
-            None if self.sampled is None else self.sampled.get("embeddings"),
-            self._failures(),
+            self.sampled.get("embeddings"),
+            self._failures(self.sampled),
         )
 
-    def _failures(self) -> dict[int, RootletError]:
-        if self.sampled is None:
-            return {}
-        failures = dict(self.sampled.errors)
-        flags = self.sampled.get("flags") or ()  # none: a recorded greedy step, which looks for no NaN
+    def _failures(self, sampled: HostCopy) -> dict[int, RootletError]:
+        failures = dict(sampled.errors)
+        flags = sampled.get("flags") or ()  # none: a recorded greedy step, which looks for no NaN
         if any(flags):
             for i, flag in enumerate(flags):
                 if flag:
                     failures.setdefault(i, explain(flag, self.rows[i]))
         return failures
 
-    def _logprobs(self, token_ids: list[int]) -> list[TokenLogprob | None] | None:
-        logprobs = None if self.sampled is None else self.sampled.get("logprobs")
+    def _logprobs(self, sampled: HostCopy, token_ids: list[int]) -> list[TokenLogprob | None] | None:
+        logprobs = sampled.get("logprobs")
         if logprobs is None:
             return None
-        values, ids = self.sampled.get("top_values"), self.sampled.get("top_ids")
+        values, ids = sampled.get("top_values") or (), sampled.get("top_ids") or ()
         result: list[TokenLogprob | None] = []
         for i, row in enumerate(self.rows):
             if not row.logprobs:
@@ -77,8 +77,8 @@ class LaunchedStep:
     def _prompt_scores(self) -> dict[int, list[TokenLogprob]]:
         result: dict[int, list[TokenLogprob]] = {}
         for part in self.scores:
-            ids, logprobs = part.values.get("target_ids"), part.values.get("logprobs")
-            values, top_ids = part.values.get("top_values"), part.values.get("top_ids")
+            ids, logprobs = part.values.tensor("target_ids").tolist(), part.values.tensor("logprobs").tolist()
+            values, top_ids = part.values.get("top_values") or (), part.values.get("top_ids") or ()
             tops = [tuple(zip(v, t)) for v, t in zip(values, top_ids)] if values else [None] * len(ids)
             result.setdefault(part.row, []).extend(
                 TokenLogprob(logprob, token, top) for logprob, token, top in zip(logprobs, ids, tops)

@@ -61,7 +61,7 @@ class BoundSamples(NamedTuple):
 
     first: int
     constraint: RequestConstraint
-    drafts: Sequence[int]
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

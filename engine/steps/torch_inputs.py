@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ...kernels.attention import PagedAttentionPlan
@@ -32,7 +33,7 @@ class TorchInputs:
         """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
         tables, page_size, device = self._tables, self._page_size, self._tables.tokens.device
 
-        def on_device(values, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        def on_device(values: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.from_numpy(values).to(device, dtype)
 
         token_slots, positions = on_device(layout.token_slots), on_device(layout.positions)

@@ -73,9 +73,8 @@ class Drafter:
             takers = tuple(i for i, proposer in enumerate(self._proposers) if proposer.takes(request))
             request.speculation = Speculation(takers) if takers else None
 
-    def look_ahead(self, request: Request) -> None:
-        """Note what is likely to follow the committed tokens of a request that speculates."""
-        state = request.speculation
+    def look_ahead(self, request: Request, state: Speculation) -> None:
+        """Note what is likely to follow the committed tokens of a request, whose ``state`` it is."""
         if state.forecast:
             self._learn(state, [request.token_ids[-1] == state.forecast[0]])
         state.forecast = ()
@@ -92,33 +91,35 @@ class Drafter:
         A request whose drafts are under way misses the steps until they are verified, so it has to gain more.
         If drafts are many, nobody goes on without them: then the step is waited for, which costs less.
         """
-        speculating = [request for request in running if request.speculation is not None]
-        for request in speculating:
-            if request.speculation.forecast is None:
-                self.look_ahead(request)
         num_running = len(running)
-        promises = {
-            request: self._promise(request, num_running)
-            for request in speculating
-            if request.speculation.forecast and not request.speculation.drafts
-        }
+        promises: dict[Request, tuple[int, float]] = {}
+        for request in running:
+            state = request.speculation
+            if state is None or state.drafts:
+                continue
+            if state.forecast is None:
+                self.look_ahead(request, state)
+            if state.forecast:
+                length = len(state.forecast) - request.num_pending_tokens
+                promises[request] = self._promise(length, state, num_running)
         gain = sum(tokens - 1 for _, tokens in promises.values() if tokens >= _TOGETHER)
         least = _TOGETHER if gain >= num_running * (0.2 + 1.3 * _crowd(num_running)) else _ALONE
         return {request: count for request, (count, tokens) in promises.items() if tokens >= least}
 
-    def drafts(self, request: Request, count: int) -> Sequence[int]:
+    def drafts(self, request: Request, state: Speculation, count: int) -> Sequence[int]:
         """At most ``count`` drafts behind the newest token of a decoding request; possibly none."""
         count = min(count, request.max_num_tokens - request.num_tokens - 1)
+        if not state.forecast or count < _LEAST:
+            return ()
         pending = request.num_pending_tokens
-        return request.speculation.forecast[pending : pending + count] if count >= _LEAST else ()
+        return state.forecast[pending : pending + count]
 
-    def _promise(self, request: Request, num_running: int) -> tuple[int, float]:
-        """How many drafts are worth their rows, and how many tokens they and the row's own will bring."""
-        state = request.speculation
+    def _promise(self, length: int, state: Speculation, num_running: int) -> tuple[int, float]:
+        """How many of ``length`` drafts are worth their rows, and how many tokens the row will bring then."""
         odds = state.odds.get(state.source, self._odds[state.source])
         odds = min(max(odds, 0.01), 0.99)
         worthwhile = math.log(self._row_cost(num_running)) / math.log(odds)
-        count = max(0, min(len(state.forecast) - request.num_pending_tokens, int(worthwhile)))
+        count = max(0, min(length, int(worthwhile)))
         return count, (1 - odds ** (count + 1)) / (1 - odds)
 
     def verify(self, batch: Batch, token_ids: Sequence[int]) -> Verdict:
@@ -129,13 +130,15 @@ class Drafter:
         surplus: dict[Request, int] = {}
         index = len(batch.decodes.requests)
         for row in batch.other_rows:
-            if row.num_drafts:
-                state, kept = row.request.speculation, 1
-                while kept <= row.num_drafts and token_ids[index + kept - 1] == state.drafts[kept - 1]:
+            state, count = row.request.speculation, len(row.drafts)
+            if count and state is not None:
+                kept = 1
+                while kept <= count and token_ids[index + kept - 1] == row.drafts[kept - 1]:
                     kept += 1
-                rejected.update(range(index + kept, index + 1 + row.num_drafts))
-                surplus[row.request] = row.num_drafts + 1 - kept
-                self._learn(state, [i < kept for i in range(1, min(kept, row.num_drafts) + 1)])
+                rejected.update(range(index + kept, index + 1 + count))
+                surplus[row.request] = count + 1 - kept
+                self._learn(state, [i < kept for i in range(1, min(kept, count) + 1)])
+                state.drafts = state.forecast = ()
                 row.request.settle(row.start, kept)
             index += row.num_samples
         return Verdict(frozenset(rejected), surplus)

@@ -31,7 +31,7 @@ class ForcedText:
 
     def look_ahead(self, request: Request) -> Sequence[int]:
         """See :class:`.Proposer`."""
-        text = request.constraint.matcher.forced_text()
+        text = "" if request.constraint is None else request.constraint.matcher.forced_text()
         try:
             return self._cut(text[:_MAX_TEXT]) if len(text) > 1 else ()
         except Exception:  # the tokenizer's: what it cannot cut is not guessed
