@@ -35,26 +35,26 @@ from ...models.loader import LoadedModel, load_model
 from ...models.rope_fields import rope_fields
 from ...models.tokenizer import load_tokenizer
 from ...sampling.sampler import Sampler
-from .backends import Backend, announced, choose_backend, make_backend
-from .proposers import make_drafter
 from ..chat.render import ChatRenderer
 from ..chat.turn_ends import find_turn_ends
 from ..config import EngineConfig
-from ..requests.constraints import Constraints
 from ..core import EngineCore
 from ..replies.detokenizer import Detokenizer
-from ..schedule.drafts.drafter import MAX_DRAFTS
 from ..replies.embedding import build_embedding
+from ..replies.outputs import build_output
+from ..replies.progress_bar import ProgressBar
+from ..requests.constraints import Constraints
 from ..requests.encoding import TextEncoder
 from ..requests.factory import Limits
-from ..replies.outputs import build_output
+from ..schedule.drafts.drafter import MAX_DRAFTS
 from ..schedule.policies import make_policy
-from ..replies.progress_bar import ProgressBar
-from ..steps.columns import TokenColumn, checked
-from ..steps.runner import ModelRunner
 from ..schedule.scheduler import Scheduler
 from ..stats import StatsLine
+from ..steps.columns import TokenColumn, checked
+from ..steps.runner import ModelRunner
 from ..steps.threads import StepThreads
+from .backends import Backend, announced, choose_backend, make_backend
+from .proposers import make_drafter
 
 logger = logging.getLogger("rootlet.engine")
 
