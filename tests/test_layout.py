@@ -165,6 +165,18 @@ def test_no_imports_go_in_circles():
     assert waiting == {}
 
 
+def test_below_a_layout_nobody_sees_a_request():
+    """In engine/steps/ two files turn requests into plain data; what follows knows rows and drawn tokens."""
+    words = {"request", "requests", "sampling_requests"}
+    readers = {
+        path.name
+        for path in (ROOT / "engine" / "steps").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in words
+    }
+    assert readers == {"batch_layout.py", "columns.py"}
+
+
 def test_imports_inside_the_package_are_relative():
     """They resolve by path, whatever the checkout is called."""
     absolute = []
