@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ class ForwardInput:
     attention: AttentionPlan
     embeds: TokenEmbeds | None = None  # instead of the embeddings of those tokens
     wanted: WantedTokens | None = None  # None: all
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [T] int32 each, of features, by name
 
     def replaced(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` ``[T, H]``, looked up by token, with ``embeds`` in their places; changed in place."""

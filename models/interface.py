@@ -8,7 +8,7 @@ refusals are all here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from ..errors import ConfigError, ModelError
@@ -84,6 +84,10 @@ class Model(RequiredModel, Protocol):
         """Whether all its products are those of ``kernels/linear.py``, so that torch needs no threads. No."""
 
     @property
+    def token_columns(self) -> Sequence[Any]:
+        """What it reads per token besides ids and positions: each a ``TokenColumn`` of the engine's steps."""
+
+    @property
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint. ModelError where a class does not tell."""
 
@@ -120,6 +124,7 @@ class CompletedModel:
         self.dtype: torch.dtype = getattr(model, "dtype", dtype)
         self.hidden_size: int = getattr(model, "hidden_size", hidden_size)
         self.multiplies_in_kernels: bool = getattr(model, "multiplies_in_kernels", False)
+        self.token_columns: Sequence[Any] = getattr(model, "token_columns", ())
 
     def forward(self, inp: ForwardInput, kv: KVCache) -> torch.Tensor:
         """That of the class."""

@@ -39,11 +39,13 @@ from ..requests.prompts import Limits
 from ..schedule.policies import make_policy
 from ..schedule.scheduler import Scheduler
 from ..stats import StatsLine
+from ..steps.columns import checked
 from ..steps.runner import ModelRunner
 from ..steps.threads import StepThreads
 from .backends import Backend, choose_backend, make_backend
 from .loading import load_weights, make_tokenizer
 from .memory import plan_pool
+from .proposers import make_drafter
 from .resolved import Resolved, Sizes, output_kind, resolve_device
 
 logger = logging.getLogger("rootlet.engine")
@@ -177,6 +179,7 @@ def _runner(
     threads: StepThreads | None,
 ) -> ModelRunner:
     inputs = backend.make_inputs(tables, kv.spec)
+    columns = checked(loaded.model.token_columns)  # a feature of the engine adds its own here
     graphs = None
     if backend.can_record and not config.disable_cuda_graph and resolved.kind.is_text:  # which never decodes
         from ..steps.decode_graphs import DecodeGraphs  # loads Triton
@@ -185,7 +188,15 @@ def _runner(
         graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_decode_rows))
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
     return ModelRunner(
-        loaded.model, kv, tables, sampler, inputs, graphs, embeds=not resolved.kind.is_text, threads=threads
+        loaded.model,
+        kv,
+        tables,
+        sampler,
+        inputs,
+        graphs,
+        columns=columns,
+        embeds=not resolved.kind.is_text,
+        threads=threads,
     )
 
 
@@ -207,7 +218,7 @@ def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraint
     rows, on_gpu = resolved.max_decode_rows, resolved.device.type == "cuda"
     if on_gpu and not config.disable_cuda_graph:
         rows = min(rows, config.cuda_graph_max_bs or rows)  # a step that is not recorded costs more
-    drafter = None if config.disable_jump_forward else constraints.drafter(rows, on_gpu=on_gpu)
+    drafter = None if resolved.embeds else make_drafter(config, constraints, rows, on_gpu=on_gpu)
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,

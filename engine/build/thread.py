@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from .parts import Parts, build
 from ..config import EngineConfig
+from .parts import Parts, build
 
 
 class _BuildCancelledError(Exception):

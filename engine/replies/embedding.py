@@ -42,4 +42,6 @@ def build_embedding(
     weights_version: int,
 ) -> EmbeddingOutput:
     """Snapshot ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
-    return EmbeddingOutput(**shared_fields(request, index, weights_version), embedding=request.embedding)
+    return EmbeddingOutput(
+        **shared_fields(request, index, weights_version), embedding=request.collected.embedding
+    )

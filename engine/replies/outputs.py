@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..schedule.request import Request, TokenLogprob
+from ..schedule.collected import TokenLogprob
+from ..schedule.request import Request
 from ..schedule.timing import RequestTiming
 from ..steps.hidden_states import assembled
 
@@ -160,22 +161,28 @@ def build_output(
     """Snapshot ``request``. ``token_text`` adds the text of tokens to log-probabilities when given."""
     logprobs: dict[str, Any] = {}
     if request.logprobs is not None:
-        scored = list(request.prompt_logprobs)
+        scored, drawn = list(request.collected.prompt_logprobs), request.collected.output_logprobs
         if request.logprobs.prompt_start == 0:  # nothing predicts the first token
             scored = [_first_token(request), *scored]
         logprobs["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
-        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in request.output_logprobs]
+        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in drawn]
         if request.logprobs.top:
             logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
-            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in request.output_logprobs]
+            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
     return RequestOutput(
         **shared_fields(request, index, weights_version),
         text=text,
         token_ids=tuple(request.output_ids),
         completion_tokens=request.num_output_tokens,
-        hidden_states=assembled(request) if request.is_finished and request.return_hidden_states else None,
+        hidden_states=_hidden_states(request),
         **logprobs,
     )
+
+
+def _hidden_states(request: Request) -> list[torch.Tensor] | None:
+    if not (request.is_finished and request.return_hidden_states):
+        return None
+    return assembled(request.collected.hidden_states, request.num_prompt_tokens)
 
 
 def _first_token(request: Request) -> TokenLogprob:

@@ -16,7 +16,7 @@ from ...grammar.llguidance_backend import LlguidanceBackend
 from ...grammar.xgrammar_backend import XGrammarBackend
 from ...sampling.params import CONSTRAINTS
 from ..replies.token_text import TokenPieces
-from ..schedule.drafts import Drafter
+from ..schedule.drafts.forced_text import ForcedText
 
 if TYPE_CHECKING:
     from ...grammar.compiler import Compilation
@@ -95,14 +95,9 @@ class Constraints:
         if self._compiler is not None:
             self._compiler.is_busy = is_busy
 
-    def drafter(self, max_rows: int, *, on_gpu: bool) -> Drafter | None:
-        """Guesses tokens of what constraints force, for steps that draw up to ``max_rows`` tokens.
-
-        None where nothing can be constrained.
-        """
-        if self._pieces is None:
-            return None
-        return Drafter(self._cut, max_rows, on_gpu=on_gpu)
+    def forced_text(self) -> ForcedText | None:
+        """Forecasts what constraints force; None where nothing can be constrained."""
+        return None if self._pieces is None else ForcedText(self._cut)
 
     def clear(self) -> None:
         """Forget compiled grammars."""

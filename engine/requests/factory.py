@@ -19,8 +19,9 @@ from ...sampling.rows import SamplingRow
 from ...sampling.seeds import derive_seed
 from ...sampling.seeds import random_seed as draw_seed
 from ..output_kind import OutputKind
+from ..schedule.namespace import Namespace
 from ..schedule.request import LogprobOptions, Request
-from ..steps.input_embeds import namespace_of
+from ..steps.input_embeds import digest_of
 from .arguments import GenerateArgs, check_flag, read_logprobs
 from .constraints import Constraints, constraint_of
 from .encoding import TextEncoder
@@ -197,7 +198,7 @@ class RequestFactory:
             sampling_row=row,
             logprobs=logprobs,
             return_hidden_states=check_flag("return_hidden_states", hidden_states),
-            namespace=None if prompt.embeds is None else namespace_of(prompt.embeds),
+            namespace=Namespace(embeds=None if prompt.embeds is None else digest_of(prompt.embeds)),
             input_embeds=prompt.embeds,
         )
 

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
+
+    from .collected import TokenLogprob
     from .request import Request
 
 
@@ -22,7 +25,7 @@ class BatchRow(NamedTuple):
     """Tokens ``start : start + num_tokens`` of one request.
 
     ``samples`` says whether the row reaches the request's last token, so that a next token is drawn.
-    ``num_drafts``: so many of its last tokens are guesses, and a token is drawn in place of each as well.
+    ``drafts``: its last tokens are these guesses, and a token is drawn in place of each as well.
     ``score`` is the range of prompt positions whose next-token log-probabilities are wanted, or None.
     """
 
@@ -32,12 +35,12 @@ class BatchRow(NamedTuple):
     num_tokens: int
     samples: bool
     score: tuple[int, int] | None
-    num_drafts: int = 0
+    drafts: Sequence[int] = ()
 
     @property
     def num_samples(self) -> int:
         """Tokens drawn."""
-        return self.samples + self.num_drafts
+        return self.samples + len(self.drafts)
 
     @property
     def end(self) -> int:
@@ -90,7 +93,8 @@ class Batch:
     building a row for each costs more than scheduling it; ``other_rows`` follow. The first ``num_decodes``
     rows of all have one token each, the others several: kernels for one query per row and for many each
     see one range of tokens. ``page_copies`` (source, destination) happen before anything is computed.
-    ``collects_states``: requests that want hidden states are running, perhaps in this batch.
+    ``collects_states``: requests that want hidden states are running, perhaps in this batch; ``speculates``
+    and ``is_bound`` say the same of those that may have drafts and of those that have a constraint.
     """
 
     other_rows: tuple[BatchRow, ...]
@@ -100,6 +104,8 @@ class Batch:
     token_writes: tuple[TokenWrite, ...] = ()
     decodes: Decodes = _NO_DECODES
     collects_states: bool = False
+    speculates: bool = False
+    is_bound: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -114,7 +120,7 @@ class Batch:
     @cached_property
     def rows(self) -> tuple[BatchRow, ...]:
         """All rows in batch order, built at the first use."""
-        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None), repeat(0))
+        columns = zip(*self.decodes, repeat(1), repeat(True), repeat(None), repeat(()))
         return (*map(_row_of, columns), *self.other_rows)
 
     @cached_property
@@ -134,28 +140,28 @@ class Batch:
     @cached_property
     def has_drafts(self) -> bool:
         """Whether some row has drafts."""
-        return any(row.num_drafts for row in self.other_rows)
-
-    @cached_property
-    def has_grammars(self) -> bool:
-        """Whether some drawn token is bound by a grammar."""
-        return any(request.grammar is not None for request in self.sampling_requests)
+        return any(row.drafts for row in self.other_rows)
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step produced, on the host.
 
-    ``token_ids``: one per sampling request. ``logprobs``: per sampling request, or None where not asked.
-    ``prompt_scores``: request -> scored prompt tokens, for rows with ``score``.
-    ``hidden_states``: (request, tensor [n, H]) for requests that collect them.
-    ``embeddings``: per sampling request, in an engine that embeds; its tokens mean nothing.
-    ``failures``: index of a sampling request -> the error that ends its request; its token means nothing.
+    Results are named by places in the batch: per sampling request means in the order of
+    ``Batch.sampling_requests``, a row is an index into ``Batch.rows``.
+
+    Attributes:
+        token_ids: one per sampling request.
+        logprobs: per sampling request, None where not asked; None if nobody asked.
+        prompt_scores: row -> scored prompt tokens, of rows with ``score``.
+        hidden_states: (row, tensor [n, H]) of rows that collect them.
+        embeddings: per sampling request, in an engine that embeds; its tokens mean nothing.
+        failures: index of a sampling request -> the error that ends its request; its token means nothing.
     """
 
     token_ids: list[int]
-    logprobs: list[object | None] | None = None  # TokenLogprob per sampling request
-    prompt_scores: dict[int, list[object]] | None = None  # row index -> TokenLogprobs
-    hidden_states: Sequence[tuple[Request, object]] = ()
+    logprobs: Sequence[TokenLogprob | None] | None = None
+    prompt_scores: Mapping[int, list[TokenLogprob]] = field(default_factory=dict)
+    hidden_states: Sequence[tuple[int, torch.Tensor]] = ()
     embeddings: list[list[float]] | None = None
     failures: Mapping[int, Exception] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ...cache.slot_pool import PADDING_SLOT
 from .request import RequestStatus
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ def check_invariants(scheduler: Scheduler) -> None:
     for request in scheduler.running:
         assert request.status is RequestStatus.RUNNING
         assert request.num_computed_tokens <= request.num_tokens <= request.max_num_tokens
-        assert 0 <= request.num_pending_tokens <= 1 + (1 + len(request.drafts) if request.drafts else 0)
-        if request.num_computed_tokens < request.decodes_until:
+        drafts = request.speculation.drafts if request.speculation is not None else ()
+        unverified = 1 + len(drafts) if drafts else 0
+        assert 0 <= request.num_pending_tokens <= 1 + unverified
+        if request.decodes_freely:
             assert request.num_prompt_tokens <= request.num_computed_tokens == request.num_tokens - 1
             assert request.num_computed_tokens < len(request.pages) * scheduler.page_size
             assert request.num_tokens < request.max_num_tokens
@@ -38,8 +41,9 @@ def check_invariants(scheduler: Scheduler) -> None:
     for request in scheduler.waiting + scheduler.compiling:
         assert request.status in (RequestStatus.WAITING, RequestStatus.COMPILING)
         assert not request.pages
-        assert request.slot is None
-        assert request.num_computed_tokens == request.decodes_until == 0
+        assert request.slot == PADDING_SLOT
+        assert request.num_computed_tokens == 0
+        assert not request.decodes_freely
     in_tree = [scheduler.pool.refcount(page) - tables[page] for page in range(scheduler.pool.num_pages)]
     assert set(in_tree) <= {0, 1}
     assert sum(in_tree) == scheduler.cache.num_pages

@@ -108,4 +108,4 @@ def make_policy(name: str, seed: int = 0) -> Policy:
 
 
 def _match(request: Request, cache: RadixCache) -> Match:
-    return cache.match(request.token_ids, request.match_limit, request.namespace)
+    return cache.match(request.key_ids, request.match_limit, request.namespace)

@@ -54,7 +54,7 @@ class PrefixIndex:
 def _hashes(request: Request) -> tuple[int, ...]:
     """Chained hashes of the request's prompt, computed once."""
     if request.prefix_hashes is None:
-        ids, value, hashes = request.token_ids, hash(request.namespace), []
+        ids, value, hashes = request.key_ids, hash(request.namespace), []
         for end in range(CHUNK_TOKENS, request.num_prompt_tokens + 1, CHUNK_TOKENS):
             value = hash((value, ids[end - CHUNK_TOKENS : end].tobytes()))
             hashes.append(value)

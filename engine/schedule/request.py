@@ -7,25 +7,35 @@ Token ranges of a request, as half-open intervals (everything else is derived fr
 
 ``pending`` tokens were sampled by a step the host has not committed yet: their values live only in
 the device's token table, which is enough to launch the next step.
+
+Only what is in this file moves the counters: ``resume``, ``advance``, ``guess`` and :func:`decode_all` when
+a step is scheduled, :func:`take_all`, ``settle`` and ``truncate`` when its tokens are known, ``start_over``
+in between. Whoever calls them looks after pages and rows.
 """
 
 from __future__ import annotations
 
 import enum
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...cache.slot_pool import PADDING_SLOT
+from .collected import Collected
+from .namespace import PLAIN, Namespace
 from .timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
 
-    from ...grammar.interface import Grammar, Matcher
+    from ...cache.radix_cache import Prefix
     from ...sampling.params import SamplingParams
     from ...sampling.rows import SamplingRow
+    from .constraint import RequestConstraint
+    from .drafts.speculation import Speculation
 
 
 class RequestStatus(enum.Enum):
@@ -71,15 +81,6 @@ class LogprobOptions:
     top: int = 0
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The log-probability of one token and of its ``top`` likeliest alternatives (descending)."""
-
-    logprob: float | None
-    token_id: int
-    top: tuple[tuple[float, int], ...] | None = None
-
-
 @dataclass(eq=False, slots=True)
 class Request:
     """A single sequence being generated. Owned by the scheduler's thread once submitted."""
@@ -92,8 +93,9 @@ class Request:
     sampling_row: SamplingRow  # slot is filled in on admission
     logprobs: LogprobOptions | None = None
     return_hidden_states: bool = False
-    namespace: Hashable = None  # prefix-cache namespace: adapter, weights version
+    namespace: Namespace = PLAIN  # of the prefix cache
     input_embeds: torch.Tensor | None = None  # [P, H] fp32 on the CPU, what the prompt's tokens stand for
+    prompt_keys: array | None = None  # array('i') [P], what the prompt's tokens are in the prefix cache
 
     num_prompt_tokens: int = field(init=False)
     max_num_tokens: int = field(init=False)  # prompt and output tokens at which it ends by length
@@ -101,44 +103,41 @@ class Request:
     arrival: int = field(init=False, default=-1)  # submission order, set by the scheduler
     status: RequestStatus = field(init=False, default=RequestStatus.WAITING)
     finish_reason: FinishReason | None = field(init=False, default=None)
-    slot: int | None = field(init=False, default=None)
+    slot: int = field(init=False, default=PADDING_SLOT)  # that one: none
     pages: list[int] = field(init=False, default_factory=list)
-    cache_node: object | None = field(init=False, default=None)  # locked node of the radix tree
+    cache_node: Prefix | None = field(init=False, default=None)  # locked node of the radix tree
     num_computed_tokens: int = field(init=False, default=0)  # KV written by launched steps
     decodes_until: int = field(init=False, default=0)  # below this num_computed it merely decodes
     num_cached_tokens: int = field(init=False, default=0)  # prefix hit of the first admission
     num_preemptions: int = field(init=False, default=0)
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
-    num_prompt_logprobs: int = field(init=False, default=0)  # prompt positions whose successors are scored
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
-    grammar: Grammar | None = field(init=False, default=None)  # of its constraint, once that is compiled
-    forecast: Sequence[int] | None = field(init=False, default=None)  # likely next tokens; None: unknown yet
-    forecast_odds: float | None = field(init=False, default=None)  # how often tokens are as forecast, lately
-    drafts: Sequence[int] = field(init=False, default=())  # those that a launched step computes, unverified
+    constraint: RequestConstraint | None = field(init=False, default=None)  # once it is compiled
+    speculation: Speculation | None = field(init=False, default=None)  # None: it never has drafts
+    collected: Collected = field(init=False, default_factory=Collected)
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
-    output_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(init=False, default_factory=list)
-    num_collected_states: int = field(init=False, default=0)  # hidden states collected before a preemption
-    hidden_states: list[object] = field(init=False, default_factory=list)  # tensors [n, H], in order
-    embedding: list[float] | None = field(init=False, default=None)  # in an engine that embeds
     stamps: Stamps = field(init=False, default_factory=Stamps)
-    _matcher: Matcher | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + max(self.max_new_tokens, 1)
         if self.logprobs is not None and self.logprobs.prompt_start is not None:
-            self.num_prompt_logprobs = max(self.logprobs.prompt_start - 1, 0)  # the position before tells it
+            self.collected.num_scored = max(self.logprobs.prompt_start - 1, 0)  # the position before tells it
 
     @property
-    def matcher(self) -> Matcher | None:
-        """Where the committed output stands in the grammar.
+    def key_ids(self) -> array:
+        """The known tokens as the prefix cache tells them apart: ids, and ``prompt_keys`` in their place.
 
-        Made when first asked for, which is while the device computes the prompt: nobody waits for it.
+        Read only: as a rule it is ``token_ids`` itself.
         """
-        if self._matcher is None and self.grammar is not None:
-            self._matcher = self.grammar.matcher()
-        return self._matcher
+        if self.prompt_keys is None:
+            return self.token_ids
+        return self.prompt_keys + self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether a launched step computes drafts, so that it is open how many tokens there are."""
+        return self.speculation is not None and bool(self.speculation.drafts)
 
     @property
     def num_pending_tokens(self) -> int:
@@ -174,9 +173,9 @@ class Request:
         """
         limit = self.num_tokens - 1
         if self.return_hidden_states:
-            limit = min(limit, self.num_collected_states)
+            limit = min(limit, self.collected.num_states)
         if self.wants_prompt_logprobs:
-            limit = min(limit, self.num_prompt_logprobs)
+            limit = min(limit, self.collected.num_scored)
         return limit
 
     @property
@@ -185,8 +184,80 @@ class Request:
         return (
             self.logprobs is not None
             and self.logprobs.prompt_start is not None
-            and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+            and self.collected.num_scored < self.num_prompt_tokens - 1
         )
+
+    @property
+    def decodes_freely(self) -> bool:
+        """Whether its next token is computed without a decision: see :meth:`decode_freely`."""
+        return self.num_computed_tokens < self.decodes_until
+
+    def end(self, reason: FinishReason) -> None:
+        """It is finished; what steps under way still bring is nobody's."""
+        self.status = RequestStatus.FINISHED
+        self.finish_reason = reason
+        self.stamps.finished = time.monotonic()
+        if self.constraint is not None:
+            self.constraint.is_lifted = True
+
+    # ---- what moves the counters -------------------------------------------------------------------
+
+    def resume(self, num_matched: int) -> None:
+        """Begin to run, for the first time or again, with so many tokens' KV found in the cache."""
+        self.num_computed_tokens = num_matched
+        if not self.num_preemptions:
+            self.num_cached_tokens = num_matched
+
+    def advance(self, count: int) -> bool:
+        """Compute the next ``count`` tokens. True if they reach the last one: a token is drawn behind it."""
+        self.num_computed_tokens += count
+        samples = self.num_computed_tokens == self.num_tokens
+        self.num_tokens += samples
+        return samples
+
+    def guess(self, num_drafts: int) -> None:
+        """Compute the newest token of a request that decodes, and so many drafts behind it, unverified."""
+        self.num_computed_tokens += 1 + num_drafts
+        self.num_tokens += 1 + num_drafts
+        self.examine_again()
+
+    def decode_freely(self, room: int) -> None:
+        """From here on it merely decodes, until ``room`` tokens are computed or its last one is pending."""
+        self.decodes_until = min(room, self.max_num_tokens - 1)
+
+    def examine_again(self) -> None:
+        """Its next step needs a decision: it has no mere decode to do, or may do better than that."""
+        self.decodes_until = 0
+
+    def score_prompt(self, end: int) -> tuple[int, int] | None:
+        """The prompt positions to score in a step that computes tokens up to ``end``; counted as scored."""
+        if not self.wants_prompt_logprobs:
+            return None
+        first, last = self.collected.num_scored, min(end, self.num_prompt_tokens - 1)
+        if first >= last:
+            return None
+        self.collected.num_scored = last
+        return first, last
+
+    def start_over(self) -> None:
+        """Lose everything computed (preemption), but not what was collected of it."""
+        self.collected.num_states = max(self.collected.num_states, self.num_computed_tokens)
+        self.num_computed_tokens = 0
+        self.examine_again()
+        self.num_preemptions += 1
+
+    def settle(self, start: int, kept: int) -> None:
+        """Verified drafts: of the positions from ``start`` on ``kept`` were right, and bring a token more."""
+        self.num_tokens = start + kept + 1
+        if self.status is RequestStatus.RUNNING:
+            self.num_computed_tokens = start + kept
+        else:  # preempted meanwhile
+            self.collected.num_states = min(self.collected.num_states, start + kept)
+
+    def truncate(self, num_output_tokens: int) -> None:
+        """Forget committed output behind the first ``num_output_tokens`` of a request that has ended."""
+        del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+        del self.collected.output_logprobs[num_output_tokens:]
 
     def check_finish(self) -> FinishReason | None:
         """The token-level finish rule for the newest token: the length limit first, then stop tokens."""
@@ -195,3 +266,40 @@ class Request:
         if self.num_output_tokens and self.token_ids[-1] in self.stop_token_ids:
             return FinishReason("stop", matched=self.token_ids[-1])
         return None
+
+
+def decode_all(running: Iterable[Request], decodes: list[Request]) -> Iterator[Request]:
+    """Compute the newest token of every request that decodes freely, and list them in ``decodes``.
+
+    Yields the others, each before those behind it are looked at. This is a step's only work per row while
+    everybody decodes, so nothing is called here.
+    """
+    for request in running:
+        start = request.num_computed_tokens
+        if start < request.decodes_until:
+            request.num_computed_tokens = start + 1
+            request.num_tokens += 1
+            decodes.append(request)
+        else:
+            yield request
+
+
+def take_all(requests: Sequence[Request], token_ids: Sequence[int]) -> Iterator[Request]:
+    """Commit a drawn token to each of ``requests``; one with verified drafts stands there several times.
+
+    Yields those that need a look before the next is served: ended ones, which take no token, and those that
+    it may end, that a constraint binds or that somebody watches. Like :func:`decode_all` it calls nothing.
+    """
+    for request, token_id in zip(requests, token_ids, strict=True):
+        if request.finish_reason is not None:
+            yield request
+            continue
+        known = request.token_ids
+        known.append(token_id)
+        if (
+            len(known) >= request.max_num_tokens
+            or token_id in request.stop_token_ids
+            or request.is_watched
+            or request.constraint is not None
+        ):
+            yield request

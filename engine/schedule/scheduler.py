@@ -17,19 +17,19 @@ from __future__ import annotations
 import bisect
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from ...cache.page_pool import PagePool
-from ...cache.radix_cache import Match, RadixCache
-from ...cache.slot_pool import SlotPool
+from ...cache.radix_cache import Match, Prefix, RadixCache
+from ...cache.slot_pool import PADDING_SLOT, SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
-from .drafts import NO_VERDICT, Drafter, Verdict
+from .batch_builder import BatchBuilder
+from .drafts.drafter import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefix_index import PrefixIndex
-from .request import FinishReason, Request, RequestStatus
-from .step_plan import StepPlan
+from .request import FinishReason, Request, RequestStatus, decode_all, take_all
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
 MAX_PASSED_OVER = 64
@@ -62,7 +62,7 @@ class Scheduler:
         policy: order of consideration of waiting requests.
         chunked_prefill_size: prompt tokens a step may compute, in pieces; None computes prompts whole.
         max_prefill_tokens: prompt tokens a step may compute; one prompt may exceed it when whole.
-        drafter: guesses what grammars force (jump-forward); None computes one token at a time.
+        drafter: decides which guesses of next tokens are computed; None: one token at a time.
         even_steps: count decodes against the prompt tokens of a step (down to half of them), so that steps
             keep one size: matrix products on a GPU go by whole tiles, and one more costs all of it.
     """
@@ -92,8 +92,9 @@ class Scheduler:
         self._in_chunks = chunked_prefill_size is not None
         self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
         self._even_steps = even_steps and self._in_chunks
-        self._drafter = drafter
-        self._num_bound = 0  # running requests that have a grammar
+        self._drafter = drafter or Drafter((), 0, on_gpu=False)
+        self._num_speculating = 0  # running requests that may have drafts
+        self._num_bound = 0  # running requests that have a constraint
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
@@ -132,9 +133,7 @@ class Scheduler:
             self.compiling.remove(request)
         else:
             self.waiting.remove(request)
-        request.status = RequestStatus.FINISHED
-        request.finish_reason = reason
-        request.stamps.finished = time.monotonic()
+        request.end(reason)
         self.stats.num_finished += 1
 
     # ---- one step ----------------------------------------------------------------------------------
@@ -146,16 +145,20 @@ class Scheduler:
         one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
         duplicate pages, or everybody waits for a commit): call again after the commit.
         """
-        step = StepPlan(self._prefill_budget, even=self._even_steps)
+        step = BatchBuilder(self._prefill_budget, even=self._even_steps)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)
         if not (step.decodes or step.singles or step.prefills):
             return None
-        batch = step.freeze(collects_states=self._num_collecting > 0)
+        batch = step.build(
+            collects_states=self._num_collecting > 0,
+            speculates=self._num_speculating > 0,
+            is_bound=self._num_bound > 0,
+        )
         # Pages computed by this step are findable from the next one on: steps run in order.
         for row in batch.other_rows:
-            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + row.num_drafts:
+            if row.start < row.request.num_prompt_tokens or row.num_tokens > 1 + len(row.drafts):
                 self._publish(row.request)
         self.stats.num_steps += 1
         self.stats.num_computed_tokens += batch.num_tokens
@@ -164,7 +167,7 @@ class Scheduler:
     @property
     def awaits_verdicts(self) -> bool:
         """Whether a step now would go without most requests, because it is open how many tokens they have."""
-        drafting = self._num_bound and sum(bool(request.drafts) for request in self.running)
+        drafting = self._num_speculating and sum(request.is_drafting for request in self.running)
         return 2 * drafting > len(self.running)
 
     def verify(self, batch: Batch, result: StepResult) -> Verdict:
@@ -182,60 +185,48 @@ class Scheduler:
 
         Requests whose newest token ends them by the token rules are finished on return.
         """
-        for index, scores in (result.prompt_scores or {}).items():
-            batch.rows[index].request.prompt_logprobs += scores
-        for request, states in result.hidden_states:
-            if not request.is_finished:
-                request.hidden_states.append(states[: len(states) - verdict.surplus.get(request, 0)])
         _stamp_first_tokens(batch)
-        requests = verdict.kept(batch.sampling_requests)
-        token_ids, logprobs = verdict.kept(result.token_ids), verdict.kept(result.logprobs or ())
-        for request, logprob in zip(requests, logprobs):
-            if logprob is not None and not request.is_finished:
-                request.output_logprobs.append(logprob)
-        for request, embedding in zip(requests, result.embeddings or ()):
-            request.embedding = embedding
+        requests, token_ids = verdict.kept(batch.sampling_requests), verdict.kept(result.token_ids)
+        _collect(batch, requests, result, verdict)
         noteworthy = []
         num_late = 0
-        for request, token_id in zip(requests, token_ids, strict=True):
-            if request.finish_reason is not None:  # ended while this step was in flight: nobody's token
+        for request in take_all(requests, token_ids):
+            if request.is_finished:  # ended while this step was in flight: nobody's token
                 num_late += 1
-                continue
-            known = request.token_ids
-            known.append(token_id)
-            if request.grammar is not None and not request.matcher.accept(token_id):
-                self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
-                noteworthy.append(request)
-            elif len(known) >= request.max_num_tokens or token_id in request.stop_token_ids:
-                self.finish(request, request.check_finish())
-                noteworthy.append(request)
-            elif request.is_watched:
+            elif self._end_if_due(request) or request.is_watched:
                 noteworthy.append(request)
         self.stats.num_generated_tokens += len(requests) - num_late
-        self._look_ahead(requests if batch.has_grammars else ())
+        if batch.speculates:
+            self._look_ahead(requests)
         return list(dict.fromkeys(noteworthy)) if batch.has_drafts else noteworthy
 
+    def _end_if_due(self, request: Request) -> bool:
+        """End a request that its newest token ends. Returns whether it did."""
+        token_id = request.token_ids[-1]
+        if request.constraint is not None and not request.constraint.matcher.accept(token_id):
+            self.abort(request, f"Token {token_id} is not one that its constraint allows here: a bug.")
+            return True
+        reason = request.check_finish()
+        if reason is not None:
+            self.finish(request, reason)
+        return reason is not None
+
     def _look_ahead(self, requests: Iterable[Request]) -> None:
-        """Note what grammars force next, where nothing is being verified."""
-        for request in () if self._drafter is None else dict.fromkeys(requests):
-            if request.grammar is not None and not (request.is_finished or request.drafts):
-                self._drafter.look_ahead(request)
-                request.decodes_until *= len(request.forecast) < 2  # else no mere decode
+        """Note what is likely to come next, where nothing is being verified."""
+        for request in dict.fromkeys(requests):
+            state = request.speculation
+            if state is not None and not (request.is_finished or state.drafts):
+                self._drafter.look_ahead(request, state)
+                if state.may_draft:
+                    request.examine_again()
 
     # ---- running requests --------------------------------------------------------------------------
 
-    def _continue_running(self, step: StepPlan) -> bool:
+    def _continue_running(self, step: BatchBuilder) -> bool:
         """Give every running request its next tokens, oldest first. True when somebody was preempted."""
         preempted = False
-        decodes = step.decodes
-        num_drafts = self._drafter.plan(self.running) if self._drafter is not None and self._num_bound else {}
-        for request in self.running:  # preemption may shorten it at the far end while we walk
-            start = request.num_computed_tokens
-            if start < request.decodes_until:  # the common case by far, kept short: nothing to decide
-                request.num_computed_tokens = start + 1
-                request.num_tokens += 1
-                decodes.append(request)
-                continue
+        num_drafts = self._drafter.plan(self.running) if self._num_speculating else {}
+        for request in decode_all(self.running, step.decodes):  # preemption may shorten it at the far end
             count = self._num_tokens_for(request, step)
             if count == 1 and request in num_drafts and self._add_drafts(request, num_drafts[request], step):
                 continue
@@ -248,9 +239,9 @@ class Scheduler:
                 self._add_row(request, count, step)
         return preempted
 
-    def _num_tokens_for(self, request: Request, step: StepPlan) -> int:
+    def _num_tokens_for(self, request: Request, step: BatchBuilder) -> int:
         """How many tokens the step computes for ``request``; 0 when the budget is used up."""
-        if request.drafts:
+        if request.is_drafting:
             return 0  # how many tokens it has is known at the next commit
         remaining = request.num_remaining_tokens
         if remaining <= 1:
@@ -261,52 +252,42 @@ class Scheduler:
         fits = remaining <= step.prefill_budget or step.prefill_budget == self._prefill_budget
         return remaining if fits else 0
 
-    def _add_row(self, request: Request, count: int, step: StepPlan) -> None:
+    def _add_row(self, request: Request, count: int, step: BatchBuilder) -> None:
         start = request.num_computed_tokens
-        end = start + count
-        samples = end == request.num_tokens
-        request.num_computed_tokens = end
+        samples = request.advance(count)
         if samples:
-            request.num_tokens += 1
-            # From here on it merely decodes, until its pages are full or its last token is pending.
-            until = min(len(request.pages) * self.page_size, request.max_num_tokens - 1)
-            request.decodes_until = 0 if self._may_have_drafts(request) else until
+            if request.speculation is not None and request.speculation.may_draft:
+                request.examine_again()
+            else:
+                request.decode_freely(len(request.pages) * self.page_size)
             if count == 1 and start >= request.num_prompt_tokens:
                 step.decodes.append(request)
                 return
-        score = None
-        if request.wants_prompt_logprobs:
-            first, last = request.num_prompt_logprobs, min(end, request.num_prompt_tokens - 1)
-            if first < last:
-                score = (first, last)
-                request.num_prompt_logprobs = last
+        score = request.score_prompt(start + count)
         if count > 1 or start < request.num_prompt_tokens:
             step.num_prefill_tokens += count
         rows = step.singles if count == 1 else step.prefills
         rows.append(BatchRow(request, request.slot, start, count, samples, score))
 
-    def _may_have_drafts(self, request: Request) -> bool:
-        if self._drafter is None or request.grammar is None:
-            return False
-        return request.forecast is None or len(request.forecast) > 1
-
-    def _add_drafts(self, request: Request, count: int, step: StepPlan) -> bool:
+    def _add_drafts(self, request: Request, count: int, step: BatchBuilder) -> bool:
         """Compute up to ``count`` drafts of a decoding request behind its newest token, if they fit."""
-        spare = self._drafter.max_rows - len(self.running) - sum(row.num_drafts for row in step.prefills)
+        state = request.speculation
+        if state is None:
+            return False
+        spare = self._drafter.max_rows - len(self.running) - sum(len(row.drafts) for row in step.prefills)
         room = min(step.prefill_budget - 1, spare)
-        drafts = self._drafter.drafts(request, min(count, room))
+        drafts = self._drafter.drafts(request, state, min(count, room))
         start, count = request.num_computed_tokens, 1 + len(drafts)
         if not drafts or not self._extend_pages(request, count, step):
             return False
-        request.drafts, request.decodes_until = drafts, 0
-        request.num_computed_tokens += count
-        request.num_tokens += count
+        state.drafts = drafts
+        request.guess(len(drafts))
         step.num_prefill_tokens += count
         step.token_writes.append(TokenWrite(request.slot, start + 1, array("i", drafts)))
-        step.prefills.append(BatchRow(request, request.slot, start, count, True, None, len(drafts)))
+        step.prefills.append(BatchRow(request, request.slot, start, count, True, None, drafts))
         return True
 
-    def _extend_pages(self, request: Request, count: int, step: StepPlan) -> bool:
+    def _extend_pages(self, request: Request, count: int, step: BatchBuilder) -> bool:
         """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
         have = len(request.pages)
         need = self.num_pages(request.num_computed_tokens + count) - have
@@ -330,9 +311,7 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.status = RequestStatus.WAITING
-        request.num_collected_states = max(request.num_collected_states, request.num_computed_tokens)
-        request.num_computed_tokens = request.decodes_until = 0
-        request.num_preemptions += 1
+        request.start_over()
         self.stats.num_preemptions += 1
         position = next(
             (i for i, other in enumerate(self.waiting) if other.arrival > request.arrival), len(self.waiting)
@@ -344,16 +323,17 @@ class Scheduler:
         known = min(request.num_computed_tokens, len(request.token_ids))
         if known:
             pages = request.pages[: self.num_pages(known)]
-            self.cache.insert(request.token_ids[:known], pages, request.namespace)
+            self.cache.insert(request.key_ids[:known], pages, request.namespace)
         if request.cache_node is not None:
             self.cache.unlock(request.cache_node)
             request.cache_node = None
         self.pool.release(request.pages)
         request.pages = []
         self.slots.release(request.slot)
-        request.slot = None
+        request.slot = PADDING_SLOT
         self._num_collecting -= request.return_hidden_states
-        self._num_bound -= request.grammar is not None
+        self._num_speculating -= request.speculation is not None
+        self._num_bound -= request.constraint is not None
         self._prefilling.discard(request)
 
     def _publish(self, request: Request) -> None:
@@ -363,7 +343,7 @@ class Scheduler:
         """
         known = min(request.num_computed_tokens, len(request.token_ids))
         pages = request.pages[: self.num_pages(known)]
-        place = self.cache.insert(request.token_ids[:known], pages, request.namespace)
+        place = self.cache.insert(request.key_ids[:known], pages, request.namespace)
         # Lock only pages that are ours. Where another request computed the same tokens first the tree keeps
         # its copy: locking that too would hold two pages for one.
         num_full = known // self.page_size
@@ -372,7 +352,7 @@ class Scheduler:
         if request.num_computed_tokens >= request.num_prompt_tokens:
             self._prefilling.discard(request)
 
-    def _move_lock(self, request: Request, node: object) -> None:
+    def _move_lock(self, request: Request, node: Prefix) -> None:
         self.cache.lock(node)
         if request.cache_node is not None:
             self.cache.unlock(request.cache_node)
@@ -380,7 +360,7 @@ class Scheduler:
 
     # ---- waiting requests --------------------------------------------------------------------------
 
-    def _admit_waiting(self, step: StepPlan) -> None:
+    def _admit_waiting(self, step: BatchBuilder) -> None:
         """Start waiting requests while budget, slots and pages last."""
         admitted: list[Request] = []
         if self.waiting and step.prefill_budget > 0 and self.slots.num_free:
@@ -389,7 +369,7 @@ class Scheduler:
                     break
                 if request.num_pending_tokens:  # preempted with a step in flight: its token is unknown
                     continue
-                match = self.cache.match(request.token_ids, request.match_limit, request.namespace)
+                match = self.cache.match(request.key_ids, request.match_limit, request.namespace)
                 if self.cache.enabled and self._prefilling.covers_more(request, match.num_tokens):
                     continue  # somebody is computing this very prefix: start from theirs
                 if not self._admit(request, match, step):
@@ -406,7 +386,7 @@ class Scheduler:
         chosen = {id(request) for request in first}
         return first + self.policy.order([r for r in self.waiting if id(r) not in chosen], self.cache)
 
-    def _admit(self, request: Request, match: Match, step: StepPlan) -> bool:
+    def _admit(self, request: Request, match: Match, step: BatchBuilder) -> bool:
         """Start ``request`` from its prefix hit. False, with nothing changed, when it does not fit now."""
         remaining = request.num_tokens - match.num_tokens
         count = min(remaining, step.prefill_budget) if self._in_chunks else remaining
@@ -430,23 +410,24 @@ class Scheduler:
         self._add_row(request, count, step)
         return True
 
-    def _start(self, request: Request, match: Match, pages: list[int], step: StepPlan) -> None:
+    def _start(self, request: Request, match: Match, pages: list[int], step: BatchBuilder) -> None:
         self.waiting.remove(request)
         bisect.insort(self.running, request, key=_arrival)
         request.status = RequestStatus.RUNNING
         request.cache_node = match.node
         request.pages = [*match.pages, *pages]
-        request.num_computed_tokens = match.num_tokens
+        request.resume(match.num_tokens)
         request.slot = self.slots.allocate()
         request.sampling_row = replace(request.sampling_row, slot=request.slot)
         step.page_writes.append(PageWrite(request.slot, 0, list(request.pages)))
         step.token_writes.append(TokenWrite(request.slot, 0, request.token_ids[:]))
         self._prefilling.add(request)
         self._num_collecting += request.return_hidden_states
-        self._num_bound += request.grammar is not None
+        self._drafter.begin(request)
+        self._num_speculating += request.speculation is not None
+        self._num_bound += request.constraint is not None
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
-            request.num_cached_tokens = match.num_tokens
             self.stats.num_prompt_tokens_cached += match.num_tokens
             self.stats.num_prompt_tokens_computed += request.num_prompt_tokens - match.num_tokens
 
@@ -460,6 +441,22 @@ class Scheduler:
     def num_pages(self, num_tokens: int) -> int:
         """Pages that so many tokens take."""
         return -(-num_tokens // self.page_size)
+
+
+def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verdict: Verdict) -> None:
+    """Hand over what a step made besides tokens; ``requests``: those of the tokens that are kept."""
+    for index, scores in result.prompt_scores.items():
+        batch.rows[index].request.collected.prompt_logprobs += scores
+    for index, states in result.hidden_states:
+        request = batch.rows[index].request
+        if not request.is_finished:
+            kept = len(states) - verdict.surplus.get(request, 0)
+            request.collected.hidden_states.append(states[:kept])
+    for request, logprob in zip(requests, verdict.kept(result.logprobs or ())):
+        if logprob is not None and not request.is_finished:
+            request.collected.output_logprobs.append(logprob)
+    for request, embedding in zip(requests, result.embeddings or ()):
+        request.collected.embedding = embedding
 
 
 def _stamp_first_tokens(batch: Batch) -> None:

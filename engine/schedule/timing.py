@@ -44,11 +44,14 @@ class Stamps:
     finished: float | None = None
 
     def timing(self) -> RequestTiming:
-        """The durations between the stamps of a finished request."""
+        """The durations between the stamps of a finished request; of others, up to now."""
         first = self._since_submission(self.first_token)
         queue = self._since_submission(self.scheduled)
-        prefill = None if first is None else self.first_token - self.scheduled
-        return RequestTiming(queue, prefill, first, self.finished - self.submitted)
+        prefill = None
+        if self.first_token is not None and self.scheduled is not None:
+            prefill = self.first_token - self.scheduled
+        ended = time.monotonic() if self.finished is None else self.finished
+        return RequestTiming(queue, prefill, first, ended - self.submitted)
 
     def _since_submission(self, stamp: float | None) -> float | None:
         return None if stamp is None else stamp - self.submitted

@@ -1,12 +1,13 @@
 """Decode steps recorded as CUDA graphs: one launch instead of hundreds, nothing built on the host.
 
 A graph is recorded for a batch size at its first use, on padding rows, and reads everything that changes
-(slots, positions, lengths, shared prefixes) from tensors of its own. A batch is padded to the next size.
+(the columns of a layout, shared prefixes) from tensors of its own. A batch is padded to the next size.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,10 @@ from ...kernels.device import RECORDING
 from ...kernels.gpu.argmax import argmax
 from ...kernels.gpu.attention import SharedPrefixes
 from ...kernels.gpu.step_inputs import store_tokens
-from ...models.forward import ForwardInput
-from ..schedule.batch import Batch
 from .gpu_inputs import TritonInputs, upload
 from .layout import StepLayout
 from .shared_prefixes import padded
-from .torch_inputs import StepInput
+from .step_input import SampledPlaces
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache
@@ -42,7 +41,7 @@ class _Graph:
     """One recorded step and the tensors it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    rows: torch.Tensor  # [3, B or more] int32: slots, positions, lengths
+    columns: torch.Tensor  # [C, B or more] int32: what a layout has per token, and the lengths
     shared: SharedPrefixes | None
     output: torch.Tensor  # greedy token ids [B] int64, or hidden states [B, H]
 
@@ -58,27 +57,38 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, bool, int], _Graph] = {}
         self._pool: tuple[int, int] | None = None  # one memory pool: steps never run at the same time
 
-    def fits(self, batch: Batch) -> bool:
-        """Whether a token is drawn after each of the batch's, and they are not too many."""
-        if batch.num_tokens > self._sizes[-1]:
+    def fits(self, layout: StepLayout) -> bool:
+        """Whether a token is drawn after each of the step's, and they are not too many."""
+        if layout.num_tokens > self._sizes[-1]:
             return False
-        return all(row.num_tokens == row.num_samples and row.score is None for row in batch.other_rows)
+        return layout.only_decodes or (layout.all_sample and not layout.scores)
 
-    def replay(self, batch: Batch, *, greedy: bool) -> tuple[torch.Tensor, StepInput | None]:
-        """Enqueue the step: greedy token ids [B] already stored, or hidden states [B, H] and their input."""
-        layout = StepLayout.of(batch)
+    def replay(self, layout: StepLayout) -> tuple[torch.Tensor, SampledPlaces]:
+        """Enqueue the layers: hidden states [S, H], and where what is drawn of them goes."""
+        output, columns = self._replay(layout, greedy=False)
+        slots, lengths = columns[0], columns[-1]  # "slot" comes first, "length" was put last
+        return output, SampledPlaces(None, slots[: len(output)], lengths[: len(output)].long())
+
+    def replay_greedy(self, layout: StepLayout) -> torch.Tensor:
+        """Enqueue the step: token ids [S] int64, already stored. Looks for no NaN."""
+        return self._replay(layout, greedy=True)[0]
+
+    def _replay(self, layout: StepLayout, *, greedy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The recording's output for the step's T tokens, and their columns [C, T or more] int32."""
+        columns = layout.columns
+        columns["length"] = layout.positions + 1
         count = layout.num_tokens  # each is a row: drafts too find the tokens before them in the cache
         size = self._sizes[bisect_left(self._sizes, count)]
         finder = self._inputs.groups
-        groups = None if finder is None else finder.of(batch.sampling_requests, layout.positions)
+        groups = None if finder is None else finder.of(layout.token_tables, layout.positions)
         num_tiles = 0 if groups is None else finder.capacity(groups)
         recorded = self._graphs.get((size, greedy, num_tiles))
         if recorded is None:
-            recorded = self._graphs[size, greedy, num_tiles] = self._record(size, greedy, num_tiles)
-        rows = np.zeros(recorded.rows.shape, dtype=np.int32)  # padding: slot 0, nothing to attend to
-        rows[0, :count] = layout.token_slots
-        rows[1, :count] = layout.positions
-        rows[2, :count] = rows[1, :count] + 1
+            recorded = self._record(tuple(columns), size, greedy, num_tiles)
+            self._graphs[size, greedy, num_tiles] = recorded
+        rows = np.zeros(recorded.columns.shape, dtype=np.int32)  # padding: slot 0, nothing to attend to
+        for row, values in zip(rows, columns.values(), strict=True):
+            row[:count] = values
         if groups is None:
             [sent] = upload(self._inputs.device, rows)
         else:
@@ -87,37 +97,36 @@ class DecodeGraphs:
                 (recorded.shared.rows, recorded.shared.lens, recorded.shared.starts), shared
             ):
                 target.copy_(values)
-        recorded.rows.copy_(sent)
+        recorded.columns.copy_(sent)
         recorded.graph.replay()
-        output = recorded.output[:count]
-        if greedy:
-            return output, None
-        return output, StepInput(None, None, sent[0, :count], sent[2, :count].long())
+        return recorded.output[:count], sent
 
-    def _record(self, size: int, greedy: bool, num_tiles: int) -> _Graph:
+    def _record(self, names: Sequence[str], size: int, greedy: bool, num_tiles: int) -> _Graph:
         device = self._inputs.device
-        columns = -(-size // 4) * 4  # each of the three rows begins at a multiple of 16 bytes
-        rows = torch.zeros((3, columns), dtype=torch.int32, device=device)
+        width = -(-size // 4) * 4  # each column begins at a multiple of 16 bytes
+        rows = torch.zeros((len(names), width), dtype=torch.int32, device=device)
+        columns = dict(zip(names, rows[:, :size]))
         shared = self._inputs.groups.empty(size, num_tiles, device) if num_tiles else None
-        self._step(rows[:, :size], shared, greedy)  # compiles and fills caches, which a recording must not do
+        self._step(columns, shared, greedy)  # compiles and fills caches, which a recording must not do
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads of the process may go on using the GPU while this one records
         pool = {} if self._pool is None else {"pool": self._pool}
         with RECORDING:
             graph.capture_begin(**pool, capture_error_mode="thread_local")
             try:
-                output = self._step(rows[:, :size], shared, greedy)
+                output = self._step(columns, shared, greedy)
             finally:
                 graph.capture_end()
         self._pool = graph.pool()
         return _Graph(graph, rows, shared, output)
 
-    def _step(self, rows: torch.Tensor, shared: SharedPrefixes | None, greedy: bool) -> torch.Tensor:
-        inputs = self._inputs
-        slots, positions, lengths = rows
-        input_ids, kv_slots = inputs.gather(slots, positions)
+    def _step(
+        self, columns: Mapping[str, torch.Tensor], shared: SharedPrefixes | None, greedy: bool
+    ) -> torch.Tensor:
+        inputs, slots, lengths = self._inputs, columns["slot"], columns["length"]
+        gathered = inputs.gather(columns)
         plan = inputs.plan_decodes(slots, lengths, shared)
-        hidden = self._model.forward(ForwardInput(input_ids, positions, kv_slots, plan), self._kv)
+        hidden = self._model.forward(inputs.forward_input(columns, gathered, plan), self._kv)
         if not greedy:
             return hidden
         token_ids = argmax(self._model.compute_logits(hidden))

@@ -1,4 +1,4 @@
-"""From a batch's layout to what flashinfer plans: lengths from the host, page ids gathered on the device.
+"""From a step's layout to what flashinfer plans: lengths from the host, page ids gathered on the device.
 
 Nothing here waits for the step before: a decode's token may still be unknown on the host, its position
 never is.
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...kernels.gpu.flashinfer import FlashInferPlan, PagedRows, Planner
-from ..schedule.batch import Batch
 from .gpu_inputs import GpuInputs
 from .layout import StepLayout
 
@@ -27,7 +26,7 @@ class FlashInferInputs(GpuInputs):
         super().__init__(tables, spec)
         self._planner = planner
 
-    def plan(self, batch: Batch, layout: StepLayout) -> FlashInferPlan:  # noqa: ARG002
+    def plan(self, layout: StepLayout) -> FlashInferPlan:
         """Decodes and the other rows, each for its wrapper; the layers say how to score."""
         n, table, page_size = layout.num_decodes, self.tables.pages, self.spec.page_size
         decodes = prefills = None

@@ -1,9 +1,9 @@
-"""From a batch's layout to what the Triton kernels read: a few copies that nobody waits for."""
+"""From a step's layout to what the Triton kernels read: a few copies that nobody waits for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +17,9 @@ from ...kernels.gpu.page_copy import copy_pages
 from ...kernels.gpu.prefill_attention import invariant_config, prefill_config, prefill_tiles, tile_tokens
 from ...kernels.gpu.step_inputs import prepare_step, store_tokens
 from ...models.forward import ForwardInput, WantedTokens
-from ..schedule.batch import Batch
-from .layout import StepLayout
+from .layout import OWN_COLUMNS, StepLayout
 from .shared_prefixes import PrefixGroups
-from .torch_inputs import StepInput
+from .step_input import SampledPlaces, StepInput
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache, KVCacheSpec
@@ -53,7 +52,7 @@ class GpuInputs(ABC):
         self.device = tables.device
 
     @abstractmethod
-    def plan(self, batch: Batch, layout: StepLayout) -> AttentionPlan:
+    def plan(self, layout: StepLayout) -> AttentionPlan:
         """What the layers of this step attend to."""
 
     @abstractmethod
@@ -63,13 +62,11 @@ class GpuInputs(ABC):
         None if it cannot be planned beside that of the step.
         """
 
-    def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
+    def build(self, layout: StepLayout, *, all_states: bool = False) -> StepInput:
         """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
-        layout = StepLayout.of(batch)
-        token_slots, positions, last_tokens, sample_slots, sample_positions = upload(
+        *sent, last_tokens, sample_slots, sample_positions = upload(
             self.device,
-            layout.token_slots,
-            layout.positions,
+            *layout.columns.values(),
             layout.last_tokens,
             layout.sample_slots,
             layout.sample_positions,
@@ -80,20 +77,35 @@ class GpuInputs(ABC):
             # a sampled token's position is its row's length
             alone = self.plan_decodes(sample_slots, sample_positions)
             wanted = None if alone is None else WantedTokens(last, alone)
-        plan = self.plan(batch, layout)
-        input_ids, kv_slots = self.gather(token_slots, positions)
-        forward = ForwardInput(input_ids, positions, kv_slots, plan, wanted=wanted)
-        return StepInput(forward, last, sample_slots, sample_positions.long())
+        plan, columns = self.plan(layout), dict(zip(layout.columns, sent))
+        forward = self.forward_input(columns, self.gather(columns), plan, wanted)
+        return StepInput(forward, SampledPlaces(last, sample_slots, sample_positions.long()))
 
-    def gather(self, token_slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [T] int64 at these places of the slot tables, and where their K and V go [T] int64."""
+    def gather(self, columns: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [T] int64 of tokens with these columns, and where their K and V go [T] int64."""
+        tables = self.tables
         return prepare_step(
-            self.tables.tokens, self.tables.pages, token_slots, positions, self.spec.page_size
+            tables.tokens, tables.pages, columns["slot"], columns["position"], self.spec.page_size
         )
 
-    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
+    def forward_input(
+        self,
+        columns: Mapping[str, torch.Tensor],
+        gathered: tuple[torch.Tensor, torch.Tensor],
+        plan: AttentionPlan,
+        wanted: WantedTokens | None = None,
+    ) -> ForwardInput:
+        """What the model reads of T tokens with these ``columns`` [T] int32, in eager and recorded steps.
+
+        ``gathered``: the result of :meth:`gather`.
+        """
+        input_ids, kv_slots = gathered
+        more = {name: column for name, column in columns.items() if name not in OWN_COLUMNS}
+        return ForwardInput(input_ids, columns["position"], kv_slots, plan, wanted=wanted, columns=more)
+
+    def store(self, places: SampledPlaces, token_ids: torch.Tensor) -> None:
         """Put sampled ids [S] into the token table, where the next launch finds them."""
-        store_tokens(self.tables.tokens, step.sample_slots, step.sample_positions, token_ids)
+        store_tokens(self.tables.tokens, places.slots, places.positions, token_ids)
 
     def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
         """Copy pages (source, destination) in every layer, all as if at once."""
@@ -138,9 +150,9 @@ class TritonInputs(GpuInputs):
         rows = PrefillRows(slots, kv_lens, ordinals, tiles, config=self._exact)
         return TritonAttentionPlan(self.tables.pages, None, rows)
 
-    def plan(self, batch: Batch, layout: StepLayout) -> TritonAttentionPlan:
+    def plan(self, layout: StepLayout) -> TritonAttentionPlan:
         """Decodes, the prefixes they share, and the other rows."""
-        decodes = None if self._exact else self._planned_decodes(batch, layout)
+        decodes = None if self._exact else self._planned_decodes(layout)
         first = layout.num_decodes if self._exact is None else 0
         return TritonAttentionPlan(self.tables.pages, decodes, self._prefill_rows(layout, first))
 
@@ -149,14 +161,14 @@ class TritonInputs(GpuInputs):
     ) -> DecodeRows:
         return DecodeRows(slots, kv_lens, num_decode_splits(len(slots), self.spec.num_kv_heads), shared)
 
-    def _planned_decodes(self, batch: Batch, layout: StepLayout) -> DecodeRows | None:
+    def _planned_decodes(self, layout: StepLayout) -> DecodeRows | None:
         n = layout.num_decodes
         if not n:
             return None
         slots, kv_lens = upload(self.device, layout.slots[:n], layout.kv_lens[:n])
         groups = None
         if self.groups is not None:
-            groups = self.groups.of([row.request for row in batch.rows[:n]], layout.starts[:n])
+            groups = self.groups.of(layout.page_tables[:n], layout.starts[:n])
         shared = None
         if groups is not None:
             sent = upload(self.device, groups.tile_rows, groups.tile_lens, groups.kv_starts)

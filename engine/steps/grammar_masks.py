@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +10,11 @@ import torch
 from ...errors import GrammarError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
-    from ..schedule.batch import Batch
-    from ..schedule.request import Request
+    from .layout import BoundSamples
 
 _MAX_SECONDS = 0.25  # of CPU time, for one mask: whoever needs more holds everybody up
 _ALL = -1  # every bit of a word
@@ -36,34 +36,34 @@ class GrammarMasks:
         pinned = self._device.type == "cuda"
         return torch.empty((rows, self._width), dtype=torch.int32, pin_memory=pinned, device="cpu")
 
-    def fill(self, batch: Batch) -> tuple[torch.Tensor, dict[int, GrammarError]]:
-        """Masks [S, ceil(V / 32)] int32 on the device, one row per drawn token; errors of grammars by row.
+    def fill(self, bound: Sequence[BoundSamples], count: int) -> tuple[torch.Tensor, dict[int, GrammarError]]:
+        """Masks [S, ceil(V / 32)] int32 on the device for S = ``count`` drawn tokens; errors by token.
 
-        Requests without a grammar, and those that ended since they were scheduled, may draw any token.
+        Tokens that no constraint binds, or one that is lifted since they were scheduled, may be any.
         """
-        count = len(batch.sampling_requests)
         if count > len(self._buffer):
             self._buffer = self._allocate(1 << (count - 1).bit_length())
         masks = self._buffer[:count].numpy()
         errors: dict[int, GrammarError] = {}
-        row = 0
-        others = [(other.request, other.num_samples) for other in batch.other_rows]
-        for request, samples in (*zip(batch.decodes.requests, repeat(1)), *others):
-            if request.grammar is None or request.is_finished:
-                masks[row : row + samples] = _ALL
-            elif samples:
-                try:
-                    _fill_rows(request, masks[row : row + samples])
-                except GrammarError as error:
-                    masks[row : row + samples] = _ALL
-                    errors[row] = error
-            row += samples
+        end = 0
+        for one in bound:
+            masks[end : one.first] = _ALL
+            end = one.first + 1 + len(one.drafts)
+            if one.constraint.is_lifted:
+                masks[one.first : end] = _ALL
+                continue
+            try:
+                _fill_rows(one, masks[one.first : end])
+            except GrammarError as error:
+                masks[one.first : end] = _ALL
+                errors[one.first] = error
+        masks[end:] = _ALL
         return self._buffer[:count].to(self._device, non_blocking=True), errors
 
 
-def _fill_rows(request: Request, masks: np.ndarray) -> None:
-    """The masks of a request's next token, and of those behind its drafts as if those had been drawn."""
-    matcher, accepted = request.matcher, 0
+def _fill_rows(bound: BoundSamples, masks: np.ndarray) -> None:
+    """The masks of the next token, and of those behind drafts as if those had been drawn."""
+    matcher, accepted = bound.constraint.matcher, 0
     began = time.thread_time()
     matcher.fill(masks, 0)
     if time.thread_time() - began > _MAX_SECONDS:
@@ -71,7 +71,7 @@ def _fill_rows(request: Request, masks: np.ndarray) -> None:
             f"The constraint needs more than {_MAX_SECONDS} s for one token: there are too many readings of"
             " the text so far. Let its parts be told apart by how they begin."
         )
-    for row, draft in enumerate(request.drafts, 1):
+    for row, draft in enumerate(bound.drafts, 1):
         if not matcher.accept(draft):
             masks[row:] = _ALL  # the draft cannot be drawn, so nothing behind it counts
             break

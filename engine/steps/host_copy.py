@@ -31,15 +31,14 @@ class HostCopy:
 
     def get(self, name: str) -> list | None:
         """The values of a tensor as lists; None if there was none. Blocks until the copy is complete."""
-        tensor = self.tensor(name)
-        return None if tensor is None else tensor.tolist()
+        return self.tensor(name).tolist() if name in self._tensors else None
 
-    def tensor(self, name: str) -> torch.Tensor | None:
-        """The tensor on the host, not to be written to; None if there was none. Blocks like :meth:`get`."""
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor on the host, not to be written to; there must be one. Blocks like :meth:`get`."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None
-        return self._tensors.get(name)
+        return self._tensors[name]
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,16 +7,14 @@ values, so that only equal prompts share what was computed.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ...errors import InvalidRequestError
 from ...models.forward import TokenEmbeds
-from ..schedule.batch import Batch
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
+from .layout import Insert
 
 PLACEHOLDER = 1
 """The token id of every place."""
@@ -63,26 +61,22 @@ def _matrix(given: Any, hidden_size: int, where: str) -> torch.Tensor:
     return matrix
 
 
-def namespace_of(embeds: torch.Tensor) -> Hashable:
-    """The prefix-cache namespace of a prompt: the same for the same values."""
-    return "input_embeds", hashlib.sha256(embeds.numpy().tobytes()).digest()
+def digest_of(embeds: torch.Tensor) -> bytes:
+    """What a prompt is in the prefix cache's namespace: the same for the same values."""
+    return hashlib.sha256(embeds.numpy().tobytes()).digest()
 
 
-def replaced_embeds(batch: Batch, device: torch.device, dtype: torch.dtype) -> TokenEmbeds | None:
-    """What stands in place of looked-up embeddings in this step; None if nothing does."""
-    rows = [row for row in batch.other_rows if row.request.input_embeds is not None]
-    rows = [row for row in rows if row.start < row.request.num_prompt_tokens]
-    if not rows:
+def replaced_embeds(
+    inserts: Sequence[Insert], device: torch.device, dtype: torch.dtype
+) -> TokenEmbeds | None:
+    """What stands in place of looked-up embeddings in a step; None if nothing does."""
+    if not inserts:
         return None
-    chosen = {id(row) for row in rows}
-    places, values, offset = [], [], 0
-    for row in batch.rows:
-        if id(row) in chosen:
-            end = min(row.end, row.request.num_prompt_tokens)
-            places.append(torch.arange(offset, offset + end - row.start, dtype=torch.int64, device="cpu"))
-            values.append(row.request.input_embeds[row.start : end])
-        offset += row.num_tokens
-    return TokenEmbeds(_sent(torch.cat(places), device), _sent(torch.cat(values).to(dtype), device))
+    places = [
+        torch.arange(begin, begin + len(values), dtype=torch.int64, device="cpu") for begin, values in inserts
+    ]
+    values = torch.cat([insert.values for insert in inserts])
+    return TokenEmbeds(_sent(torch.cat(places), device), _sent(values.to(dtype), device))
 
 
 def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:

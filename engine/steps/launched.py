@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import RootletError
 from ...sampling.processors import explain
+from ...sampling.rows import SamplingRow
 from ...sampling.sampler import SampleOutput
-from ..schedule.batch import Batch, StepResult
-from ..schedule.request import TokenLogprob
+from ..schedule.batch import StepResult
+from ..schedule.collected import TokenLogprob
 from .hidden_states import CollectedStates
 from .host_copy import HostCopy
-
-
-@dataclass(frozen=True)
-class PromptScores:
-    """Log-probabilities of consecutive prompt tokens.
-
-    ``row`` is an index into ``batch.rows``; ``values`` holds ``target_ids`` [n] int64, ``logprobs`` [n] fp32
-    and, if asked for, ``top_values`` and ``top_ids`` [n, K].
-    """
-
-    row: int
-    values: HostCopy
+from .prompt_scores import PromptScores
 
 
 @dataclass
 class LaunchedStep:
     """A step whose kernels are enqueued; ``wait`` blocks until its results are on the host.
 
-    ``pending``: what is left to enqueue of a step that cannot draw before the tokens of the one ahead are
-    committed, because its grammar masks depend on them.
+    ``rows``: how each of the S tokens is drawn. ``pending``: what is left to enqueue of a step that cannot
+    draw before the tokens of the one ahead are committed, because its grammar masks depend on them.
     """
 
-    batch: Batch
-    sampled: HostCopy | None
+    rows: Sequence[SamplingRow]
+    sampled: HostCopy | None = None
     scores: tuple[PromptScores, ...] = ()
     states: CollectedStates | None = None
     pending: Callable[[], HostCopy | None] | None = None
@@ -48,51 +38,47 @@ class LaunchedStep:
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it produced."""
-        token_ids = [] if self.sampled is None else self.sampled.get("token_ids")
         states = () if self.states is None else self.states.wait()
+        if self.sampled is None:
+            return StepResult([], prompt_scores=self._prompt_scores(), hidden_states=states)
+        token_ids = self.sampled.tensor("token_ids").tolist()
         return StepResult(
             token_ids,
-            self._logprobs(token_ids),
+            self._logprobs(self.sampled, token_ids),
             self._prompt_scores(),
             states,
-            None if self.sampled is None else self.sampled.get("embeddings"),
-            self._failures(),
+            self.sampled.get("embeddings"),
+            self._failures(self.sampled),
         )
 
-    def _failures(self) -> dict[int, RootletError]:
-        if self.sampled is None:
-            return {}
-        failures = dict(self.sampled.errors)
-        flags = self.sampled.get("flags") or ()  # none: a recorded greedy step, which looks for no NaN
+    def _failures(self, sampled: HostCopy) -> dict[int, RootletError]:
+        failures = dict(sampled.errors)
+        flags = sampled.get("flags") or ()  # none: a recorded greedy step, which looks for no NaN
         if any(flags):
-            requests = self.batch.sampling_requests
             for i, flag in enumerate(flags):
                 if flag:
-                    failures.setdefault(i, explain(flag, requests[i].sampling_row))
+                    failures.setdefault(i, explain(flag, self.rows[i]))
         return failures
 
-    def _logprobs(self, token_ids: list[int]) -> list[TokenLogprob | None] | None:
-        logprobs = None if self.sampled is None else self.sampled.get("logprobs")
+    def _logprobs(self, sampled: HostCopy, token_ids: list[int]) -> list[TokenLogprob | None] | None:
+        logprobs = sampled.get("logprobs")
         if logprobs is None:
             return None
-        values, ids = self.sampled.get("top_values"), self.sampled.get("top_ids")
+        values, ids = sampled.get("top_values") or (), sampled.get("top_ids") or ()
         result: list[TokenLogprob | None] = []
-        for i, request in enumerate(self.batch.sampling_requests):
-            options = request.logprobs
-            if options is None:
+        for i, row in enumerate(self.rows):
+            if not row.logprobs:
                 result.append(None)
                 continue
-            top = tuple(zip(values[i], ids[i]))[: options.top] if options.top else None
+            top = tuple(zip(values[i], ids[i]))[: row.top_logprobs] if row.top_logprobs else None
             result.append(TokenLogprob(logprobs[i], token_ids[i], top))
         return result
 
-    def _prompt_scores(self) -> dict[int, list[TokenLogprob]] | None:
-        if not self.scores:
-            return None
+    def _prompt_scores(self) -> dict[int, list[TokenLogprob]]:
         result: dict[int, list[TokenLogprob]] = {}
         for part in self.scores:
-            ids, logprobs = part.values.get("target_ids"), part.values.get("logprobs")
-            values, top_ids = part.values.get("top_values"), part.values.get("top_ids")
+            ids, logprobs = part.values.tensor("target_ids").tolist(), part.values.tensor("logprobs").tolist()
+            values, top_ids = part.values.get("top_values") or (), part.values.get("top_ids") or ()
             tops = [tuple(zip(v, t)) for v, t in zip(values, top_ids)] if values else [None] * len(ids)
             result.setdefault(part.row, []).extend(
                 TokenLogprob(logprob, token, top) for logprob, token, top in zip(logprobs, ids, tops)

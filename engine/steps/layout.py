@@ -1,37 +1,124 @@
-"""Where the tokens of a batch stand: the arrays that every device's inputs are made of."""
+"""One step as plain data: all that a device needs, and nothing that only the scheduler understands.
+
+Below a layout nobody sees a request. What comes back is named by the places given here: the index of a row,
+or of a drawn token.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..schedule.batch import Batch
+from ...cache.slot_pool import PADDING_SLOT
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...cache.slot_tables import Run
+    from ...sampling.rows import SamplingRow
+    from ..schedule.constraint import RequestConstraint
+
+OWN_COLUMNS = ("slot", "position", "length")
+"""Names of the columns of every step: the slot of a token's row, its index in the sequence, and one more than
+that, which only recorded steps need as a column (how far the token sees, and where the next one goes)."""
+
+
+class ScoreRange(NamedTuple):
+    """Prompt positions ``first : last`` of a row whose successors are scored, with ``top`` alternatives.
+
+    ``token``: index among the step's T of the token at ``first``; ``slot`` is the row's.
+    """
+
+    row: int
+    slot: int
+    first: int
+    last: int
+    token: int
+    top: int
+
+
+class Piece(NamedTuple):
+    """Tokens ``begin : end`` of the step's T, of one row, whose hidden states are wanted."""
+
+    row: int
+    begin: int
+    end: int
+
+
+class Insert(NamedTuple):
+    """Vectors ``values`` [n, H] fp32 on the CPU that stand for tokens, from the step's token ``begin`` on."""
+
+    begin: int
+    values: torch.Tensor
+
+
+class BoundSamples(NamedTuple):
+    """Drawn tokens that one constraint binds: from the ``first`` of the step's S on, one more than drafts."""
+
+    first: int
+    constraint: RequestConstraint
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class StepLayout:
-    """Rows and tokens of one step on the host; R rows, T tokens, after S of which one is drawn."""
+    """R rows and T tokens of one step, after S of which a token is drawn.
 
-    slots: np.ndarray  # [R] int32
-    starts: np.ndarray  # [R] int32, position of each row's first token
-    counts: np.ndarray  # [R] int32, tokens of each row
-    samples: np.ndarray  # [R] int32, after how many of its last tokens one is drawn
-    num_decodes: int  # leading rows of one token
+    Attributes:
+        slots, starts, counts: [R] int32, each row's slot, position of its first token, and number of tokens.
+        samples: [R] int32, after how many of a row's last tokens one is drawn.
+        num_decodes: leading rows of one token.
+        only_decodes: each row is one token of an output: no prompts, no drafts.
+        sampling_rows: [S], how each token is drawn; none in padding.
+        page_tables: [R], the pages of each row's sequence so far. The lists are the scheduler's own, which
+            keeps one for as long as a sequence runs: to be read at launch, not to be changed.
+        more_columns: by name [T] int32, what features look up per token beside ``columns`` of our own.
+        token_writes, page_writes: changes of the slot tables, before anything is computed.
+        page_copies: (source, destination), before anything is computed.
+        scores, pieces, inserts, bound: what some rows want or bring besides, in the order of rows.
+    """
+
+    slots: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    samples: np.ndarray
+    num_decodes: int
+    only_decodes: bool
+    sampling_rows: Sequence[SamplingRow]
+    page_tables: Sequence[Sequence[int]]
+    more_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_writes: Iterable[Run] = ()
+    page_writes: Iterable[Run] = ()
+    page_copies: Sequence[tuple[int, int]] = ()
+    scores: Sequence[ScoreRange] = ()
+    pieces: Sequence[Piece] = ()
+    inserts: Sequence[Insert] = ()
+    bound: Sequence[BoundSamples] = ()
 
     @classmethod
-    def of(cls, batch: Batch) -> StepLayout:
-        """The layout of a batch, which has at least one row."""
-        decodes, n = batch.decodes, len(batch.decodes.requests)
-        slots, starts, counts = columns = np.ones((3, batch.num_rows), dtype=np.int32)
-        samples = np.ones(batch.num_rows, dtype=np.int32)
-        slots[:n], starts[:n] = decodes.slots, decodes.starts
-        if batch.other_rows:
-            _, *others, draws, _, drafts = zip(*batch.other_rows)
-            columns[:, n:] = others
-            samples[n:] = np.add(draws, drafts)
-        return cls(slots, starts, counts, samples, batch.num_decodes)
+    def padding(cls, num_rows: int, num_tokens: int, more_columns: Iterable[str] = ()) -> StepLayout:
+        """Rows of ``num_tokens`` each on the padding slot, at least one.
+
+        Their tokens are 0, so are their columns, and their keys and values all go to the padding page.
+        """
+        slots = np.full(num_rows, PADDING_SLOT, dtype=np.int32)
+        counts = np.full(num_rows, num_tokens, dtype=np.int32)
+        zeros = np.zeros(num_rows * num_tokens, dtype=np.int32)
+        return cls(
+            slots=slots,
+            starts=np.zeros_like(slots),
+            counts=counts,
+            samples=np.ones_like(slots),
+            num_decodes=num_rows if num_tokens == 1 else 0,
+            only_decodes=num_tokens == 1,
+            sampling_rows=(),
+            page_tables=((),) * num_rows,
+            more_columns=dict.fromkeys(more_columns, zeros),
+        )
 
     @property
     def num_rows(self) -> int:
@@ -41,7 +128,12 @@ class StepLayout:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return int(self.q_starts[-1])
+        return len(self.slots) if self.only_decodes else int(self.q_starts[-1])
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return len(self.last_tokens)
 
     @cached_property
     def kv_lens(self) -> np.ndarray:
@@ -58,17 +150,33 @@ class StepLayout:
     @cached_property
     def positions(self) -> np.ndarray:
         """[T] int32, index of each token in its sequence."""
+        if self.only_decodes:
+            return self.starts
         shifts = np.repeat(self.starts - self.q_starts[:-1], self.counts)
         return np.arange(self.num_tokens, dtype=np.int32) + shifts
 
     @cached_property
     def token_slots(self) -> np.ndarray:
         """[T] int32, slot of each token's row."""
-        return np.repeat(self.slots, self.counts)
+        return self.slots if self.only_decodes else np.repeat(self.slots, self.counts)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What every token has, by name [T] int32: "slot", "position" and those of features."""
+        return {"slot": self.token_slots, "position": self.positions, **self.more_columns}
+
+    @property
+    def token_tables(self) -> Sequence[Sequence[int]]:
+        """[T], ``page_tables`` of each token's row."""
+        if len(self.page_tables) == self.num_tokens:
+            return self.page_tables
+        return [table for table, count in zip(self.page_tables, self.counts.tolist()) for _ in range(count)]
 
     @cached_property
     def last_tokens(self) -> np.ndarray:
         """[S] int32, the tokens after which one is sampled."""
+        if self.only_decodes:
+            return np.arange(self.num_rows, dtype=np.int32)
         ends = self.q_starts[1:][self.sample_rows]
         lasts = np.cumsum(self.samples)[self.sample_rows]  # one past the row's last of the S
         return ends - (lasts - np.arange(len(ends))).astype(np.int32)
@@ -81,7 +189,7 @@ class StepLayout:
     @property
     def all_sample(self) -> bool:
         """Whether a token is sampled after every one of the step's."""
-        return len(self.last_tokens) == self.num_tokens
+        return self.num_samples == self.num_tokens
 
     @property
     def sample_slots(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ import torch
 
 from ...cache.kv_cache import KVCache
 from ...cache.memory import free_memory
-from ...cache.slot_tables import PADDING_SLOT, SlotTables
+from ...cache.slot_tables import SlotTables
 from ...kernels.device import STREAMS, give_back_memory
 from ...kernels.gpu.argmax import argmax
-from ..schedule.batch import Batch, BatchRow
+from .layout import StepLayout
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCacheSpec
@@ -34,23 +34,25 @@ def rehearse(
     *,
     num_prefill_tokens: int,
     num_decodes: int,
+    columns: Sequence[str] = (),
     in_turn: bool = False,
     embeds: bool = False,
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
-    Kernels that are not in Triton's cache on disk are compiled on the way, several at once unless steps must
-    run ``in_turn``: where weights or plans are held once for the step under way.
+    ``columns``: names of those that the model reads per token. Kernels that are not in Triton's cache on
+    disk are compiled on the way, several at once unless steps must run ``in_turn``: where weights or plans
+    are held once for the step under way.
     """
     stage = _Stage(model, device, context_length, page_size, make_inputs, embeds)
+    single = StepLayout.padding(1, 1, columns)
+    decodes = StepLayout.padding(num_decodes, 1, columns)
+    short = StepLayout.padding(1, min(num_prefill_tokens, 128), columns)
+    prefill = StepLayout.padding(1, num_prefill_tokens, columns)
     # Compiling is what takes long, and loading cuDNN: each thread begins with kernels of its own.
     tasks = [
-        partial(stage.forward, _decodes(1)),
-        partial(stage.forward, _decodes(num_decodes)),
-        partial(stage.forward, _prefill(min(num_prefill_tokens, 128))),
-        partial(stage.forward, _prefill(num_prefill_tokens)),
-        partial(stage.finish, 1),
-        partial(stage.finish, num_decodes),
+        *(partial(stage.forward, layout) for layout in (single, decodes, short, prefill)),
+        *(partial(stage.finish, layout) for layout in (single, decodes)),
     ]
     try:
         with ThreadPoolExecutor(1 if in_turn else len(tasks)) as threads:
@@ -59,9 +61,10 @@ def rehearse(
         give_back_memory(device)
         before = free_memory(device)
         reserved = torch.cuda.memory_reserved(device)
-        for batch in (_prefill(num_prefill_tokens), _decodes(num_decodes)):
-            stage.forward(batch)
-            stage.finish(batch.num_rows)
+        stage.forward(prefill)
+        stage.finish(single)
+        stage.forward(decodes)
+        stage.finish(decodes)
         grown = torch.cuda.memory_reserved(device) - reserved
     finally:
         stage.close()
@@ -89,39 +92,27 @@ class _Stage:
         self._stream = STREAMS.borrow(device)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> None:
+    def forward(self, layout: StepLayout) -> None:
         """The layers."""
         with torch.cuda.stream(self._stream):
             # states of every token, as prompt scores ask for: the larger step
-            self._model.forward(self._inputs.build(batch, all_states=True).forward, self._kv)
+            self._model.forward(self._inputs.build(layout, all_states=True).forward, self._kv)
             self._stream.synchronize()
 
     @torch.inference_mode()
-    def finish(self, num_rows: int) -> None:
-        """What follows the last layer."""
+    def finish(self, decodes: StepLayout) -> None:
+        """What follows the last layer, for rows that each draw a token."""
+        num_rows = decodes.num_rows
         with torch.cuda.stream(self._stream):
             shape = (num_rows, self._model.hidden_size)
             hidden = torch.zeros(shape, dtype=self._model.dtype, device=self._device)
             if self._embeds:
                 self._model.compute_embeddings(hidden)
             else:
-                step = self._inputs.build(_decodes(num_rows))
-                self._inputs.store(step, argmax(self._model.compute_logits(hidden)))
+                step = self._inputs.build(decodes)
+                self._inputs.store(step.sampled, argmax(self._model.compute_logits(hidden)))
             self._stream.synchronize()
 
     def close(self) -> None:
         """Give the stream back; the memory goes with the object."""
         STREAMS.give_back(self._stream, self._device)
-
-
-def _decodes(count: int) -> Batch:
-    return Batch((_padding_row(1),) * count, num_decodes=count)
-
-
-def _prefill(num_tokens: int) -> Batch:
-    return Batch((_padding_row(num_tokens),), num_decodes=int(num_tokens == 1))
-
-
-def _padding_row(num_tokens: int) -> BatchRow:
-    """A row on the padding slot: its tokens are 0, its keys and values all go to the padding page."""
-    return BatchRow(None, PADDING_SLOT, 0, num_tokens, True, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import is_
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,34 +12,32 @@ from ...kernels.gpu.attention import SharedPrefixes
 from ...kernels.gpu.prefix_attention import num_prefix_splits, rows_per_tile
 from ...kernels.gpu.prefix_groups import SharedGroups, group_rows
 
-if TYPE_CHECKING:
-    from ..schedule.request import Request
-
 
 class PrefixGroups:
     """Finds groups of decode rows that share whole pages at their start.
 
-    Pages of a running request stay where they are, so the groups hold as long as the rows are the same.
+    Pages of a running sequence stay where they are, so the groups hold as long as the rows are the same.
     """
 
     def __init__(self, num_q_heads: int, num_kv_heads: int, page_size: int) -> None:
         self._num_kv_heads = num_kv_heads
         self._page_size = page_size
         self._rows_per_tile = rows_per_tile(num_q_heads, num_kv_heads)
-        self._requests: list[Request] = []
+        self._tables: list[Sequence[int]] = []
         self._groups: SharedGroups | None = None
 
-    def of(self, requests: Sequence[Request], positions: np.ndarray) -> SharedGroups | None:
-        """The groups of decode rows of these requests, None where sharing does not pay.
+    def of(self, tables: Sequence[Sequence[int]], positions: np.ndarray) -> SharedGroups | None:
+        """The groups of decode rows with these page tables, None where sharing does not pay.
 
-        ``positions`` [B]: where their tokens stand. Rows of one request, one behind the other (drafts), share
-        the pages before all of them.
+        ``positions`` [B]: where their tokens stand. Rows are the same if their tables are the same lists,
+        however they have grown. Rows of one sequence, one behind the other (drafts), share the pages before
+        all of them.
         """
-        known = self._requests
-        if len(requests) != len(known) or not all(map(is_, requests, known)):
-            self._requests = list(requests)
+        known = self._tables
+        if len(tables) != len(known) or not all(map(is_, tables, known)):
+            self._tables = list(tables)
             # with the page that is being written
-            pages = [r.pages[: p // self._page_size + 1] for r, p in zip(requests, positions.tolist())]
+            pages = [table[: p // self._page_size + 1] for table, p in zip(tables, positions.tolist())]
             self._groups = group_rows(pages, self._page_size, self._rows_per_tile)
         return self._groups
 

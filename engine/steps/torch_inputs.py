@@ -1,4 +1,4 @@
-"""From a batch's layout to the tensors of one forward pass, on the CPU or with torch alone.
+"""From a step's layout to the tensors of one forward pass, on the CPU or with torch alone.
 
 The GPU's counterpart, which the Triton kernels read, is ``gpu_inputs.py``.
 """
@@ -6,29 +6,20 @@ The GPU's counterpart, which the Triton kernels read, is ``gpu_inputs.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ...kernels.attention import PagedAttentionPlan
 from ...models.forward import ForwardInput, WantedTokens
-from ..schedule.batch import Batch
 from .layout import StepLayout
+from .step_input import SampledPlaces, StepInput
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache
     from ...cache.slot_tables import SlotTables
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """What the model reads, and which tokens (S of T) are followed by a sampled one."""
-
-    forward: ForwardInput
-    last_tokens: torch.Tensor | None  # [S] indices into the T tokens; None: all, in order
-    sample_slots: torch.Tensor  # [S] int64
-    sample_positions: torch.Tensor  # [S] int64
 
 
 class TorchInputs:
@@ -38,12 +29,11 @@ class TorchInputs:
         self._tables = tables
         self._page_size = page_size
 
-    def build(self, batch: Batch, *, all_states: bool = False) -> StepInput:
+    def build(self, layout: StepLayout, *, all_states: bool = False) -> StepInput:
         """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
-        layout = StepLayout.of(batch)
         tables, page_size, device = self._tables, self._page_size, self._tables.tokens.device
 
-        def on_device(values, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        def on_device(values: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.from_numpy(values).to(device, dtype)
 
         token_slots, positions = on_device(layout.token_slots), on_device(layout.positions)
@@ -79,20 +69,17 @@ class TorchInputs:
             kv_slots=pages * page_size + positions % page_size,
             attention=plan,
             wanted=wanted,
+            columns={name: on_device(v, torch.int32) for name, v in layout.more_columns.items()},
         )
-        return StepInput(
-            forward,
-            last,
-            on_device(layout.sample_slots),
-            on_device(layout.sample_positions),
-        )
+        places = SampledPlaces(last, on_device(layout.sample_slots), on_device(layout.sample_positions))
+        return StepInput(forward, places)
 
-    def store(self, step: StepInput, token_ids: torch.Tensor) -> None:
+    def store(self, places: SampledPlaces, token_ids: torch.Tensor) -> None:
         """Put sampled ids [S] into the token table, where the next launch finds them."""
         tokens = self._tables.tokens
         # The last token of a full context has no next step; its column would lie outside the table.
-        inside = step.sample_positions.clamp(max=tokens.shape[1] - 1)
-        tokens[step.sample_slots, inside] = token_ids.to(tokens.dtype)
+        inside = places.positions.clamp(max=tokens.shape[1] - 1)
+        tokens[places.slots, inside] = token_ids.to(tokens.dtype)
 
     def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
         """Copy pages (source, destination) in every layer, all as if at once."""

@@ -7,8 +7,9 @@ a :class:`~rootlet.models.layers.make.Make`, and says what else is unlike the us
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,9 @@ class CausalLM(ABC):
 
     tie_word_embeddings = False
     """Whether the head shares the embedding table when the configuration does not say."""
+
+    token_columns: Sequence[Any] = ()
+    """What it reads per token besides ids and positions: each a ``TokenColumn``, found in ``inp.columns``."""
 
     multiplies_in_kernels = True
     """Its parts have no products but those of :class:`Linear`."""

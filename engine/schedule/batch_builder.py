@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .request import Request
 
 
-class StepPlan:
+class BatchBuilder:
     """Rows and table updates so far.
 
     Args:
@@ -35,7 +35,7 @@ class StepPlan:
         decodes = min(len(self.decodes), self._budget // 2) if self._even else 0
         return self._budget - decodes - self.num_prefill_tokens
 
-    def freeze(self, *, collects_states: bool) -> Batch:
+    def build(self, *, collects_states: bool, speculates: bool, is_bound: bool) -> Batch:
         """The batch."""
         return Batch(
             other_rows=(*self.singles, *self.prefills),
@@ -45,4 +45,6 @@ class StepPlan:
             token_writes=tuple(self.token_writes),
             decodes=Decodes.of(self.decodes),
             collects_states=collects_states,
+            speculates=speculates,
+            is_bound=is_bound,
         )
