@@ -92,8 +92,9 @@ class Make:
     ) -> Linear:
         """A product of x ``[T, in_features]`` with so many ``rows`` of each name, merged into one matrix.
 
-        Sizes are those of the whole model; ``split`` says which of them ranks divide among themselves: a
-        product split along ``in`` follows one split along ``out``, and is summed over ranks. None: neither.
+        Sizes are those of the whole model; ``split`` says which of them ranks divide among themselves. A
+        product split along ``in`` follows one split along ``out``: each rank's is a part of the sum. None:
+        every rank has all.
         """
         size = self.ranks.size
         if split == "in":
