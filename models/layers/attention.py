@@ -40,8 +40,8 @@ class Attention(Part):
     ) -> None:
         names, hidden = make.names, make.config.hidden_size
         q_size, kv_size = heads.q * heads.dim, heads.kv * heads.dim
-        shards = {names.q: q_size, names.k: kv_size, names.v: kv_size}
-        self.qkv = make.linear(hidden, shards, bias=qkv_bias, split="out")
+        rows = {names.q: q_size, names.k: kv_size, names.v: kv_size}
+        self.qkv = make.linear(hidden, rows, bias=qkv_bias, split="out")
         self.output = make.linear(q_size, {names.output: hidden}, bias=output_bias, split="in")
         self.rotary = rotary
         self.num_heads = heads.q // make.ranks.size

@@ -15,24 +15,23 @@ from .storage import DenseStorage, NamedSlots, PackedStorage, WeightSlot
 
 
 class Linear:
-    """``y = x W^T + b`` with the rows of W and b in named shards, one after the other.
+    """``y = x W^T + b``, where W and b have so many ``rows`` of each name, one after the other.
 
-    A plain projection has one shard, ``{"o_proj": H}``; merged ones several, ``{"gate_proj": I,
-    "up_proj": I}``, so that one multiplication does the work of all. ``weight`` and ``bias`` have as many
-    rows as all shards together.
+    A plain projection has one name, ``{"o_proj": H}``; merged ones several, ``{"gate_proj": I,
+    "up_proj": I}``, so that one multiplication does the work of all.
     """
 
-    __slots__ = ("_shards", "bias", "weight")
+    __slots__ = ("_rows", "bias", "weight")
 
-    def __init__(self, shards: Mapping[str, int], weight: PackedStorage, bias: DenseStorage | None) -> None:
-        self._shards = dict(shards)
+    def __init__(self, rows: Mapping[str, int], weight: PackedStorage, bias: DenseStorage | None) -> None:
+        self._rows = dict(rows)
         self.weight = weight
         self.bias = bias
 
     def weights(self) -> NamedSlots:
-        """Checkpoint names: ``<shard>.weight`` and, where there is one, ``<shard>.bias``."""
+        """Checkpoint names: ``<name>.weight`` and, where there is one, ``<name>.bias``."""
         start = 0
-        for name, size in self._shards.items():
+        for name, size in self._rows.items():
             yield f"{name}.weight", WeightSlot(self.weight, start, start + size)
             if self.bias is not None:
                 yield f"{name}.bias", WeightSlot(self.bias, start, start + size)

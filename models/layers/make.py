@@ -28,7 +28,7 @@ class Heads(NamedTuple):
 class Ranks(NamedTuple):
     """Which of ``size`` processes, that compute a model together, this one is."""
 
-    index: int = 0
+    rank: int = 0
     size: int = 1
 
 
@@ -85,27 +85,26 @@ class Make:
     def linear(
         self,
         in_features: int,
-        shards: Mapping[str, int],
+        rows: Mapping[str, int],
         *,
         bias: bool = False,
         split: Literal["in", "out"] | None = None,
     ) -> Linear:
-        """A product of x ``[T, in_features]``, whose rows are those of the named shards.
+        """A product of x ``[T, in_features]`` with so many ``rows`` of each name, merged into one matrix.
 
-        Sizes are those of the whole model; ``split`` says which of them ranks divide among themselves: a
-        product split along ``in`` follows one split along ``out``, and is summed over ranks. None: neither.
+        Sizes are those of the whole model; ``split`` says which of them ranks divide among themselves. A
+        product split along ``in`` follows one split along ``out``: each rank's is a part of the sum. None:
+        every rank has all.
         """
         size = self.ranks.size
         if split == "in":
             in_features //= size
         elif split == "out":
-            shards = {name: rows // size for name, rows in shards.items()}
-        out_features = sum(shards.values())
-        name = dotted(self.prefix, next(iter(shards))) if len(shards) == 1 else self.prefix
+            rows = {name: count // size for name, count in rows.items()}
+        out_features = sum(rows.values())
+        name = dotted(self.prefix, next(iter(rows))) if len(rows) == 1 else self.prefix
         weight = self.scheme.matrix(name, (out_features, in_features), self.dtype, self.device)
-        return Linear(
-            shards, weight, DenseStorage((out_features,), self.dtype, self.device) if bias else None
-        )
+        return Linear(rows, weight, DenseStorage((out_features,), self.dtype, self.device) if bias else None)
 
     def rms_norm(self, size: int | None = None, *, eps: float | None = None, offset: float = 0.0) -> RMSNorm:
         """A norm of ``size`` columns, by default H, with the configuration's ``rms_norm_eps``."""

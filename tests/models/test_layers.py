@@ -239,7 +239,7 @@ def test_weights_are_ordinary_tensors_in_any_mode():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_multiplies_all_shards_at_once(bias):
+def test_linear_multiplies_all_rows_at_once(bias):
     layer = make().linear(4, {"a": 2, "b": 3}, bias=bias)
     WeightTable(layer.weights(), {}).load((name, torch.randn(slot.shape)) for name, slot in layer.weights())
     x = torch.randn(5, 4)
