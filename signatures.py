@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from .errors import unknown_option
 
@@ -50,7 +50,7 @@ def suggest_names(
                 return function(*args, **kwargs)
 
         call.__signature__ = signature  # type: ignore[attr-defined]
-        return call
+        return cast("Callable[P, R]", call)  # checkers lose that the coroutine of `async def` is the R there
 
     return decorate
 

@@ -65,7 +65,8 @@ class KVCache:
         shape = (2, spec.num_layers, num_pages, spec.page_size, spec.num_kv_heads, spec.head_dim)
         self._data: torch.Tensor | None = zeros(shape, spec.dtype, self.device)
         # the same bytes for copy_pages: torch's indexed copies know no float8
-        self._raw = self._data.view(torch.uint8) if spec.dtype.itemsize == 1 else self._data
+        is_float8 = spec.dtype.itemsize == 1
+        self._raw: torch.Tensor | None = self._data.view(torch.uint8) if is_float8 else self._data
         self.k: tuple[torch.Tensor, ...] = tuple(self._data[0])
         self.v: tuple[torch.Tensor, ...] = tuple(self._data[1])
         self.layers: tuple[LayerKV, ...] = tuple(map(LayerKV, self.k, self.v))
@@ -93,6 +94,7 @@ class KVCache:
             )
         if not src:
             return
+        assert self._raw is not None  # no step runs after close()
         pairs = torch.tensor([list(src), list(dst)], dtype=torch.int64, device="cpu")
         if self.device.type == "cuda":
             pairs = pairs.pin_memory().to(self.device, non_blocking=True)

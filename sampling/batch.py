@@ -208,7 +208,7 @@ def upload(batch: Any, device: torch.device) -> Any:
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
-    elif is_dataclass(value):
+    elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from _tensors(getattr(value, field.name))
 
@@ -217,7 +217,7 @@ def _map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     """``value`` with every tensor replaced, in the order of ``_tensors``."""
     if isinstance(value, torch.Tensor):
         return change(value)
-    if not is_dataclass(value):
+    if not is_dataclass(value) or isinstance(value, type):
         return value
     return replace(value, **{f.name: _map_tensors(getattr(value, f.name), change) for f in fields(value)})
 

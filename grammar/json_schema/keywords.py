@@ -11,8 +11,18 @@ from typing import Any
 from ...errors import GrammarError
 from .drafts import REFUSED
 
-APPLIERS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf", "not", "if", "then", "else")
-APPLIERS += ("dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems")
+APPLIERS: tuple[str, ...] = (
+    "$ref",
+    "const",
+    "enum",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "not",
+    "if",
+    "then",
+    "else",
+) + ("dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems")
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 OF_TYPE = {
     "string": ("minLength", "maxLength", "pattern", "format"),

@@ -94,6 +94,7 @@ def load_model(
         checkpoint = _open_dummy(model, chosen, device)
     elif gguf_file is not None:
         checkpoint = open_gguf(gguf_file, config.num_heads, config.num_kv_heads, chosen)
+    assert checkpoint is not None  # other formats were opened for the type they store
     model.load_weights(named_tensors(checkpoint, progress))
     return LoadedModel(model, config, _read_generation_config(source, gguf_file), source)
 
@@ -114,11 +115,11 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
 
 def _open_folder(source: ModelSource) -> Checkpoint | None:
     """The checkpoint of a folder; None for GGUF and dummy, which are opened when the dtype is known."""
+    if source.shards is None:
+        return None
     if source.format == "safetensors":
         return open_safetensors(source.shards)
-    if source.format == "pt":
-        return open_torch_bin(source.shards)
-    return None
+    return open_torch_bin(source.shards)
 
 
 def _open_dummy(model: Model, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
