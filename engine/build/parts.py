@@ -218,7 +218,8 @@ def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraint
     rows, on_gpu = resolved.max_decode_rows, resolved.device.type == "cuda"
     if on_gpu and not config.disable_cuda_graph:
         rows = min(rows, config.cuda_graph_max_bs or rows)  # a step that is not recorded costs more
-    drafter = None if resolved.embeds else make_drafter(config, constraints, rows, on_gpu=on_gpu)
+    drafts = resolved.kind.is_text
+    drafter = make_drafter(config, constraints, rows, on_gpu=on_gpu) if drafts else None
     pool = PagePool(resolved.num_pages)
     return Scheduler(
         pool=pool,
