@@ -1,8 +1,8 @@
-"""A per-token input is one class and one registration: vectors that requests choose, recorded or not."""
+"""A per-token input is one part and one registration: deltas that requests choose, recorded or not."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
 
 import pytest
 import torch
@@ -11,24 +11,32 @@ import rootlet
 from rootlet.engine.steps.columns import RequestColumn
 from rootlet.errors import ModelError
 from rootlet.models import registry
-from rootlet.models.forward import TokenEmbeds
+from rootlet.models.layers.attention import Attention
+from rootlet.models.layers.layers import PreNormLayer
+from rootlet.models.layers.mlp import GatedMLP
 from rootlet.models.llama import LlamaForCausalLM
 
 from ..models.hf import build_hf
 
-DELTAS = torch.linspace(-1, 1, 3 * 32).view(3, 32).sin()  # [number, H]
+WIDTHS = {"q_proj": 32, "k_proj": 16, "v_proj": 16}
+DELTAS = torch.linspace(-1, 1, 3 * sum(WIDTHS.values())).view(3, -1).sin()  # [number, q | k | v]
 DELTAS[0] = 0
 
 
-class Shifted(LlamaForCausalLM):
-    """Projects tokens to their embedding plus one of a few vectors, by the number at the end of a rid."""
+class Shifted(Attention):
+    """Projects q, k and v and adds one of a few vectors, by the number at the end of a rid."""
 
+    def project(self, x, inp):
+        return super().project(x, inp) + DELTAS[inp.columns["delta"]]
+
+
+class ShiftedForCausalLM(LlamaForCausalLM):
     token_columns = (RequestColumn("delta", lambda request: int(request.rid[-1])),)
 
-    def forward(self, inp, kv):
-        values = self.embedding.forward(inp.input_ids) + DELTAS[inp.columns["delta"]]
-        places = torch.arange(len(values), dtype=torch.int64, device=values.device)
-        return super().forward(replace(inp, embeds=TokenEmbeds(places, values)), kv)
+    def layer(self, index, make):
+        attention = Shifted(make.at(make.names.attention), self.rotary, make.heads)
+        mlp = GatedMLP(make.at(make.names.mlp))
+        return PreNormLayer(make.names, attention, mlp, make.rms_norm(), make.rms_norm())
 
 
 PROMPTS = [[5, 6, 7], [9] * 20, list(range(40, 51)), [3]]
@@ -39,7 +47,7 @@ OUTPUT = 10
 @pytest.fixture(scope="module")
 def hf():
     return build_hf(
-        "Llama", max_position_embeddings=128, num_hidden_layers=1, hidden_size=32, num_attention_heads=2,
+        "Llama", max_position_embeddings=128, num_hidden_layers=2, hidden_size=32, num_attention_heads=2,
         num_key_value_heads=1,
     )  # fmt: skip
 
@@ -47,7 +55,7 @@ def hf():
 @pytest.fixture
 def folder(hf, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
-    rootlet.register_model("ShiftedForCausalLM", Shifted)
+    rootlet.register_model("ShiftedForCausalLM", ShiftedForCausalLM)
     hf.save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("LlamaForCausalLM", "ShiftedForCausalLM"))
@@ -56,11 +64,18 @@ def folder(hf, tmp_path, monkeypatch):
 
 @torch.inference_mode()
 def expected(hf, prompt, number):
-    """Transformers' greedy tokens with that vector added to every embedding."""
+    """Transformers' greedy tokens with that vector added to every layer's q, k and v."""
     tokens = list(prompt)
-    for _ in range(OUTPUT):
-        embeds = hf.get_input_embeddings()(torch.tensor([tokens])) + DELTAS[number]
-        tokens.append(int(hf(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax()))
+    deltas = dict(zip(WIDTHS, DELTAS[number].split(list(WIDTHS.values()))))
+    with contextlib.ExitStack() as hooks:
+        for name, module in hf.named_modules():
+            delta = deltas.get(name.rpartition(".")[2])
+            if delta is not None:
+                hook = module.register_forward_hook(lambda _, __, y, delta=delta: y + delta)
+                hooks.callback(hook.remove)
+        for _ in range(OUTPUT):
+            logits = hf(input_ids=torch.tensor([tokens]), use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
     return tuple(tokens[len(prompt) :])
 
 
@@ -103,6 +118,6 @@ def test_recorded_steps_carry_the_column(hf, folder, monkeypatch):
 
 def test_the_engines_own_names_are_taken(folder, monkeypatch):
     for name in ("slot", "length"):
-        monkeypatch.setattr(Shifted, "token_columns", (RequestColumn(name, lambda _: 0),))
+        monkeypatch.setattr(ShiftedForCausalLM, "token_columns", (RequestColumn(name, lambda _: 0),))
         with pytest.raises(ModelError, match=f"'{name}' more than once"):
             generate(folder)
