@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine.schedule.batch import Batch, BatchRow
 from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
 from rootlet.engine.steps.layout import StepLayout
 from rootlet.errors import ConfigError, ModelError
@@ -45,9 +45,16 @@ def planned(case, num_decodes, planner, device="cpu"):
     slots = [len(case.rows) + 1 - row for row in range(len(case.rows))]
     for row, slot in enumerate(slots):
         tables.pages[slot] = table[row].to(device)
-    rows = [BatchRow(None, slot, kv - q, q, True, None) for slot, (q, kv) in zip(slots, case.rows)]
-    batch = Batch(tuple(rows), num_decodes)
-    return FlashInferInputs(tables, spec, planner).plan(batch, StepLayout.of(batch))
+    counts, kv_lens = np.array(case.rows, dtype=np.int32).T
+    layout = replace(
+        StepLayout.padding(len(slots), 1),
+        slots=np.array(slots, dtype=np.int32),
+        starts=kv_lens - counts,
+        counts=counts,
+        num_decodes=num_decodes,
+        only_decodes=False,
+    )
+    return FlashInferInputs(tables, spec, planner).plan(layout)
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
