@@ -16,7 +16,9 @@ class EmbeddingOutput(DocumentedOutput):
     Reads like the documented dictionary too: ``out["embedding"]``, ``out["meta_info"]["prompt_tokens"]`` and,
     in a batch, ``out["index"]``. Outputs are compared without ``timing``.
 
-    Attributes, besides those of :class:`~rootlet.engine.replies.outputs.DocumentedOutput`:
+    Attributes:
+        rid, finish_reason, prompt_tokens, cached_tokens, index, weights_version, timing: as in
+            :class:`~rootlet.engine.replies.outputs.DocumentedOutput`.
         embedding: fp32 values: of an embedding model the normalised state of the last token ``[H]``, of a
             classifier the score of each label (logits), of a reward model the reward alone. None if aborted.
     """

@@ -92,7 +92,9 @@ class RequestOutput(DocumentedOutput):
     Reads like the documented dictionary too: ``out["text"]`` (or ``out["token_ids"]`` without a tokenizer),
     ``out["meta_info"]["prompt_tokens"]`` and, in a batch, ``out["index"]``.
 
-    Attributes, besides those of :class:`DocumentedOutput`:
+    Attributes:
+        rid, finish_reason, prompt_tokens, cached_tokens, index, weights_version, timing: as in
+            :class:`DocumentedOutput`.
         text: text generated so far (cumulative), or None without a tokenizer.
         token_ids: generated token ids so far, stop token included.
         completion_tokens: how many those are.
