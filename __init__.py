@@ -19,11 +19,11 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .engine.chat.outputs import ChatOutput
-    from .engine.embedding import EmbeddingOutput
+    from .engine.documented import async_stream_and_merge, stream_and_merge
     from .engine.engine import Engine
     from .engine.jobs import run_jobs
-    from .engine.outputs import RequestOutput
-    from .engine.streams import async_stream_and_merge, stream_and_merge
+    from .engine.replies.embedding import EmbeddingOutput
+    from .engine.replies.outputs import RequestOutput
     from .grammar.tool_calls import Function, FunctionCallParser, Tool, ToolCallItem
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
@@ -53,16 +53,16 @@ __all__ = [
 _LAZY = {
     "ChatOutput": ".engine.chat.outputs",
     "CustomLogitProcessor": ".sampling.custom",
-    "EmbeddingOutput": ".engine.embedding",
+    "EmbeddingOutput": ".engine.replies.embedding",
     "Engine": ".engine.engine",
     "Function": ".grammar.tool_calls",
     "FunctionCallParser": ".grammar.tool_calls",
-    "RequestOutput": ".engine.outputs",
+    "RequestOutput": ".engine.replies.outputs",
     "SamplingParams": ".sampling.params",
     "Tool": ".grammar.tool_calls",
     "ToolCallItem": ".grammar.tool_calls",
-    "async_stream_and_merge": ".engine.streams",
-    "stream_and_merge": ".engine.streams",
+    "async_stream_and_merge": ".engine.documented",
+    "stream_and_merge": ".engine.documented",
     "register_model": ".models.registry",
     "run_jobs": ".engine.jobs",
 }

@@ -19,6 +19,7 @@ import torch
 
 from rootlet.kernels import activation, attention, embedding, native, norm, rotary
 from rootlet.kernels.attention import PagedAttentionPlan
+from rootlet.kernels.scoring import Scoring
 from rootlet.kernels.threads import Team
 
 PAGE_SIZE = 16
@@ -112,7 +113,7 @@ def attention_work(heads: tuple[int, int, int], dtype: torch.dtype) -> Iterator[
         )
         caches = torch.randn(2, rows * pages + 1, PAGE_SIZE, num_kv, dim).to(dtype)
         q = torch.randn(rows * tokens, num_q, dim).to(dtype)
-        args = (q, *caches, plan, dim**-0.5, None, None)
+        args = (q, *caches, plan, Scoring(dim**-0.5))
         pairs = rows * sum(range(context - tokens + 1, context + 1))
         yield Work(
             f"attention {num_q}/{num_kv} x {dim}: {rows} x {tokens} of {context}",

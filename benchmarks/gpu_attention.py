@@ -27,6 +27,7 @@ from rootlet.kernels.gpu.decode_attention import decode_attention, num_decode_sp
 from rootlet.kernels.gpu.merge_states import empty_partials
 from rootlet.kernels.gpu.prefill_attention import PrefillConfig, prefill_attention, prefill_tiles, tile_tokens
 from rootlet.kernels.gpu.prefix_attention import prefix_attention, rows_per_tile
+from rootlet.kernels.scoring import Scoring
 
 L8B, Q05B = (32, 8, 128), (14, 2, 64)
 
@@ -138,7 +139,7 @@ class Tensors:
         page_size, max_q, max_kv = self.k.shape[1], int(self.counts.max()), int(self.contexts.max())
         table = self.pages[self.slots[0].long()]
         plan = PagedAttentionPlan(table, self.q_starts, self.kv_lens, page_size, max_q, max_kv)
-        return paged_attention_reference(self.q, self.k, self.v, plan, self.scale, None, None)
+        return paged_attention_reference(self.q, self.k, self.v, plan, Scoring(self.scale))
 
 
 def decode_calls(tensors: Tensors, options: tuple) -> list[Callable[[], object]]:
@@ -148,9 +149,9 @@ def decode_calls(tensors: Tensors, options: tuple) -> list[Callable[[], object]]
 
     def call(slots):
         return decode_attention(
-            tensors.q, tensors.k, tensors.v, tensors.pages, slots, tensors.kv_lens, num_splits=splits,
-            scale=tensors.scale, partials=partials, out=tensors.out, block_n=block_n, num_warps=warps,
-            num_stages=stages,
+            tensors.q, tensors.k, tensors.v, tensors.pages, slots, tensors.kv_lens,
+            Scoring(tensors.scale), num_splits=splits, partials=partials, out=tensors.out,
+            block_n=block_n, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     return [lambda slots=slots: call(slots) for slots in tensors.slots]
@@ -163,7 +164,7 @@ def prefill_calls(tensors: Tensors, options: tuple) -> list[Callable[[], object]
     return [
         lambda: prefill_attention(
             tensors.q, tensors.k, tensors.v, tensors.pages, tensors.slots[0], tensors.q_starts,
-            tensors.kv_lens, tiles, scale=tensors.scale, out=tensors.out, config=config,
+            tensors.kv_lens, tiles, Scoring(tensors.scale), out=tensors.out, config=config,
         )
     ]  # fmt: skip
 
@@ -197,17 +198,17 @@ class Shared:
         block_n, warps, stages = options
         t = self.tensors
         prefix_attention(
-            t.q, t.k, t.v, t.pages, t.slots[0], self.tile_rows, self.tile_lens, partials=self.partials,
-            num_splits=1, scale=t.scale, block_n=block_n, num_warps=warps, num_stages=stages,
+            t.q, t.k, t.v, t.pages, t.slots[0], self.tile_rows, self.tile_lens, Scoring(t.scale),
+            partials=self.partials, num_splits=1, block_n=block_n, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     def own(self, options: tuple) -> torch.Tensor:
         block_n, warps, stages = options
         t = self.tensors
         return decode_attention(
-            t.q, t.k, t.v, t.pages, t.slots[0], t.kv_lens, num_splits=1, scale=t.scale, kv_starts=self.starts,
-            partials=self.partials, first_split=1, out=t.out, block_n=block_n, num_warps=warps,
-            num_stages=stages,
+            t.q, t.k, t.v, t.pages, t.slots[0], t.kv_lens, Scoring(t.scale), num_splits=1,
+            kv_starts=self.starts, partials=self.partials, first_split=1, out=t.out,
+            block_n=block_n, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     def plain(self, options: tuple) -> torch.Tensor:

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from cpu import machine
 
-from rootlet.engine.constraints import _cut, _vocabulary
-from rootlet.engine.token_text import TokenPieces
+from rootlet.engine.replies.token_text import TokenPieces
+from rootlet.engine.requests.constraints import _cut, _vocabulary
 from rootlet.errors import GrammarError
 from rootlet.grammar.budget import Budget
 from rootlet.grammar.constraint import Constraint

@@ -20,13 +20,15 @@ from collections.abc import Iterator, Sequence
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
-from rootlet.engine.batch import Batch, StepResult
 from rootlet.engine.core import EngineCore
-from rootlet.engine.inputs import GenerateArgs, Limits, RequestFactory
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.policies import make_policy
-from rootlet.engine.scheduler import Scheduler
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.requests.arguments import GenerateArgs
+from rootlet.engine.requests.factory import RequestFactory
+from rootlet.engine.requests.prompts import Limits
+from rootlet.engine.schedule.batch import Batch, StepResult
+from rootlet.engine.schedule.policies import make_policy
+from rootlet.engine.schedule.scheduler import Scheduler
+from rootlet.engine.steps.batch_layout import lay_out
 
 PROMPT_TOKENS = 128
 WINDOW = 32  # steps timed together
@@ -37,7 +39,6 @@ class ConstantStep:
     """A launched step that is done already."""
 
     def __init__(self, batch: Batch) -> None:
-        self.batch = batch
         self.result = StepResult([7] * len(batch.sampling_requests))
 
     def draw(self) -> None:
@@ -57,7 +58,7 @@ class ConstantRunner:
     def launch(self, batch: Batch) -> ConstantStep:
         """Start, and end, a step."""
         if self.layout:
-            layout = StepLayout.of(batch)
+            layout = lay_out(batch)
             _ = layout.slots, layout.positions, layout.kv_lens, layout.last_tokens
         return ConstantStep(batch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -35,8 +36,19 @@ class KVCacheSpec:
         return self.page_size * self.bytes_per_token
 
 
+class LayerKV(NamedTuple):
+    """Where one layer keeps keys and values, each ``[num_pages, page_size, Hkv, D]``.
+
+    ``group``: layers of one group share page tables, and with them a step's places and attention plan.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    group: int = 0
+
+
 class KVCache:
-    """Keys and values of all layers: ``k[layer]`` and ``v[layer]`` are ``[num_pages, page_size, Hkv, D]``.
+    """Keys and values of all layers: ``layers[i].k`` and ``.v`` are ``[num_pages, page_size, Hkv, D]``.
 
     All are contiguous views of one tensor ``[2, num_layers, num_pages, page_size, Hkv, D]``, so that one call
     copies a page in every layer. ``num_pages`` includes page 0, the padding page.
@@ -53,9 +65,11 @@ class KVCache:
         shape = (2, spec.num_layers, num_pages, spec.page_size, spec.num_kv_heads, spec.head_dim)
         self._data: torch.Tensor | None = zeros(shape, spec.dtype, self.device)
         # the same bytes for copy_pages: torch's indexed copies know no float8
-        self._raw = self._data.view(torch.uint8) if spec.dtype.itemsize == 1 else self._data
+        is_float8 = spec.dtype.itemsize == 1
+        self._raw: torch.Tensor | None = self._data.view(torch.uint8) if is_float8 else self._data
         self.k: tuple[torch.Tensor, ...] = tuple(self._data[0])
         self.v: tuple[torch.Tensor, ...] = tuple(self._data[1])
+        self.layers: tuple[LayerKV, ...] = tuple(map(LayerKV, self.k, self.v))
 
     @property
     def data(self) -> torch.Tensor | None:
@@ -80,6 +94,7 @@ class KVCache:
             )
         if not src:
             return
+        assert self._raw is not None  # no step runs after close()
         pairs = torch.tensor([list(src), list(dst)], dtype=torch.int64, device="cpu")
         if self.device.type == "cuda":
             pairs = pairs.pin_memory().to(self.device, non_blocking=True)
@@ -88,7 +103,7 @@ class KVCache:
     def close(self) -> None:
         """Let the memory go (views that others still hold keep it alive). Idempotent."""
         self._data = self._raw = None
-        self.k = self.v = ()
+        self.k = self.v = self.layers = ()
 
 
 def plan_num_pages(

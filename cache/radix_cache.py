@@ -31,6 +31,8 @@ from .radix_node import Node, Root, common_prefix, token_array
 class Prefix:
     """A place in the tree: ``num_tokens`` tokens (whole pages) down the path to a node. Opaque to callers.
 
+    ``node`` is None exactly where ``num_tokens`` is 0: such a place stands for no page.
+
     It stays good while it is locked. Unlocked, it is good until the next :meth:`RadixCache.evict` or
     :meth:`RadixCache.flush`; locking one whose pages are gone raises AssertionError.
     """
@@ -194,9 +196,9 @@ class RadixCache:
         all of it. A place without a full page is fine and protects nothing. Raises AssertionError if the
         place is stale.
         """
-        if place.num_tokens == 0:
+        if place.node is None:
             return
-        node = place.node = self._node_ending_at(place)
+        node = place.node = self._node_ending_at(place.node, place)
         while node.parent is not None:
             if node.lock_count == 0:
                 self._num_locked += len(node.pages)
@@ -205,9 +207,9 @@ class RadixCache:
 
     def unlock(self, place: Prefix) -> None:
         """Undo one :meth:`lock` of the same place."""
-        if place.num_tokens == 0:
-            return
         node = place.node
+        if node is None:
+            return
         if node.parent is None or node.end != place.num_tokens:
             raise AssertionError(f"{place} is not locked.")
         while node.parent is not None:
@@ -220,12 +222,11 @@ class RadixCache:
                     self._leaves.push(node)
             node = node.parent
 
-    def _node_ending_at(self, place: Prefix) -> Node:
-        """The node that ends exactly at ``place``, splitting the one that goes beyond."""
-        node = place.node
+    def _node_ending_at(self, node: Node, place: Prefix) -> Node:
+        """The node that ends exactly at ``place``: ``place.node``, or one above, split if it goes beyond."""
         if node.parent is None or node.end < place.num_tokens:
             raise AssertionError(f"{place} is stale: its pages left the tree, match again before locking.")
-        while node.start >= place.num_tokens:  # split by someone else since
+        while node.parent is not None and node.start >= place.num_tokens:  # split by someone else since
             node = node.parent
         return self._split(node, place.num_tokens - node.start) if node.end > place.num_tokens else node
 
@@ -332,6 +333,7 @@ class RadixCache:
     def _remove(self, leaf: Node) -> None:
         """Take a leaf out of the tree; its parent may become a candidate, an empty root goes."""
         parent = leaf.parent
+        assert parent is not None  # leaves that lose their pages are in the tree still
         parent.remove_child(leaf, self._page_size)
         self._leaves.forget(leaf)
         leaf.tokens, leaf.pages = array("i"), []  # a stale queue entry must not keep them alive

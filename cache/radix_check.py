@@ -18,6 +18,7 @@ def check_nodes(nodes: list[Node], page_size: int, clock: int) -> None:
     """Structure of each node and its relation to its parent; ``nodes`` are all but the roots."""
     for node in nodes:
         parent = node.parent
+        assert parent is not None, f"Node {node.serial} hangs below another but names no parent."
         _require(len(node.tokens) > 0, node, "holds no tokens")
         _require(len(node.pages) == -(-len(node.tokens) // page_size), node, "has the wrong number of pages")
         _require(node.start % page_size == 0, node, "does not begin on a page boundary")

@@ -169,6 +169,7 @@ class Node:
         lower part, so that whoever refers to it still means the same last token.
         """
         parent = self.parent
+        assert parent is not None  # a root has no tokens to cut
         head = Node(self.tokens[:at], self.pages[: at // page_size], self.start, serial)
         head.lock_count = self.lock_count
         head.last_access = self.last_access

@@ -9,13 +9,7 @@ import sys
 from pathlib import Path
 
 from ..errors import JobError
-from .options import (
-    add_engine_options,
-    add_log_level,
-    add_sampling_options,
-    engine_options,
-    sampling_params,
-)
+from .options import add_engine_options, add_log_level, add_sampling_options, engine_options, sampling_params
 
 DESCRIPTION = """\
 Answer every line of a JSONL file. A line is {"id"?, "prompt" | "messages", "sampling_params"?} or an

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineClosedError, EngineFailedError, RootletError
-from .options import (
-    add_engine_options,
-    add_log_level,
-    add_sampling_options,
-    engine_options,
-    sampling_params,
-)
+from .options import add_engine_options, add_log_level, add_sampling_options, engine_options, sampling_params
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -80,7 +75,9 @@ class ChatSession:
     def __init__(self, engine: Engine, sampling: dict[str, Any], system: str | None = None) -> None:
         self._engine = engine
         self._sampling = sampling
-        self._room = int(engine.get_server_info()["max_req_input_len"]) + 1
+        longest = engine.get_server_info()["max_req_input_len"]
+        assert isinstance(longest, int)
+        self._room = longest + 1
         self.messages: list[tuple[str, str]] = []
         self.reset(system)
 
@@ -89,7 +86,7 @@ class ChatSession:
         self.system = system
         self.messages = [] if system is None else [("system", system)]
 
-    def ask(self, text: str, write: Any) -> None:
+    def ask(self, text: str, write: Callable[[str], object]) -> None:
         """Send a message and ``write`` the answer piece by piece.
 
         KeyboardInterrupt ends the answer: the engine stops computing it, and what there is of it stays.
@@ -106,6 +103,7 @@ class ChatSession:
         answer = ""
         try:
             for output in handle:
+                assert output.text is not None  # who renders conversations has a tokenizer
                 write(output.text[len(answer) :])
                 answer = output.text
         except KeyboardInterrupt:

@@ -7,13 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequestError
-from .options import (
-    add_engine_options,
-    add_log_level,
-    add_sampling_options,
-    engine_options,
-    sampling_params,
-)
+from .options import add_engine_options, add_log_level, add_sampling_options, engine_options, sampling_params
 
 if TYPE_CHECKING:
     from ..engine.chat.render import ChatPrompt
@@ -61,15 +55,17 @@ def run(args: argparse.Namespace) -> int:
 
     params = SamplingParams.from_dict(sampling_params(args))  # refused before a model is loaded
     with Engine(args.model, **engine_options(args)) as engine:
-        request = {"prompt": prompt}
+        text: str | None = prompt
+        ids: list[int] | None = None
         if args.chat or args.system is not None:
             chat = _render(engine, prompt, args.system)
-            request, params = {"input_ids": chat.token_ids}, chat.add_stop(params)
+            text, ids, params = None, chat.token_ids, chat.add_stop(params)
         stream = sys.stdout.isatty() if args.stream is None else args.stream
         if stream and params.n == 1 and not args.json:
-            _print_stream(engine.generate(sampling_params=params, stream=True, **request))
+            _print_stream(engine.generate(prompt=text, input_ids=ids, sampling_params=params, stream=True))
         else:
-            _print_result(engine.generate(sampling_params=params, **request), as_json=args.json)
+            result = engine.generate(prompt=text, input_ids=ids, sampling_params=params)
+            _print_result(result, as_json=args.json)
     return 0
 
 

@@ -94,7 +94,7 @@ def _add(
     group: Any, option: dataclasses.Field[Any], prefix: str, text: str, choices: tuple[str, ...] | None
 ) -> None:
     flag = "--" + option.name.replace("_", "-")
-    shared = {"dest": prefix + option.name, "default": argparse.SUPPRESS}
+    shared: dict[str, Any] = {"dest": prefix + option.name, "default": argparse.SUPPRESS}
     default = option.default
     names = str(option.type).split(" | ")
     if names[0] == "bool":

@@ -21,10 +21,11 @@ class Parser(argparse.ArgumentParser):
 
     _given: Sequence[str] = ()
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """As argparse, except that unknown arguments are an error at once."""
-        self._given = args or ()
-        known, unknown = super().parse_known_args(args, namespace)
+        given = None if args is None else list(args)
+        self._given = given or ()
+        known, unknown = super().parse_known_args(given, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hints(unknown)}")
         return known, unknown

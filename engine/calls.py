@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InvalidRequestError, short
-from . import progress_bar, streams
-from .handle import RequestHandle
-from .host_modes import on_plain_thread
-from .side_thread import beside_loop, count_chars
+from .host.modes import on_plain_thread
+from .host.side_thread import beside_loop, count_chars
+from .replies import progress_bar, streams
+from .replies.handle import RequestHandle
 
 if TYPE_CHECKING:
     from .core import EngineCore
-    from .inputs import GenerateArgs, RequestFactory, Submission
     from .loop import EngineLoop
+    from .requests.arguments import GenerateArgs
+    from .requests.factory import RequestFactory, Submission
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ class Calls:
 
         if handles:
             loop.post(add, refuse)  # one command: a batch is scheduled as a whole
-        for grammar in {s.grammar for s in submissions} - {None}:
+        for grammar in {s.grammar for s in submissions if s.grammar is not None}:
             grammar.add_done_callback(lambda _: loop.wake())
         for submission, handle in zip(submissions, handles):
             if submission.turn is not None:

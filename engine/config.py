@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..errors import ConfigError, UnknownOptionError, unknown_option
 from ..grammar.budget import DEFAULT_SECONDS
 from ..grammar.reasoning import get_reasoning_format
 from ..grammar.tool_calls import get_format
-from .policies import POLICY_NAMES
+from .schedule.policies import POLICY_NAMES
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 _MAX_THREADS = 512  # kernels/threads.py, which would load torch
@@ -224,7 +225,7 @@ class EngineConfig:
             )
 
     @classmethod
-    def from_options(cls, model_path: object, options: dict[str, object]) -> EngineConfig:
+    def from_options(cls, model_path: object, options: Mapping[str, Any]) -> EngineConfig:
         """Build from ``Engine(model_path, **options)``. Unknown names raise UnknownOptionError."""
         known = [option.name for option in dataclasses.fields(cls)]
         for name in options:
@@ -245,7 +246,7 @@ class EngineConfig:
         return dataclasses.asdict(self)
 
 
-def _explained(option: dataclasses.Field) -> str:
+def _explained(option: dataclasses.Field[Any]) -> str:
     """What a docstring says of an option: its type, default, meaning and the values it may have."""
     default = "" if option.default is dataclasses.MISSING else f" = {option.default!r}"
     choices = option.metadata.get("choices")
@@ -261,12 +262,13 @@ EngineConfig.__doc__ = (
 )
 
 
-def _check_type(option: dataclasses.Field, value: object) -> None:
+def _check_type(option: dataclasses.Field[Any], value: object) -> None:
     """Check ``value`` against the field's annotation, one of ``T`` or ``T | None`` with a builtin T."""
     names = str(option.type).split(" | ")
     if value is None and "None" in names:
         return
-    allowed = {"str": str, "bool": bool, "int": int, "float": (int, float)}[names[0]]
+    allowed: tuple[type, ...]
+    allowed = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}[names[0]]
     if not isinstance(value, allowed) or (isinstance(value, bool) and names[0] != "bool"):
         raise ConfigError(
             f"{option.name} must be {' or '.join(names)}, got {type(value).__name__}: {value!r}."

@@ -13,26 +13,25 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import InvalidRequestError, TokenizerError, is_interrupt
-from .host_code import call_host, log_exception
-from .outputs import RequestOutput, build_output
-from .request import FinishReason, Request, RequestStatus
+from .host.code import call_host, log_exception
+from .replies.outputs import RequestOutput, build_output
+from .schedule.constraint import RequestConstraint
+from .schedule.request import FinishReason, Request, RequestStatus
 
 if TYPE_CHECKING:
     from ..grammar.compiler import Compilation
-    from .batch import Batch, StepResult
-    from .detokenizer import Detokenizer, TextStream
-    from .embedding import EmbeddingOutput
-    from .inputs import Submission
-    from .scheduler import Scheduler
+    from .replies.detokenizer import Detokenizer, TextStream
+    from .replies.embedding import EmbeddingOutput
+    from .requests.factory import Submission
+    from .schedule.batch import Batch, StepResult
+    from .schedule.scheduler import Scheduler
 
 
 class Launched(Protocol):
     """A step under way, as the runner returns it."""
-
-    batch: Batch
 
     def draw(self) -> None:
         """Draw the tokens, if that had to wait for those of the step ahead; those are committed now."""
@@ -64,6 +63,13 @@ class _Tracked:
     listener: Listener
     text: TextStream | None  # only when somebody watches the text while it grows
     num_streamed: int = 0
+
+
+class _InFlight(NamedTuple):
+    """A launched step, and whose it is."""
+
+    batch: Batch
+    step: Launched
 
 
 class EngineCore:
@@ -100,7 +106,7 @@ class EngineCore:
         self._token_text = token_text
         self._build_output = build_output
         self._after_step = after_step
-        self._in_flight: Launched | None = None
+        self._in_flight: _InFlight | None = None
         self._tracked: dict[str, _Tracked] = {}
         self._compiling: dict[str, Compilation] = {}
 
@@ -137,7 +143,7 @@ class EngineCore:
             if error is not None:
                 listener.fail(error)
                 return
-            request.grammar = grammar.result()
+            request.constraint = RequestConstraint(grammar.result())
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
@@ -167,7 +173,7 @@ class EngineCore:
             request = self._tracked[rid].submission.request
             error = grammar.exception()
             if error is None:
-                request.grammar = grammar.result()
+                request.constraint = RequestConstraint(grammar.result())
                 self.scheduler.make_ready(request)
             else:
                 self._fail(request, error)
@@ -187,31 +193,31 @@ class EngineCore:
         if self._compiling:
             self._take_grammars()
         if self._in_flight is not None and self.scheduler.awaits_verdicts:
-            launched, self._in_flight = self._in_flight, None
-            self._commit(launched)
+            ahead, self._in_flight = self._in_flight, None
+            self._commit(ahead)
         batch = self.scheduler.schedule()
-        launched = self.runner.launch(batch) if batch is not None else None
+        due = None if batch is None else _InFlight(batch, self.runner.launch(batch))
         if self._overlap:
-            launched, self._in_flight = self._in_flight, launched
-        elif launched is not None:
-            launched.draw()
-        if launched is not None:
-            self._commit(launched)
+            due, self._in_flight = self._in_flight, due
+        elif due is not None:
+            due.step.draw()
+        if due is not None:
+            self._commit(due)
         elif self._in_flight is not None:
-            self._in_flight.draw()
+            self._in_flight.step.draw()
         if self._after_step is not None and batch is not None:
             call_host("What watches steps", self._after_step, self)
         return self.has_work
 
-    def _commit(self, launched: Launched) -> None:
-        result = launched.wait()
-        verdict = self.scheduler.verify(launched.batch, result)
+    def _commit(self, due: _InFlight) -> None:
+        batch, result = due.batch, due.step.wait()
+        verdict = self.scheduler.verify(batch, result)
         for index, error in result.failures.items():
             if index not in verdict.rejected:
-                self._fail(launched.batch.sampling_requests[index], error)
-        noteworthy = self.scheduler.commit(launched.batch, result, verdict)
+                self._fail(batch.sampling_requests[index], error)
+        noteworthy = self.scheduler.commit(batch, result, verdict)
         if self._in_flight is not None:
-            self._in_flight.draw()  # before the text: the device may be waiting for it
+            self._in_flight.step.draw()  # before the text: the device may be waiting for it
         for request in noteworthy:
             with self._only(request):
                 self._tell(request, self._tracked[request.rid])
@@ -263,8 +269,7 @@ class EngineCore:
         if num_tokens < len(request.token_ids):
             self.scheduler.finish(request, reason)
             request.finish_reason = reason
-            del request.token_ids[num_tokens:]
-            del request.output_logprobs[tracked.text.num_tokens :]
+            request.truncate(tracked.text.num_tokens)
         elif not request.is_finished:
             self.scheduler.finish(request, reason)
 

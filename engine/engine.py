@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ..errors import InvalidRequestError
 from ..sampling.params import SamplingParams
 from ..signatures import suggest_names
-from ..version import __version__
-from . import host_modes
-from .build_thread import build_on_thread
-from .calls import Calls
-from .chat.options import ChatOptions
+from .base import BuiltEngine
+from .chat.options import ChatFields, ChatOptions
 from .chat.plan import ChatPlan
-from .config import EngineConfig
-from .core import EngineCore
-from .embedding import EmbeddingOutput
-from .handle import RequestHandle
-from .inputs import GenerateArgs, RequestFactory
-from .loop import EngineLoop
-from .profiling import Profile
-from .scoring import ScoreOutput, ScorePlan
-from .sessions import Sessions
-from .side_thread import beside_loop, count_chars
-from .stats import EngineStats, collect
+from .host.side_thread import beside_loop, count_chars
+from .output_kind import OutputKind
+from .requests.arguments import GenerateArgs, RequestFields, logprob_fields
+from .requests.scoring import ScorePlan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
+
+    from .chat.options import Chat, Messages
+    from .chat.outputs import ChatOutput
+    from .chat.plan import AsyncChatStream, ChatStream
+    from .replies.embedding import EmbeddingOutput
+    from .replies.handle import RequestHandle
+    from .replies.outputs import Outputs, RequestOutput
+    from .replies.streams import AsyncStream, Stream
+    from .requests.arguments import OneParams, Params, Rids, Texts, Tokens
+    from .requests.scoring import ScoreOutput
 
 _named = suggest_names(
     "argument",
@@ -38,7 +39,7 @@ _named = suggest_names(
 )
 
 
-class Engine:
+class Engine(BuiltEngine):
     """An LLM in this process: paged KV pool, radix prefix cache and continuous batching behind a few calls.
 
     Args:
@@ -68,58 +69,58 @@ class Engine:
     Raises ConfigError, ModelError or WeightsError when it cannot be built.
     """
 
-    def __init__(self, model_path: str, **options: Any) -> None:
-        self.config = EngineConfig.from_options(model_path, options)
-        parts = build_on_thread(self.config)
-        self.tokenizer = parts.tokenizer
-        self.tokenizer_manager = SimpleNamespace(tokenizer=parts.tokenizer)  # where documented examples look
-        self.chat_renderer = parts.chat_renderer  # messages to prompts
-        self._resolved = parts.resolved
-        self._constraints = parts.constraints
-        self._encoder = parts.encoder
-        self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))
-        self._factory = RequestFactory(
-            parts.tokenizer,
-            parts.limits,
-            parts.resolved.eos_token_ids,
-            self.config.random_seed,
-            hidden_states=self.config.return_hidden_states,
-            sessions=self._sessions,
-            embeds=parts.resolved.embeds,
-            auto_truncate=self.config.allow_auto_truncate,
-            constraints=parts.constraints,
-            encoder=parts.encoder,
-        )
-        self._loop = EngineLoop(
-            parts.core, parts.release, by_hand=self.config.step_by_hand, shielded=host_modes.shielded
-        )
-        self._profile = Profile(parts.resolved.device)
-        self._calls = Calls(self._factory, self._loop)
-        # The loop refers to the core and never to this object, so this runs when the last reference goes. It
-        # runs at interpreter exit as well: a thread stopped in the middle of a step would abort the process.
-        self._finalizer = weakref.finalize(self, self._loop.close)
-
     # ---- generating --------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> RequestOutput: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: list[str], sampling_params: Params = ..., input_ids: None = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> list[RequestOutput]: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[int],
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> RequestOutput: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[list[int]],
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> list[RequestOutput]: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        stream: Literal[True], progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> Stream: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        stream: bool = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> Outputs | Stream: ...  # fmt: skip
 
     @_named
     def generate(
         self,
-        prompt: str | list[str] | None = None,
-        sampling_params: Any = None,
-        input_ids: list[int] | list[list[int]] | None = None,
+        prompt: Texts = None,
+        sampling_params: Params = None,
+        input_ids: Tokens = None,
         return_logprob: bool | list[bool] = False,
         logprob_start_len: int | list[int] | None = None,
         top_logprobs_num: int | list[int] | None = None,
         *,
-        return_text_in_logprobs: bool = False,
         stream: bool = False,
-        rid: str | list[str] | None = None,
-        custom_logit_processor: Any = None,
-        return_hidden_states: bool | list[bool] | None = None,
-        session_params: dict[str, Any] | list[dict[str, Any]] | None = None,
-        input_embeds: Any = None,
         progress: bool = False,
-    ) -> Any:
+        **fields: Unpack[RequestFields],
+    ) -> Outputs | Stream:
         """Generate from one prompt or many and wait for all of them.
 
         Args:
@@ -140,7 +141,7 @@ class Engine:
             return_hidden_states: also return the hidden states behind every token, in ``meta_info``; default:
                 the engine's option of that name.
             session_params: continue a session of :meth:`open_session`: a dict with ``id`` and, as needed,
-                ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.sessions.SessionParams`).
+                ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.requests.sessions.SessionParams`).
             input_embeds: the prompt as vectors ``[tokens, hidden_size]`` (tensor, array or lists) that stand
                 in place of the embeddings of tokens, or a list of such prompts.
             progress: show a bar that counts finished requests; not with ``stream``.
@@ -151,60 +152,103 @@ class Engine:
         Raises InvalidRequestError, RequestTooLongError, InvalidParameterError or UnknownOptionError for a bad
         request (before anything runs); EngineClosedError, EngineFailedError.
         """
-        args = GenerateArgs(
-            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
-            return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
-            session_params, input_embeds,
-        )  # fmt: skip
+        scored = logprob_fields(return_logprob, logprob_start_len, top_logprobs_num)
+        args = GenerateArgs(prompt, sampling_params, input_ids, stream, fields={**fields, **scored})
         return self._calls.run(args, progress)
+
+    @overload
+    async def async_generate(
+        self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> RequestOutput: ...  # fmt: skip
+
+    @overload
+    async def async_generate(
+        self, prompt: list[str], sampling_params: Params = ..., input_ids: None = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> list[RequestOutput]: ...  # fmt: skip
+
+    @overload
+    async def async_generate(
+        self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[int],
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> RequestOutput: ...  # fmt: skip
+
+    @overload
+    async def async_generate(
+        self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[list[int]],
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> list[RequestOutput]: ...  # fmt: skip
+
+    @overload
+    async def async_generate(
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        stream: Literal[True], progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> AsyncStream: ...  # fmt: skip
+
+    @overload
+    async def async_generate(
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        stream: bool = ..., progress: bool = ..., **fields: Unpack[RequestFields],
+    ) -> Outputs | AsyncStream: ...  # fmt: skip
 
     @_named
     async def async_generate(
         self,
-        prompt: str | list[str] | None = None,
-        sampling_params: Any = None,
-        input_ids: list[int] | list[list[int]] | None = None,
+        prompt: Texts = None,
+        sampling_params: Params = None,
+        input_ids: Tokens = None,
         return_logprob: bool | list[bool] = False,
         logprob_start_len: int | list[int] | None = None,
         top_logprobs_num: int | list[int] | None = None,
         *,
-        return_text_in_logprobs: bool = False,
         stream: bool = False,
-        rid: str | list[str] | None = None,
-        custom_logit_processor: Any = None,
-        return_hidden_states: bool | list[bool] | None = None,
-        session_params: dict[str, Any] | list[dict[str, Any]] | None = None,
-        input_embeds: Any = None,
         progress: bool = False,
-    ) -> Any:
+        **fields: Unpack[RequestFields],
+    ) -> Outputs | AsyncStream:
         """:meth:`generate` for a running event loop, which is never blocked by the model.
 
         ``await`` gives the result, or with ``stream=True`` an async iterator of cumulative outputs.
         Cancelling the awaiting task aborts its requests.
         """
-        args = GenerateArgs(
-            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
-            return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
-            session_params, input_embeds,
-        )  # fmt: skip
+        scored = logprob_fields(return_logprob, logprob_start_len, top_logprobs_num)
+        args = GenerateArgs(prompt, sampling_params, input_ids, stream, fields={**fields, **scored})
         return await self._calls.run_async(args, progress)
+
+    @overload
+    def chat(
+        self, messages: Chat, sampling_params: Params = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> ChatOutput: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Sequence[Chat], sampling_params: Params = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> list[ChatOutput]: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, sampling_params: Params = ..., *,
+        stream: Literal[True], progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> ChatStream: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages, sampling_params: Params = ..., *,
+        stream: bool = ..., progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> ChatOutput | list[ChatOutput] | ChatStream: ...  # fmt: skip
 
     @_named
     def chat(
         self,
-        messages: Any,
-        sampling_params: Any = None,
+        messages: Messages,
+        sampling_params: Params = None,
         *,
-        tools: Any = None,
-        tool_choice: Any = None,
-        response_format: Any = None,
         stream: bool = False,
-        return_logprob: bool = False,
-        top_logprobs_num: int | None = None,
-        rid: str | list[str] | None = None,
-        custom_logit_processor: Any = None,
         progress: bool = False,
-    ) -> Any:
+        **fields: Unpack[ChatFields],
+    ) -> ChatOutput | list[ChatOutput] | ChatStream:
         """Answer one conversation or many, by the model's chat template.
 
         Args:
@@ -223,69 +267,75 @@ class Engine:
         Returns: a :class:`~rootlet.ChatOutput`, or a list in order when a list of conversations was passed or
         ``n > 1``. Raises as :meth:`generate`.
         """
-        options = ChatOptions.read(tools, tool_choice, response_format)
+        options, others = ChatOptions.split(fields)
         plan = ChatPlan(self.chat_renderer, messages, sampling_params, options)
-        outputs = self.generate(
-            **plan.arguments, return_logprob=return_logprob, top_logprobs_num=top_logprobs_num, stream=stream,
-            rid=rid, custom_logit_processor=custom_logit_processor, progress=progress,
-        )  # fmt: skip
+        args = GenerateArgs(**plan.arguments, stream=stream, fields=others)
+        outputs = self._calls.run(args, progress)
         return plan.iterate(outputs) if stream else plan.collect(outputs)
+
+    @overload
+    async def async_chat(
+        self, messages: Chat, sampling_params: Params = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> ChatOutput: ...  # fmt: skip
+
+    @overload
+    async def async_chat(
+        self, messages: Sequence[Chat], sampling_params: Params = ..., *,
+        stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> list[ChatOutput]: ...  # fmt: skip
+
+    @overload
+    async def async_chat(
+        self, messages: Messages, sampling_params: Params = ..., *,
+        stream: Literal[True], progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> AsyncChatStream: ...  # fmt: skip
+
+    @overload
+    async def async_chat(
+        self, messages: Messages, sampling_params: Params = ..., *,
+        stream: bool = ..., progress: bool = ..., **fields: Unpack[ChatFields],
+    ) -> ChatOutput | list[ChatOutput] | AsyncChatStream: ...  # fmt: skip
 
     @_named
     async def async_chat(
         self,
-        messages: Any,
-        sampling_params: Any = None,
+        messages: Messages,
+        sampling_params: Params = None,
         *,
-        tools: Any = None,
-        tool_choice: Any = None,
-        response_format: Any = None,
         stream: bool = False,
-        return_logprob: bool = False,
-        top_logprobs_num: int | None = None,
-        rid: str | list[str] | None = None,
-        custom_logit_processor: Any = None,
         progress: bool = False,
-    ) -> Any:
+        **fields: Unpack[ChatFields],
+    ) -> ChatOutput | list[ChatOutput] | AsyncChatStream:
         """:meth:`chat` for a running event loop; with ``stream=True`` ``await`` gives an async iterator."""
-        options = ChatOptions.read(tools, tool_choice, response_format)
+        options, others = ChatOptions.split(fields)
         plan = await beside_loop(
             count_chars(messages), ChatPlan, self.chat_renderer, messages, sampling_params, options
         )
-        outputs = await self.async_generate(
-            **plan.arguments, return_logprob=return_logprob, top_logprobs_num=top_logprobs_num, stream=stream,
-            rid=rid, custom_logit_processor=custom_logit_processor, progress=progress,
-        )  # fmt: skip
+        args = GenerateArgs(**plan.arguments, stream=stream, fields=others)
+        outputs = await self._calls.run_async(args, progress)
         return plan.iterate_async(outputs) if stream else plan.collect(outputs)
 
     @_named
     def submit(
         self,
         prompt: str | None = None,
-        sampling_params: Any = None,
+        sampling_params: OneParams = None,
         input_ids: list[int] | None = None,
         return_logprob: bool = False,
         logprob_start_len: int | None = None,
         top_logprobs_num: int | None = None,
         *,
-        return_text_in_logprobs: bool = False,
         stream: bool = True,
-        rid: str | None = None,
-        custom_logit_processor: Any = None,
-        return_hidden_states: bool | None = None,
-        session_params: dict[str, Any] | None = None,
-        input_embeds: Any = None,
+        **fields: Unpack[RequestFields],
     ) -> RequestHandle:
         """Start one request and return at once with its handle.
 
         Arguments as in :meth:`generate`, for a single prompt with ``n=1``. With ``stream=False`` the handle
         sees the final output only, which costs the engine less.
         """
-        args = GenerateArgs(
-            prompt, sampling_params, input_ids, return_logprob, logprob_start_len, top_logprobs_num,
-            return_text_in_logprobs, stream, rid, custom_logit_processor, return_hidden_states,
-            session_params, input_embeds,
-        )  # fmt: skip
+        scored = logprob_fields(return_logprob, logprob_start_len, top_logprobs_num)
+        args = GenerateArgs(prompt, sampling_params, input_ids, stream, fields={**fields, **scored})
         return self._calls.submit_one(args)
 
     @_named
@@ -300,7 +350,8 @@ class Engine:
                 list of such lists.
             progress: show a bar that counts scored continuations.
 
-        Returns: a :class:`~rootlet.engine.scoring.ScoreOutput` per continuation, in the argument's shape.
+        Returns: a :class:`~rootlet.engine.requests.scoring.ScoreOutput` per continuation, in the argument's
+        shape.
 
         Raises InvalidRequestError, RequestTooLongError; EngineClosedError, EngineFailedError.
         """
@@ -319,14 +370,11 @@ class Engine:
             await self.async_generate(**plan.arguments, progress=progress) if plan.input_ids else []
         )
 
+    # ---- embedding -----------------------------------------------------------------------------------
+
     @_named
     def encode(
-        self,
-        prompt: str | list[str] | None = None,
-        input_ids: list[int] | list[list[int]] | None = None,
-        *,
-        rid: str | list[str] | None = None,
-        progress: bool = False,
+        self, prompt: Texts = None, input_ids: Tokens = None, *, rid: Rids = None, progress: bool = False
     ) -> EmbeddingOutput | list[EmbeddingOutput]:
         """Embed one text or many: of an embedding model, or any with ``is_embedding=True``.
 
@@ -335,139 +383,35 @@ class Engine:
 
         Raises InvalidRequestError if the engine generates text, else as :meth:`generate`.
         """
-        return self._calls.run(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
+        return self._calls.run(
+            GenerateArgs.for_embedding(prompt, input_ids, OutputKind.EMBEDDING, rid), progress
+        )
 
     @_named
     async def async_encode(
-        self,
-        prompt: str | list[str] | None = None,
-        input_ids: list[int] | list[list[int]] | None = None,
-        *,
-        rid: str | list[str] | None = None,
-        progress: bool = False,
+        self, prompt: Texts = None, input_ids: Tokens = None, *, rid: Rids = None, progress: bool = False
     ) -> EmbeddingOutput | list[EmbeddingOutput]:
         """:meth:`encode` for a running event loop."""
-        return await self._calls.run_async(GenerateArgs.for_embedding(prompt, input_ids, rid), progress)
+        args = GenerateArgs.for_embedding(prompt, input_ids, OutputKind.EMBEDDING, rid)
+        return await self._calls.run_async(args, progress)
 
     @_named
     def classify(
-        self,
-        prompt: str | list[str] | None = None,
-        input_ids: list[int] | list[list[int]] | None = None,
-        *,
-        rid: str | list[str] | None = None,
-        progress: bool = False,
+        self, prompt: Texts = None, input_ids: Tokens = None, *, rid: Rids = None, progress: bool = False
     ) -> EmbeddingOutput | list[EmbeddingOutput]:
         """Score one text or many with a classifier (``*ForSequenceClassification``) or reward model.
 
         ``out["embedding"]`` holds the logit of each label, of a reward model the reward. Arguments as in
         :meth:`generate`. Raises InvalidRequestError if the model has no labels, else as :meth:`encode`.
         """
-        self._require_labels()
-        return self.encode(prompt, input_ids, rid=rid, progress=progress)
+        return self._calls.run(
+            GenerateArgs.for_embedding(prompt, input_ids, OutputKind.SCORES, rid), progress
+        )
 
     @_named
     async def async_classify(
-        self,
-        prompt: str | list[str] | None = None,
-        input_ids: list[int] | list[list[int]] | None = None,
-        *,
-        rid: str | list[str] | None = None,
-        progress: bool = False,
+        self, prompt: Texts = None, input_ids: Tokens = None, *, rid: Rids = None, progress: bool = False
     ) -> EmbeddingOutput | list[EmbeddingOutput]:
         """:meth:`classify` for a running event loop."""
-        self._require_labels()
-        return await self.async_encode(prompt, input_ids, rid=rid, progress=progress)
-
-    def _require_labels(self) -> None:
-        if not self._resolved.has_labels:
-            raise InvalidRequestError(
-                "classify() needs a model with labels (*ForSequenceClassification), and this one has none:"
-                " use encode() for embeddings, generate() or score() for a language model."
-            )
-
-    def open_session(self, session_id: str | None = None) -> str:
-        """Open a session, a conversation that later requests continue by ``session_params``; return its id.
-
-        Raises InvalidRequestError if that id is open already.
-        """
-        self._loop.check_open()
-        return self._sessions.open(session_id)
-
-    def close_session(self, session_id: str) -> None:
-        """Forget a session and abort what still runs of it. Raises InvalidRequestError if it is not open."""
-        self._loop.check_open()
-        self._sessions.close(session_id)
-
-    # ---- control -----------------------------------------------------------------------------------
-
-    def step(self) -> bool:
-        """Run one step by hand; only with ``step_by_hand=True``. Returns whether there is more to do."""
-        return self._loop.step()
-
-    def flush_cache(self) -> bool:
-        """Empty the prefix cache and forget compiled grammars.
-
-        Returns False, with nothing done, while requests wait or run.
-        """
-        flushed = self._loop.call(_flush)
-        if flushed:
-            self._constraints.clear()
-        return flushed
-
-    def stats(self) -> EngineStats:
-        """Counters and gauges: requests running and waiting, pages in use, tokens computed and cached."""
-        return self._loop.call(collect)
-
-    def start_profile(self, folder: str | Path = "profiles") -> None:
-        """Begin to record what the engine's thread and the GPU do, until :meth:`stop_profile`.
-
-        The profiler slows steps down; some twenty show all there is to see. Raises ProfileError while another
-        profile runs.
-        """
-        self._loop.call(lambda core: self._profile.start(folder))  # noqa: ARG005
-
-    def stop_profile(self) -> Path:
-        """Stop recording; return the trace, a file for chrome://tracing or Perfetto. Raises ProfileError."""
-        return self._loop.call(lambda core: self._profile.stop())  # noqa: ARG005
-
-    def get_server_info(self) -> dict[str, object]:
-        """All options, what was decided for those left open, and the sizes that follow from them."""
-        return {
-            **self.config.as_dict(),
-            "status": "closed" if self._loop.is_closed else "ready",
-            "version": __version__,
-            **self._resolved.as_dict(),
-        }
-
-    # ---- lifetime ----------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """Stop after the current step and free everything. Idempotent; waiters get EngineClosedError.
-
-        In a done callback or a logit processor it returns at once, and the engine ends after the step.
-        """
-        self._finalizer.detach()
-        self._loop.close()
-
-    def shutdown(self) -> None:
-        """Same as :meth:`close`, under the documented name."""
-        self.close()
-
-    def __enter__(self) -> Engine:
-        self._loop.check_open()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._loop.is_closed else str(self._resolved.device)
-        return f"<rootlet.Engine {self.config.model_path!r} ({state})>"
-
-
-def _flush(core: EngineCore) -> bool:
-    if not core.is_idle:
-        return False
-    core.scheduler.cache.flush()
-    return True
+        args = GenerateArgs.for_embedding(prompt, input_ids, OutputKind.SCORES, rid)
+        return await self._calls.run_async(args, progress)

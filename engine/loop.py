@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import EngineClosedError, EngineFailedError, EngineForkedError, EngineThreadError
-from .host_code import call_host, log_exception
+from .host.code import call_host, log_exception
 
 if TYPE_CHECKING:
     from .core import EngineCore
@@ -46,7 +46,7 @@ class EngineLoop:
         self.by_hand = by_hand
         self._shielded = shielded
         self._core: EngineCore | None = core
-        self._release: Callable[[], None] | None = release
+        self._release = release
         self._commands: deque[tuple[Callable[[EngineCore], None], Callable[[BaseException], None]]] = deque()
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -144,8 +144,9 @@ class EngineLoop:
             )
         with self._driving():
             self._run_commands()
-            self._core.wait_for_grammars()
-            more = self._core.step() if self._core.has_work else False
+            core = self._owned()
+            core.wait_for_grammars()
+            more = core.step() if core.has_work else False
         return more and not self._closing
 
     def wake(self) -> None:
@@ -180,8 +181,8 @@ class EngineLoop:
         try:
             while self._wait_for_work():
                 self._run_commands()
-                if self._core.has_work:
-                    self._core.step()
+                if self._owned().has_work:
+                    self._owned().step()
         except BaseException as failure:  # whatever it was, nobody may be left waiting
             log_exception("A step of the engine failed; the engine is closed")
             self._failure = failure
@@ -192,9 +193,14 @@ class EngineLoop:
             self._owner = None
             atexit.unregister(self.close)
 
+    def _owned(self) -> EngineCore:
+        """The core, for the thread that owns it: nobody lets go of it meanwhile."""
+        assert self._core is not None
+        return self._core
+
     def _wait_for_work(self) -> bool:
         with self._condition:
-            while not (self._closing or self._commands or self._core.has_work):
+            while not (self._closing or self._commands or self._owned().has_work):
                 self._condition.wait()
             return not self._closing
 
@@ -220,7 +226,7 @@ class EngineLoop:
                 if not self._commands:
                     return
                 command, _ = self._commands.popleft()
-            command(self._core)
+            command(self._owned())
 
     def _shut_down(self, error: BaseException) -> None:
         with self._condition:
@@ -229,13 +235,13 @@ class EngineLoop:
             core, self._core = self._core, None
         if core is None:
             return
-        release, self._release = self._release, None
         try:
             core.fail_all(error)
             for _, refuse in commands:
                 call_host("A waiting call", refuse, error)
         finally:
             del core
+            release, self._release = self._release, _nothing
             release()
 
     def _ended(self) -> EngineClosedError | EngineFailedError:
@@ -244,3 +250,7 @@ class EngineLoop:
         error = EngineFailedError(f"A step of the engine failed: {self._failure!r}. Build a new engine.")
         error.__cause__ = self._failure
         return error
+
+
+def _nothing() -> None:
+    """What is left to release in the end."""

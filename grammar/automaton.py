@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from ..errors import GrammarError
 from .budget import Budget
 from .tree import (
+    SIGN,
     Chars,
     Choice,
     Every,
@@ -25,7 +26,6 @@ from .tree import (
     Not,
     Ranges,
     Repeat,
-    Rule,
     Sequence,
     Until,
     Words,
@@ -34,7 +34,6 @@ from .tree import (
     complement,
     joined,
 )
-from .watched import SIGN
 
 T = TypeVar("T")
 
@@ -184,8 +183,6 @@ class _Machine:
                 self.free[begin].append(start)
                 self.free[self.add(option, start)].append(end)
             return end
-        if isinstance(node, Rule):
-            raise TypeError(f"an automaton cannot refer to rule {node.name!r}")
         if isinstance(node, Until):
             return self._until(node, begin)
         if isinstance(node, Not):
@@ -196,7 +193,9 @@ class _Machine:
             return self._words(node.words, begin)
         if isinstance(node, Except):
             return self._put(determine(node, self.budget, self.what), begin)
-        return self._repeat(node, begin)
+        if isinstance(node, Repeat):
+            return self._repeat(node, begin)
+        raise TypeError(f"an automaton cannot say {node!r}")
 
     def _words(self, words: tuple[str, ...], begin: int) -> int:
         end = self._new()
@@ -362,11 +361,11 @@ def _subsets(machine: _Machine, end: int) -> Automaton:
         machine.budget.spend(5 + 2 * len(targets), machine.what, _STATE_BYTES)
         by_target: dict[frozenset[int], list[Ranges]] = {}
         for ranges, sets in cutting.parts(frozenset(targets)):
-            to = frozenset[int]().union(*(targets[number] for number in sets))
-            machine.budget.spend(1 + len(to), machine.what)
-            if to not in closures:
-                closures[to] = _closure(machine, set(to))
-            by_target.setdefault(closures[to], []).append(ranges)
+            reached = frozenset[int]().union(*(targets[number] for number in sets))
+            machine.budget.spend(1 + len(reached), machine.what)
+            if reached not in closures:
+                closures[reached] = _closure(machine, set(reached))
+            by_target.setdefault(closures[reached], []).append(ranges)
         found = []
         for target, pieces in by_target.items():
             if target not in numbers:

@@ -25,8 +25,7 @@ from ..errors import GrammarError
 from .json_schema.kinds import key
 from .json_schema.tokens import CAREFUL, FREE
 from .string_counts import OUTSIDE, PLAIN, step
-from .tree import Lexeme, Node, Rules, parts, word
-from .watched import SIGN
+from .tree import SIGN, Lexeme, Node, Rules, parts, word
 
 if TYPE_CHECKING:
     from .interface import Matcher
@@ -94,6 +93,12 @@ class _Items:
     def __init__(self, is_careful: bool) -> None:
         self.is_careful = is_careful
         self.found: dict[str, tuple[bytes, int]] = {}
+
+    def copy(self) -> _Items:
+        """The same items, to go on from on their own."""
+        other = _Items(self.is_careful)
+        other.found = dict(self.found)
+        return other
 
     def cut(self, end: int) -> None:
         """Forget what ended there or later."""
@@ -174,10 +179,7 @@ class DistinctItems:
         copies = []
         for opened in self._places[-1].stack:
             items = opened.items
-            if items is not None:
-                items = _Items(items.is_careful)
-                items.found = dict(opened.items.found)
-            copies.append(opened._replace(items=items))
+            copies.append(opened if items is None else opened._replace(items=items.copy()))
         other._places = [self._places[-1]._replace(stack=tuple(copies))]
         other._ends = [len(self._text)]
         return other
@@ -253,8 +255,8 @@ class DistinctItems:
     def _doubtful(self, place: _Place, bits: np.ndarray) -> set[int]:
         """Which tokens of a mask may end an item that is there already, or lead to one."""
         tokens = self.tokens
-        lists = [opened for opened in place.stack if opened.items is not None]
-        if not any(opened.items.found for opened in lists):
+        lists = [opened.items for opened in place.stack if opened.items is not None]
+        if not any(items.found for items in lists):
             return set(tokens.whole.within(bits))
         top = place.stack[-1]
         if place.mode == OUTSIDE:
@@ -262,18 +264,21 @@ class DistinctItems:
         elif top.items is None:
             found = set(tokens.closing.within(bits))
         else:
-            found = self._ending_text(place, bits)
+            found = self._ending_text(top.items, top.begin, bits)
             if len(lists) > 1:
                 found.update(tokens.closing.within(bits))
-        for rest in {rest for opened in lists for rest in self.rests(opened, place)}:
+        for rest in {rest for opened in place.stack for rest in self.rests(opened, place)}:
             for length in range(1, min(len(rest), tokens.longest) + 1):
                 found.update(one for one in tokens.ids.get(rest[:length], ()) if _has(bits, one))
         return found
 
-    def _ending_text(self, place: _Place, bits: np.ndarray) -> set[int]:
-        """Which tokens may end the text here, an item, like one that is there; or lead to a further item."""
-        tokens, items = self.tokens, place.stack[-1].items
-        begun = self.since(place.stack[-1].begin, b"").lstrip()
+    def _ending_text(self, items: _Items, begin: int, bits: np.ndarray) -> set[int]:
+        """Which tokens may end the text here, an item, like one that is there; or lead to a further item.
+
+        ``begin``: where the text, of the list with ``items``, begins.
+        """
+        tokens = self.tokens
+        begun = self.since(begin, b"").lstrip()
         if b"\\" in begun:
             return set(tokens.ending.within(bits))
         found = set(tokens.whole.within(bits)).union(tokens.escaping.within(bits))

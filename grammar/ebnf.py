@@ -72,8 +72,10 @@ class _Parser:
             found = _TOKEN.match(text, at)
             if found is None:
                 raise self._wrong("cannot be read from here", at)
-            if found.lastgroup != "space":
-                self._tokens.append((found.lastgroup, found[found.lastgroup], at))
+            kind = found.lastgroup
+            assert kind is not None  # each way to match has a name
+            if kind != "space":
+                self._tokens.append((kind, found[kind], at))
             at = found.end()
         self._next = self._depth = 0
 

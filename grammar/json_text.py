@@ -72,7 +72,9 @@ def read_string(source: Source) -> Reading[str]:
         elif character < " ":  # a control character, or the end of the text
             raise Malformed
         else:
-            source.position = _PLAIN.match(source.text, source.position).end()
+            plain = _PLAIN.match(source.text, source.position)
+            assert plain is not None  # this character at least
+            source.position = plain.end()
 
 
 def is_object(text: str) -> bool:

@@ -65,7 +65,8 @@ class LlguidanceBackend:
         size = _BYTES_PER_CHAR * len(text) + _BYTES_EACH
         if not has_distinct_items(rules):
             return Grammar(LlguidanceMatcher(found, self._stops), size)
-        matcher = LlguidanceMatcher(found, self._stops, self._tokens, self._matcher(self._bytes, text))
+        letters = _Letters(self._matcher(self._bytes, text), self._tokens)
+        matcher = LlguidanceMatcher(found, self._stops, letters)
         return Grammar(WatchedMatcher(matcher, DistinctItems(self._item_tokens)), 2 * size)
 
     def _matcher(self, tokenizer: Any, text: str) -> Any:
@@ -132,25 +133,39 @@ class _Tokenizer:
         return self._encode(text.decode() if isinstance(text, bytes) else text)
 
 
+class _Letters:
+    """A matcher of the same grammar to which each byte is a token: it can tell what texts may follow."""
+
+    def __init__(self, matcher: Any, tokens: list[bytes]) -> None:
+        self._matcher = matcher
+        self._tokens = tokens
+        self._lengths: list[int] = []  # of accepted tokens
+
+    def accept(self, token_id: int) -> None:
+        """Take a token that is allowed."""
+        self._lengths.append(self._matcher.try_consume_tokens([*self._tokens[token_id]]))
+
+    def rollback(self, count: int) -> None:
+        """Take back the last ``count`` tokens, at least one."""
+        self._matcher.rollback(sum(self._lengths[-count:]))
+        del self._lengths[-count:]
+
+    def follows(self, text: bytes) -> bool:
+        """Whether a text may stand next."""
+        return self._matcher.validate_tokens([*text]) == len(text)
+
+    def fork(self) -> _Letters:
+        """Another one that stands here."""
+        return _Letters(self._matcher.deep_copy(), self._tokens)
+
+
 class LlguidanceMatcher:
-    """Where one request stands.
+    """Where one request stands; with ``letters`` it can tell what texts may follow."""
 
-    With ``tokens`` and ``letters``, a matcher of the same grammar whose tokens are bytes, it can tell what
-    texts may follow.
-    """
-
-    def __init__(
-        self,
-        matcher: Any,
-        stop_token_ids: frozenset[int],
-        tokens: list[bytes] | None = None,
-        letters: Any = None,
-    ) -> None:
+    def __init__(self, matcher: Any, stop_token_ids: frozenset[int], letters: _Letters | None = None) -> None:
         self._matcher = matcher
         self._stop_token_ids = stop_token_ids
-        self._tokens = tokens
         self._letters = letters
-        self._lengths: list[int] = []  # of accepted tokens, for letters
         self._ended = False
 
     def fill(self, masks: np.ndarray, row: int) -> None:
@@ -170,7 +185,7 @@ class LlguidanceMatcher:
         if self._matcher.try_consume_tokens([token_id]) != 1:
             return False
         if self._letters is not None:
-            self._lengths.append(self._letters.try_consume_tokens([*self._tokens[token_id]]))
+            self._letters.accept(token_id)
         return True
 
     def rollback(self, count: int) -> None:
@@ -180,8 +195,7 @@ class LlguidanceMatcher:
         if count:
             self._matcher.rollback(count)
             if self._letters is not None:
-                self._letters.rollback(sum(self._lengths[-count:]))
-                del self._lengths[-count:]
+                self._letters.rollback(count)
 
     def forced_text(self) -> str:
         """What any output must go on with."""
@@ -197,9 +211,9 @@ class LlguidanceMatcher:
     def follows(self, text: bytes) -> bool:
         """Whether a text may stand next."""
         assert self._letters is not None, "made without what tells texts"
-        return self._letters.validate_tokens([*text]) == len(text)
+        return self._letters.follows(text)
 
     def fork(self) -> LlguidanceMatcher:
         """Another one that stands here."""
-        letters = None if self._letters is None else self._letters.deep_copy()
-        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids, self._tokens, letters)
+        letters = None if self._letters is None else self._letters.fork()
+        return LlguidanceMatcher(self._matcher.deep_copy(), self._stop_token_ids, letters)

@@ -11,6 +11,7 @@ from .budget import Budget
 from .string_counts import Length
 from .tree import (
     EMPTY,
+    SIGN,
     Chars,
     Choice,
     Every,
@@ -31,7 +32,6 @@ from .tree import (
     literal,
     parts,
 )
-from .watched import SIGN
 from .xgrammar_rules import with_any_length, with_counters, with_root_apart
 
 _BOUNDS = {(0, None): "*", (1, None): "+", (0, 1): "?"}
@@ -149,25 +149,26 @@ def _ebnf(node: Node, lexemes: dict[Node, str]) -> str:
     if isinstance(node, Repeat):
         item = _ebnf(node.item, lexemes)
         return f'({item} | "")' if (node.least, node.most) == (0, 1) else f"({item}){_bounds(node)}"
+    assert isinstance(node, Sequence)  # what else there is stands in lexemes, which are automata
     words, text = [], ""
-    flat = itertools.chain(*(_letters(item) for item in node.items))
-    for item in (*flat, None):
-        single = isinstance(item, Chars) and len(item.ranges) == 1 and item.ranges[0][0] == item.ranges[0][1]
-        if single:
-            text += _quoted(item.ranges[0][0])
+    flat = itertools.chain(*(_letters(one) for one in node.items))
+    for one in (*flat, None):
+        if isinstance(one, Chars) and len(one.ranges) == 1 and one.ranges[0][0] == one.ranges[0][1]:
+            text += _quoted(one.ranges[0][0])
             continue
         if text:
             words.append(f'"{text}"')
             text = ""
-        if item is not None:
-            words.append(_ebnf(item, lexemes))
+        if one is not None:
+            words.append(_ebnf(one, lexemes))
     return f"({' '.join(words)})" if words else '""'
 
 
 def _letters(node: Node) -> tuple[Node, ...]:
     """A fixed word letter by letter."""
-    fixed = isinstance(node, Lexeme) and not node.in_states and isinstance(node.item, Sequence)
-    return node.item.items if fixed else (node,)
+    if isinstance(node, Lexeme) and not node.in_states and isinstance(node.item, Sequence):
+        return node.item.items
+    return (node,)
 
 
 def _class(ranges: Ranges) -> str:
@@ -304,6 +305,7 @@ class _Lark:
             return f"({' | '.join(map(self.write, node.options))})"
         if isinstance(node, Repeat):
             return f"({self.write(node.item)}){_bounds(node)}"
+        assert isinstance(node, Sequence)  # what else there is stands in lexemes, which are terminals
         return f"({' '.join(map(self.write, node.items))})" if node != EMPTY else '""'
 
     def _terminal(self, node: Node) -> str:

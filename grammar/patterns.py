@@ -7,16 +7,19 @@ this module describes whole texts.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..errors import GrammarError
 from .budget import Budget, shortened
-from .regex import Anchor, Lookahead, parse_ecma
+from .regex import parse_ecma
 from .tree import (
     EMPTY,
+    Anchor,
     Chars,
     Choice,
     Every,
+    Lookahead,
     Node,
     Not,
     Repeat,
@@ -24,6 +27,7 @@ from .tree import (
     choice,
     codes,
     complement,
+    parts,
     possible,
     sequence,
 )
@@ -41,7 +45,11 @@ def search(pattern: str, budget: Budget | None = None, *, widest: bool = False) 
     budget = budget or Budget()
     node = parse_ecma(pattern, budget, widest=widest)
     items = node.items if isinstance(node, Sequence) else (node,)
-    looks = list(itertools.takewhile(lambda item: isinstance(item, Lookahead), items[1:]))
+    looks: list[Lookahead] = []
+    for item in items[1:]:
+        if not isinstance(item, Lookahead):
+            break
+        looks.append(item)
     if items[:1] == (Anchor(True),) and looks:
         rest = Sequence((Anchor(True), *items[1 + len(looks) :]))
         found = [_found(rest, pattern, budget, widest=widest)]
@@ -85,8 +93,8 @@ def _trimmed(node: Node, side: int) -> Node:
         if end == node.items[at]:
             return node
         rest = node.items[:-1] if side == 0 else node.items[1:]
-        parts = (*rest, end) if side == 0 else (end, *rest)
-        return _trimmed(sequence(*(rest if end == EMPTY else parts)), side) if rest or end != EMPTY else EMPTY
+        kept = (*rest, end) if side == 0 else (end, *rest)
+        return _trimmed(sequence(*(rest if end == EMPTY else kept)), side) if rest or end != EMPTY else EMPTY
     return node
 
 
@@ -154,7 +162,7 @@ def _repeated(node: Repeat, pattern: str, budget: Budget) -> list[_Match]:
     return _together(found)
 
 
-def _together(matches) -> list[_Match]:
+def _together(matches: Iterable[_Match | None]) -> list[_Match]:
     """Those with the same ends as one."""
     by_ends: dict[tuple[bool, bool], list[Node]] = {}
     for match in matches:
@@ -201,13 +209,16 @@ def _span(node: Node) -> tuple[int, int | None]:
         return 1, 1
     if isinstance(node, Repeat):
         shortest, longest = _span(node.item)
-        endless = longest is None or node.most is None
-        return shortest * node.least, None if endless else longest * node.most
-    spans = [_span(item) for item in (node.options if isinstance(node, Choice) else node.items)]
-    add = max if isinstance(node, Choice) else sum
-    longest = [span[1] for span in spans]
-    shortest = (min if isinstance(node, Choice) else sum)([span[0] for span in spans] or [0])
-    return shortest, None if None in longest else add([one for one in longest if one is not None] or [0])
+        limit = None if longest is None or node.most is None else longest * node.most
+        return shortest * node.least, limit
+    assert isinstance(node, (Choice, Sequence))  # what else there is says no length
+    spans = [_span(part) for part in parts(node)]
+    least = [shortest for shortest, _ in spans] or [0]
+    most = [longest for _, longest in spans if longest is not None]
+    is_limited = len(most) == len(spans)
+    if isinstance(node, Choice):
+        return min(least), max(most, default=0) if is_limited else None
+    return sum(least), sum(most) if is_limited else None
 
 
 def _may_be_empty(node: Node) -> bool:
@@ -217,4 +228,5 @@ def _may_be_empty(node: Node) -> bool:
         return node.least == 0 or _may_be_empty(node.item)
     if isinstance(node, Choice):
         return any(map(_may_be_empty, node.options))
+    assert isinstance(node, Sequence)  # anchors and lookaheads have been taken out
     return all(map(_may_be_empty, node.items))

@@ -10,12 +10,24 @@ Patterns of schemas are written for ECMA-262, and anchors may stand where they l
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from ..errors import GrammarError
 from .budget import Budget, shortened
 from .characters import ANY, ANY_ECMA, CLASSES, WIDEST, category
-from .tree import LAST_CODE, Chars, Choice, Node, Ranges, Repeat, Sequence, codes, complement, joined
+from .tree import (
+    LAST_CODE,
+    Anchor,
+    Chars,
+    Choice,
+    Lookahead,
+    Node,
+    Ranges,
+    Repeat,
+    Sequence,
+    codes,
+    complement,
+    joined,
+)
 
 _MAX_COUNT = 10_000  # of a repetition: backends write it out, state by state
 _MAX_DEPTH = 100  # groups within groups
@@ -50,19 +62,6 @@ def parse(pattern: str, budget: Budget | None = None) -> Node:
     Raises GrammarError that names what is not supported, or what is wrong.
     """
     return _Parser(pattern, budget or Budget()).parse()
-
-
-class Anchor(NamedTuple):
-    """The beginning of the text, or its end."""
-
-    is_begin: bool
-
-
-class Lookahead(NamedTuple):
-    """What must stand here, or must not; it takes no characters."""
-
-    item: Node
-    is_wanted: bool
 
 
 def parse_ecma(pattern: str, budget: Budget | None = None, *, widest: bool = False) -> Node:
@@ -270,7 +269,7 @@ class _Parser:
     def _property(self, begin: int, *, negated: bool) -> Ranges:
         named = re.compile(r"\{(?:(?:General_Category|gc)=)?([A-Z][a-z]?)\}").match(self._pattern, self._at)
         ranges = category(named[1]) if named else ()
-        if not ranges:
+        if named is None or not ranges:
             raise self._unsupported(
                 "a Unicode property other than a general category such as \\p{L} or \\p{Lu}", begin
             )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import GrammarError
-from .watched import SIGN
+from .tree import SIGN
 
 if TYPE_CHECKING:
     from .interface import Matcher
@@ -48,10 +48,10 @@ ANY = Length(0, None)
 
 
 class Place(NamedTuple):
-    """Where an output stands: how it goes on, and in a string its length so far and the one that is meant."""
+    """Where an output stands: how it goes on, and in a string its characters so far and the length meant."""
 
     mode: int = OUTSIDE
-    count: int = 0
+    chars: int = 0
     length: Length = ANY
 
 
@@ -138,10 +138,10 @@ class StringCounts:
         kept = ~tokens.signs
         if place.mode != OUTSIDE and place.length != ANY:
             counts = tokens.counts[place.mode]
-            if most is not None and most - place.count < tokens.most:
-                kept &= counts <= most - place.count
-            if least > place.count:
-                kept &= ~tokens.ends[place.mode] | (counts >= least - place.count)
+            if most is not None and most - place.chars < tokens.most:
+                kept &= counts <= most - place.chars
+            if least > place.chars:
+                kept &= ~tokens.ends[place.mode] | (counts >= least - place.chars)
         bits, follows = mask.view(np.uint8), functools.cache(matcher.follows)
         for token in tokens.reopening[place.mode]:
             if kept[token] and bits[token >> 3] >> (token & 7) & 1:

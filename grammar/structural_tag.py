@@ -19,6 +19,7 @@ from .json_schema import compile_schema
 from .regex import parse
 from .tree import (
     EMPTY,
+    SIGN,
     Chars,
     Lexeme,
     Node,
@@ -36,7 +37,6 @@ from .tree import (
     renamed,
     sequence,
 )
-from .watched import SIGN
 from .width import check_width
 
 _MAX_DEPTH = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .budget import Budget
 
@@ -16,6 +16,9 @@ Ranges = tuple[tuple[int, int], ...]
 """Code points as ascending, separate, inclusive ranges."""
 
 LAST_CODE = 0x10FFFF
+
+SIGN: Final = "\x01"
+"""Begins what a watch asks of a grammar (``watched.py``). In no document; masks never allow it."""
 
 
 class Chars(NamedTuple):
@@ -98,7 +101,34 @@ class Except(NamedTuple):
     words: tuple[str, ...]
 
 
-Node = Chars | Sequence | Choice | Repeat | Rule | Lexeme | Until | Every | Not | Words | Except
+class Anchor(NamedTuple):
+    """The beginning of the text, or its end. Only in patterns as they are read (``regex.parse_ecma``)."""
+
+    is_begin: bool
+
+
+class Lookahead(NamedTuple):
+    """What must stand here, or must not; it takes no characters. Only in patterns, as :class:`Anchor`."""
+
+    item: Node
+    is_wanted: bool
+
+
+Node = (
+    Chars
+    | Sequence
+    | Choice
+    | Repeat
+    | Rule
+    | Lexeme
+    | Until
+    | Every
+    | Not
+    | Words
+    | Except
+    | Anchor
+    | Lookahead
+)
 Rules = dict[str, Node]
 """Rules by name; the language is that of ``root``."""
 
@@ -242,6 +272,7 @@ def _is_finite(node: Node, known: set[str], budget: Budget) -> bool:
         return not node.least or (node.most != 0 and _is_finite(node.item, known, budget))
     if isinstance(node, Choice):
         return any(_is_finite(option, known, budget) for option in node.options)
+    assert isinstance(node, Sequence)  # what else there is stands in lexemes
     return all(_is_finite(item, known, budget) for item in node.items)
 
 
@@ -269,8 +300,10 @@ def _pruned(node: Node, known: set[str], budget: Budget) -> Node | None:
         pruned = [_pruned(one, known, budget) for one in node.options]
         options = [option for option in pruned if option is not None]
         return choice(*options) if options else None
-    items = [_pruned(item, known, budget) for item in node.items]
-    return None if None in items else Sequence(tuple(items))
+    assert isinstance(node, Sequence)  # what else there is stands in lexemes
+    pruned = [_pruned(item, known, budget) for item in node.items]
+    items = [item for item in pruned if item is not None]
+    return Sequence(tuple(items)) if len(items) == len(pruned) else None
 
 
 def is_unguarded(rules: Rules, budget: Budget) -> bool:

@@ -2,20 +2,17 @@
 
 A watch reads the output along with the matcher, takes further tokens from its masks and refuses them. What
 it has to know of the grammar it asks there: a place of which it must know has one more way to go on, which
-begins with ``SIGN`` and a name; no mask allows that.
+begins with ``tree.SIGN`` and a name; no mask allows that.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .interface import Matcher
-
-SIGN: Final = "\x01"
-"""In no document; masks never allow it."""
 
 
 class Watch(Protocol):

@@ -10,20 +10,7 @@ from typing import NamedTuple
 
 from ..errors import GrammarError
 from .budget import Budget
-from .tree import (
-    Chars,
-    Choice,
-    Lexeme,
-    Node,
-    Ranges,
-    Repeat,
-    Rule,
-    Rules,
-    Sequence,
-    common,
-    joined,
-    parts,
-)
+from .tree import Chars, Choice, Lexeme, Node, Ranges, Repeat, Rule, Rules, Sequence, common, joined, parts
 
 _MOST = 16.0  # sets of all characters
 _MOST_COPIES = 32  # of a part that may go on with what the next one begins with
@@ -65,8 +52,11 @@ class _Widths:
             self._check(part)
         if isinstance(node, Sequence):
             self._behind(node)
-        is_large = isinstance(node, Repeat) and max(node.least, node.most or 0) > _MOST_COPIES
-        if is_large and common(self._begin(node.item).chars, self._more(node.item)):
+        if (
+            isinstance(node, Repeat)
+            and max(node.least, node.most or 0) > _MOST_COPIES
+            and common(self._begin(node.item).chars, self._more(node.item))
+        ):
             raise GrammarError(
                 f"rule {self._name!r} repeats, more than {_MOST_COPIES} times, what may go on as it begins:"
                 " there would be too many ways to cut a text. Put something between the parts."

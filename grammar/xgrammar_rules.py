@@ -15,10 +15,13 @@ repetitions are of blocks, at whose ends masks are slow (tens of milliseconds, f
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from .budget import Budget
 from .string_counts import MAX_LENGTHS, Length
 from .tree import (
     EMPTY,
+    SIGN,
     Chars,
     Choice,
     Lexeme,
@@ -33,7 +36,6 @@ from .tree import (
     renamed,
     sequence,
 )
-from .watched import SIGN
 
 _SHORT = 16  # left as they are
 _COUNTED = 24  # characters: up to here a string of JSON is an automaton
@@ -151,7 +153,7 @@ class _Counting:
         for count in range(last + 1):
             self._budget.spend(3, "a repetition", 500)
             self._budget.widen(node.item.ranges if isinstance(node.item, Chars) else ())
-            options = [rest] if count >= node.least else []
+            options: list[Node] = [rest] if count >= node.least else []
             if count < last or node.most is None:
                 options.append(sequence(node.item, Rule(f"{prefix}_{min(count + 1, last)}")))
             self.rules[f"{prefix}_{count}"] = choice(*options)
@@ -162,7 +164,8 @@ class _Counting:
         size = self._block
         block = self._chain(Repeat(node.item, size, size), EMPTY)
         blocks, remainder = divmod(node.least, size)
-        must = [Repeat(block, blocks, blocks), self._chain(Repeat(node.item, remainder, remainder), EMPTY)]
+        rest = self._chain(Repeat(node.item, remainder, remainder), EMPTY)
+        must: list[Node] = [Repeat(block, blocks, blocks), rest]
         if node.most is None:
             return [*must, Repeat(node.item, 0, None)]
         blocks, remainder = divmod(node.most - node.least, size)
@@ -173,7 +176,7 @@ class _Counting:
         return [*must, may]
 
 
-def _is_long(node: Node) -> bool:
+def _is_long(node: Node) -> TypeGuard[Repeat]:
     return (
         isinstance(node, Repeat) and isinstance(node.item, Chars) and max(node.least, node.most or 0) > _SHORT
     )

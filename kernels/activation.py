@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from .device import has_pdl
+from .device import has_pdl, on_gpu
 from .native import element_type, load
 
 _C = load()
@@ -34,7 +34,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     The result is ``[T, I]`` in gate_up's dtype, rounded once from fp32 (SwiGLU, arXiv:2002.05202).
     Raises ValueError if gate_up is not a matrix of even width.
     """
-    if gate_up.is_cuda:
+    if on_gpu(gate_up):
         return _gpu().silu_and_mul(gate_up, pdl=has_pdl(gate_up.device))
     kind = None if _C is None else element_type(gate_up)
     if kind is None:
@@ -49,7 +49,7 @@ def gelu_and_mul(gate_up: torch.Tensor, approximate: str) -> torch.Tensor:
     as is a gate_up that is not a matrix of even width. The result is ``[T, I]`` in gate_up's dtype,
     rounded once from fp32.
     """
-    if gate_up.is_cuda:
+    if on_gpu(gate_up):
         return _gpu().gelu_and_mul(gate_up, approximate, pdl=has_pdl(gate_up.device))
     kind = None if _C is None else element_type(gate_up)
     if kind is None or approximate not in _GELU:

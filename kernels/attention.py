@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from types import ModuleType
+from typing import Final, Protocol
 
 import torch
 
+from ..errors import ModelError
 from .native import element_type, load
+from .scoring import Scoring, check_scoring
 
 _C = load()
 
+CAN: Final = frozenset({"window", "soft_cap", "sinks", "slopes", "causal"})
+"""Fields of a :class:`Scoring` that :func:`paged_attention` knows, by the C kernel or the reference."""
 
-class Scoring(NamedTuple):
-    """How a layer scores keys: what :func:`paged_attention` takes beside tensors and a plan."""
-
-    scale: float
-    window: int | None = None  # positions a token sees, itself included; None: all
-    soft_cap: float | None = None  # bound of the scores
+_C_CAN: Final = frozenset({"window", "soft_cap"})
 
 
 class AttentionPlan(Protocol):
@@ -50,7 +51,7 @@ class PagedAttentionPlan:
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """:func:`paged_attention` with this plan."""
-        return paged_attention(q, k_cache, v_cache, self, *scoring)
+        return paged_attention(q, k_cache, v_cache, self, scoring)
 
     @cached_property
     def native_arguments(self) -> tuple[int, ...]:
@@ -82,16 +83,17 @@ def paged_attention(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     plan: PagedAttentionPlan,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """Return ``softmax(scale * q k^T) v`` ``[T, Hq, D]`` for q ``[T, Hq, D]``, causal within each row.
 
     The caches are ``[num_pages, page_size, Hkv, D]`` of q's dtype; Hq is a multiple of Hkv, and
     query head h reads kv head ``h // (Hq / Hkv)`` (grouped-query attention, arXiv:2305.13245).
     A window of w lets position p see the keys in ``(p - w, p]``. A soft_cap of c replaces a score s
-    by ``c * tanh(s / c)`` before masking (Gemma 2, arXiv:2408.00118). fp32 inside.
+    by ``c * tanh(s / c)`` before masking (Gemma 2, arXiv:2408.00118). A slope of m takes ``m * (p - k)``
+    off the score of key k (ALiBi, arXiv:2108.12409). A sink is one more score in the sum of weights,
+    without a value. If not causal, position p sees all keys, with a window those in ``(p - w, p + w)``.
+    fp32 inside.
 
     On the CPU with the C kernels, a token's result is bitwise the same in any batch, chunk, page
     size and number of threads. Raises ValueError for shapes or a plan that do not fit together,
@@ -99,10 +101,10 @@ def paged_attention(
     """
     tokens, num_q_heads, head_dim = q.shape
     num_pages, _, num_kv_heads, _ = k_cache.shape
-    _check(q, k_cache, v_cache, plan, window)
+    _check(q, k_cache, v_cache, plan, scoring)
     kind = None if _C is None else element_type(q, k_cache, v_cache)
-    if kind is None:
-        return paged_attention_reference(q, k_cache, v_cache, plan, scale, window, soft_cap)
+    if kind is None or (scoring.asks and not scoring.asks <= _C_CAN):
+        return paged_attention_reference(q, k_cache, v_cache, plan, scoring)
     q = q.contiguous()
     out = torch.empty_like(q)
     _C.paged_attention(
@@ -116,9 +118,9 @@ def paged_attention(
         num_q_heads,
         num_kv_heads,
         head_dim,
-        scale,
-        window or 0,
-        soft_cap or 0.0,
+        scoring.scale,
+        scoring.window or 0,
+        scoring.soft_cap or 0.0,
         kind,
     )
     return out
@@ -129,9 +131,7 @@ def paged_attention_reference(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     plan: PagedAttentionPlan,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """Compute :func:`paged_attention` in torch, one row at a time."""
     out = torch.empty_like(q)
@@ -151,31 +151,55 @@ def paged_attention_reference(
         pages = plan.page_table[row, : -(-kv_len // plan.page_size)].long()
         keys = k_cache[pages].flatten(0, 1)[:kv_len]
         values = v_cache[pages].flatten(0, 1)[:kv_len]
-        out[start:end] = _attend(q[start:end], keys, values, scale, window, soft_cap)
+        out[start:end] = _attend(q[start:end], keys, values, scoring)
     return out
 
 
-def _attend(
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    window: int | None,
-    soft_cap: float | None,
-) -> torch.Tensor:
+def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring) -> torch.Tensor:
     """Attend q ``[n, Hq, D]``, the last n of m tokens, to keys and values ``[m, Hkv, D]``; return like q."""
     num_q, num_q_heads, head_dim = q.shape
     num_kv, num_kv_heads, _ = keys.shape
     grouped = q.float().view(num_q, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
-    scores = torch.einsum("qhgd,khd->hgqk", grouped, keys.float()) * scale
-    if soft_cap is not None:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
+    scores = torch.einsum("qhgd,khd->hgqk", grouped, keys.float()) * scoring.scale
+    if scoring.soft_cap is not None:
+        scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
     key = torch.arange(num_kv, dtype=torch.int64, device=q.device)
     query = torch.arange(num_kv - num_q, num_kv, dtype=torch.int64, device=q.device)[:, None]
-    visible = key <= query if window is None else (key <= query) & (key > query - window)
-    weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), dim=-1)
+    if scoring.slopes is not None:
+        slopes = torch.tensor(scoring.slopes, dtype=torch.float32, device=q.device)
+        scores -= slopes.view(num_kv_heads, -1, 1, 1) * (query - key).abs()
+    scores = scores.masked_fill(~_visible(key, query, scoring), float("-inf"))
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float().view(num_kv_heads, -1, 1, 1).expand(-1, -1, num_q, -1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., :num_kv]
     out = torch.einsum("hgqk,khd->qhgd", weights, values.float())
     return out.reshape(num_q, num_q_heads, head_dim).to(q.dtype)
+
+
+def _visible(key: torch.Tensor, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """Which positions key ``[m]`` the positions query ``[n, 1]`` see, ``[n, m]``."""
+    distance = query - key
+    if scoring.causal:
+        return distance >= 0 if scoring.window is None else (distance >= 0) & (distance < scoring.window)
+    return distance.abs() < (len(key) if scoring.window is None else scoring.window)
+
+
+def check_device(scoring: Scoring, device: torch.device) -> None:
+    """Raise ModelError if attention on that device cannot score so: no kernel of ours there knows a field."""
+    can = _gpu().CAN if device.type == "cuda" else CAN
+    if not scoring.asks <= can:
+        raise ModelError(
+            f"This model's attention has {', '.join(sorted(scoring.asks - can))}, which no kernel on"
+            f" {device.type} knows. Known there: {', '.join(sorted(can))}."
+        )
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    from .gpu import attention
+
+    return attention
 
 
 def _check(
@@ -183,7 +207,7 @@ def _check(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     plan: PagedAttentionPlan,
-    window: int | None,
+    scoring: Scoring,
 ) -> None:
     """Raise ValueError unless shapes and layout fit; the C kernel trusts what passed here."""
     shape = k_cache.shape
@@ -199,5 +223,5 @@ def _check(
         )
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError("The K and V caches must be contiguous.")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1, or None for no window.")
+    if scoring.asks:
+        check_scoring(scoring, CAN, q.shape[1], "paged_attention")

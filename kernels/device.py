@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections import defaultdict
+from collections.abc import Callable
+from operator import attrgetter
 
 import torch
 
@@ -18,6 +20,10 @@ import torch
 def has_pdl(device: torch.device) -> bool:
     """Whether a kernel can start before the one ahead ends: programmatic dependent launch, Hopper on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+on_gpu: Callable[[torch.Tensor], bool] = attrgetter("is_cuda")
+"""Whether the GPU's kernels compute on this tensor; all operations ask here, some ten times a layer."""
 
 
 class StreamPool:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from .activation import gated_activation
-from .device import has_pdl
+from .device import has_pdl, on_gpu
 from .embedding import embed
 from .native import ELEMENT_TYPES, describe, load
 from .norm import NormWeight, rms_norm
@@ -195,7 +195,7 @@ def linear(
             f"A weight of shape {(n, k)} takes x [T, {k}] and bias [{n}], got x {tuple(x.shape)} "
             f"and bias {None if bias is None else tuple(bias.shape)}."
         )
-    if x.is_cuda:
+    if on_gpu(x):
         result = _run_product(x, weight, bias, out_dtype=out_dtype, norm=norm, activation=activation)
         if result is not None:
             return result
@@ -207,20 +207,19 @@ def linear(
 
 def linear_add(
     x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, residual: torch.Tensor
-) -> torch.Tensor | None:
-    """Add :func:`linear` of x to residual ``[T, N]`` in place, or return it where adding costs a pass.
+) -> None:
+    """Add :func:`linear` of x to residual ``[T, N]`` in place.
 
-    None says that it was added; otherwise the caller adds the result, best together with what comes next.
-    On a GPU the product adds as it writes, with one rounding for both.
+    On a GPU the product adds as it writes, with one rounding for both. On a CPU adding is a pass of its own:
+    better take the product there, and add it with what comes next.
     """
-    if not x.is_cuda:
-        return linear(x, weight, bias)
-    if _run_product(x, weight, bias, residual=residual) is None:
+    if not on_gpu(x):
+        residual += linear(x, weight, bias)
+    elif _run_product(x, weight, bias, residual=residual) is None:
         if bias is None:
             residual.addmm_(x, weight.unpack().t())
         else:
             residual += linear(x, weight, bias)
-    return None
 
 
 def _multiply(

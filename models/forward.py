@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
+from ..cache.kv_cache import LayerKV
 from ..kernels.attention import AttentionPlan
+from ..kernels.scoring import Scoring
 
 
 class TokenEmbeds(NamedTuple):
@@ -38,3 +41,18 @@ class ForwardInput:
     attention: AttentionPlan
     embeds: TokenEmbeds | None = None  # instead of the embeddings of those tokens
     wanted: WantedTokens | None = None  # None: all
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [T] int32 each, of features, by name
+
+    def replaced(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` ``[T, H]``, looked up by token, with ``embeds`` in their places; changed in place."""
+        return values if self.embeds is None else values.index_copy_(0, *self.embeds)
+
+    def keep(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows of the wanted tokens ``[S, ...]`` of x ``[T, ...]``; x itself if all are wanted."""
+        return x if self.wanted is None else x.index_select(0, self.wanted.tokens)
+
+    def attend(self, q: torch.Tensor, kv: LayerKV, scoring: Scoring) -> torch.Tensor:
+        """One layer's attention of q ``[T, Hq, D]``: ``[T, Hq, D]``, or ``[S, Hq, D]`` if S are wanted."""
+        if self.wanted is None:
+            return self.attention.attend(q, kv.k, kv.v, scoring)
+        return self.wanted.attention.attend(self.keep(q), kv.k, kv.v, scoring)

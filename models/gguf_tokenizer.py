@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..errors import ModelError
 from .fields import shorten
@@ -20,6 +20,7 @@ from .loader.gguf_file import GGUFFile, read_gguf
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger("rootlet.models")
@@ -132,7 +133,7 @@ def _read_vocabulary(file: GGUFFile) -> _Vocabulary:
         if len(values) != len(tokens):
             raise ModelError(f"{file.path}: {len(tokens)} tokens but {len(values)} entries in {name}.")
     merges = array("merges")
-    kinds = {
+    kinds: dict[str, tuple[list, type | tuple[type, ...], str]] = {
         "tokens": (tokens, str, "texts"),
         "token_type": (types, int, "integers"),
         "scores": (scores, (int, float), "numbers"),
@@ -171,11 +172,14 @@ def _byte_level_bpe(vocab: _Vocabulary, rule: _SplitRule) -> Tokenizer:
 
     if not vocab.merges:
         raise ModelError(f"{vocab.path}: a gpt2 tokenizer needs tokenizer.ggml.merges.")
-    merges = [tuple(merge.split(" ")) for merge in vocab.merges]
+    parts = [tuple(merge.split(" ")) for merge in vocab.merges]
+    merges = cast("list[tuple[str, str]]", parts)  # the library refuses what is no pair
     tokenizer = Tokenizer(_build_bpe(BPE, vocab, merges, ignore_merges=rule.whole_words))
     if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if rule.single_digits else []
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if rule.single_digits:
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
     if rule.pattern is not None:
         steps.append(pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.pattern is None))
@@ -226,7 +230,7 @@ def _merges_from_scores(vocab: _Vocabulary) -> list[tuple[str, str]]:
     return merges
 
 
-def _build_bpe(bpe: type, vocab: _Vocabulary, merges: list[tuple[str, ...]], **options: object) -> object:
+def _build_bpe(bpe: type[BPE], vocab: _Vocabulary, merges: list[tuple[str, str]], **options: Any) -> BPE:
     try:
         return bpe(vocab=vocab.ids, merges=merges, **options)
     except Exception as error:  # the library raises Exception itself for a merge of unknown tokens
@@ -241,13 +245,16 @@ def _named_special_ids(file: GGUFFile, num_tokens: int) -> dict[str, int]:
         "unk_token": "unknown_token_id",
         "pad_token": "padding_token_id",
     }
-    found = {role: file.metadata.get(f"tokenizer.ggml.{key}") for role, key in keys.items()}
-    found = {role: index for role, index in found.items() if index is not None}
-    for role, index in found.items():
+    found: dict[str, int] = {}
+    for role, key in keys.items():
+        index = file.metadata.get(f"tokenizer.ggml.{key}")
+        if index is None:
+            continue
         if not isinstance(index, int) or not 0 <= index < num_tokens:
             raise ModelError(
                 f"{file.path}: {role} has the id {shorten(index)}, outside a vocabulary of {num_tokens}."
             )
+        found[role] = index
     return found
 
 
@@ -281,6 +288,8 @@ def _wrap(
             raise ModelError(
                 f"{file.path}: the tokenizer adds a {role} to each text, but the file names none."
             )
+        if wanted and roles[role].startswith("$"):  # the templates of tokenizers take it for a place
+            raise ModelError(f"{file.path}: the {role} {shorten(roles[role])} cannot begin with a $.")
     _set_template(backend, named, roles, adds)
     others = [
         token
@@ -328,8 +337,8 @@ def _chat_template(file: GGUFFile) -> str | dict[str, str] | None:
     names = file.metadata.get("tokenizer.chat_templates")
     if not isinstance(names, list):
         return template
-    several = {name: file.metadata.get(f"tokenizer.chat_template.{name}") for name in names}
-    several = {name: text for name, text in several.items() if isinstance(text, str)}
+    given = {name: file.metadata.get(f"tokenizer.chat_template.{name}") for name in names}
+    several = {name: text for name, text in given.items() if isinstance(text, str)}
     if template is not None:
         several["default"] = template
     return several or None

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from .layers.decoder import CausalLM, LayerSpec, Output
+from .layers.attention import Attention
+from .layers.decoder import CausalLM
+from .layers.layers import PreNormLayer
+from .layers.make import Make
+from .layers.mlp import GatedMLP
+from .layers.part import Layer
 
 
 class LlamaForCausalLM(CausalLM):
     """Llama (arXiv:2302.13971, 2307.09288, 2407.21783); biases where the configuration asks for them."""
 
-    def layer_spec(self, index: int) -> LayerSpec:  # noqa: ARG002
+    def layer(self, index: int, make: Make) -> Layer:  # noqa: ARG002
         """All layers alike."""
-        attention_bias = self.config.read("attention_bias", bool, False)
-        return LayerSpec(
-            qkv_bias=attention_bias,
-            output_bias=attention_bias,
-            mlp_bias=self.config.read("mlp_bias", bool, False),
+        names = make.names
+        bias = self.config.read("attention_bias", bool, False)
+        mlp_bias = self.config.read("mlp_bias", bool, False)
+        return PreNormLayer(
+            names,
+            Attention(make.at(names.attention), self.rotary, make.heads, qkv_bias=bias, output_bias=bias),
+            GatedMLP(make.at(names.mlp), bias=mlp_bias),
+            make.rms_norm(),
+            make.rms_norm(),
         )
-
-
-class LlamaForSequenceClassification(LlamaForCausalLM):
-    """A classifier or reward model: scores of the last token."""
-
-    output = Output.SCORES
-
-
-class LlamaModel(LlamaForCausalLM):
-    """An embedding model: the decoder without a head."""
-
-    output = Output.STATES
-
-
-class LlamaEmbeddingModel(LlamaModel):
-    """The same under the name that the documented system gives it."""

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from ..errors import ModelError
-from .layers.decoder import CausalLM, LayerSpec, Output
+from .layers.attention import Attention
+from .layers.decoder import CausalLM
+from .layers.layers import PreNormLayer
+from .layers.make import Make
+from .layers.mlp import GatedMLP
+from .layers.part import Layer
 
 
 class Qwen2ForCausalLM(CausalLM):
     """Qwen2 (arXiv:2407.10671): biases on q, k, v; a sliding window in the upper layers if switched on."""
 
-    def layer_spec(self, index: int) -> LayerSpec:
+    def layer(self, index: int, make: Make) -> Layer:
         """Window by ``layer_types`` where given, else from layer ``max_window_layers`` on."""
-        return LayerSpec(qkv_bias=True, window=self._window() if self._is_sliding(index) else None)
+        names = make.names
+        window = self._window() if self._is_sliding(index) else None
+        return PreNormLayer(
+            names,
+            Attention(make.at(names.attention), self.rotary, make.heads, qkv_bias=True, window=window),
+            GatedMLP(make.at(names.mlp)),
+            make.rms_norm(),
+            make.rms_norm(),
+        )
 
     def _window(self) -> int | None:
         """Size of the window; None if windows are off."""
@@ -36,15 +49,3 @@ class Qwen2ForCausalLM(CausalLM):
                 "use_sliding_window is false."
             )
         return layer_types[index] == "sliding_attention"
-
-
-class Qwen2ForSequenceClassification(Qwen2ForCausalLM):
-    """A classifier or reward model: scores of the last token."""
-
-    output = Output.SCORES
-
-
-class Qwen2Model(Qwen2ForCausalLM):
-    """An embedding model: the decoder without a head."""
-
-    output = Output.STATES

@@ -5,34 +5,40 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigError, ModelError
 from .fields import shorten
+from .interface import REQUIRED, Output
 
-# Architecture name -> module of this package that defines the class of that name. A family is
-# imported when a model of it is loaded; a new family adds its line here and its own file.
-_BUILT_IN: Final = {
+# Class name of a family -> module of this package that has it. A family is imported when a model of it is
+# loaded; a new one adds its line here and its own file. Its classifiers and bare models come with it.
+_FAMILIES: Final = {
     "LlamaForCausalLM": "llama",
-    "LlamaForSequenceClassification": "llama",
-    "LlamaModel": "llama",
-    "LlamaEmbeddingModel": "llama",
     "MistralForCausalLM": "mistral",
-    "MistralForSequenceClassification": "mistral",
-    "MistralModel": "mistral",
     "Qwen2ForCausalLM": "qwen2",
-    "Qwen2ForSequenceClassification": "qwen2",
-    "Qwen2Model": "qwen2",
 }
 
-_MODEL_METHODS: Final = (
-    "forward",
-    "compute_logits",
-    "load_weights",
-    "get_weight",
-    "kv_spec",
-    "set_context_length",
-)
+# Ending of an architecture's name -> what stands behind the last norm.
+_OUTPUTS: Final = {
+    "ForCausalLM": Output.LOGITS,
+    "ForSequenceClassification": Output.SCORES,
+    "Model": Output.STATES,
+}
+
+_BUILT_IN: Final = {
+    family.removesuffix("ForCausalLM") + ending: (family, output)
+    for family in _FAMILIES
+    for ending, output in _OUTPUTS.items()
+} | {"LlamaEmbeddingModel": ("LlamaForCausalLM", Output.STATES)}  # the documented system's name
+
+
+class Architecture(NamedTuple):
+    """What runs a name of ``config.json``."""
+
+    family: type[Any]
+    output: Output | None  # None: as the class says
+
 
 _registered: dict[str, type] = {}
 
@@ -40,11 +46,11 @@ _registered: dict[str, type] = {}
 def register_model(name: str, cls: type, *, replace: bool = False) -> None:
     """Make ``cls`` the model class of the architecture ``name``, for every engine built from now on.
 
-    ``cls(config, dtype, device)`` must give an object with the methods of
-    :class:`~rootlet.models.layers.decoder.CausalLM`. Raises ConfigError if one is missing, or if the
-    name is taken and ``replace`` is false.
+    ``cls(config, dtype, device)`` must give a :class:`~rootlet.models.interface.RequiredModel`, and may
+    have more of a :class:`~rootlet.models.interface.Model`. Raises ConfigError if a required method is
+    missing, or if the name is taken and ``replace`` is false.
     """
-    absent = [method for method in _MODEL_METHODS if not callable(getattr(cls, method, None))]
+    absent = [method for method in REQUIRED if not callable(getattr(cls, method, None))]
     if not isinstance(cls, type) or absent:
         raise ConfigError(
             f"register_model({name!r}) needs a model class, got {cls!r}"
@@ -65,10 +71,10 @@ def default_architecture(model_type: str) -> str:
 
     Raises ModelError listing the supported names if there is none.
     """
-    for name, module in _BUILT_IN.items():
-        if module == model_type and name.endswith("ForCausalLM"):
+    for name, module in _FAMILIES.items():
+        if module == model_type:
             return name
-    known = sorted(set(_BUILT_IN.values()))
+    known = sorted(_FAMILIES.values())
     raise ModelError(
         f"config.json names no architectures, and its model_type {shorten(model_type)} is not supported."
         f"{_suggest(model_type, known)} Supported: {', '.join(known)}; or add your own with"
@@ -76,17 +82,18 @@ def default_architecture(model_type: str) -> str:
     )
 
 
-def resolve(architectures: Sequence[str]) -> type:
-    """Return the class of the first supported name in ``architectures``.
+def resolve(architectures: Sequence[str]) -> Architecture:
+    """Return what runs the first supported name in ``architectures``.
 
     Raises ModelError listing the supported names if there is none.
     """
     for name in architectures:
         if name in _registered:
-            return _registered[name]
+            return Architecture(_registered[name], None)
         if name in _BUILT_IN:
-            module = importlib.import_module(f".{_BUILT_IN[name]}", __package__)
-            return getattr(module, name)
+            family, output = _BUILT_IN[name]
+            module = importlib.import_module(f".{_FAMILIES[family]}", __package__)
+            return Architecture(getattr(module, family), output)
     known = supported_architectures()
     raise ModelError(
         f"Model architectures {shorten(list(architectures))} are not supported."

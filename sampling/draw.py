@@ -71,8 +71,9 @@ def draw(weights: torch.Tensor, uniform: torch.Tensor, scratch: Scratch) -> torc
 def running_sums(weights: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """Cumulative sums along each row [R, V], never decreasing, the same for a row in any batch."""
     if weights.device.type == "cpu":
+        num_rows, width = weights.shape
         # one thread adds up one row from left to right, in fp64 inside
-        return torch.cumsum(weights, 1, out=scratch.get("running sums", tuple(weights.shape)))
+        return torch.cumsum(weights, 1, out=scratch.get("running sums", (num_rows, width)))
     return exact_running_sums(weights)  # a parallel scan adds in any order
 
 

@@ -8,6 +8,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, SupportsInt, cast
 
 from ..errors import InvalidParameterError, InvalidRequestError, short, unknown_option
 from ..signatures import suggest_names
@@ -19,6 +20,13 @@ GREEDY_TEMPERATURE = 1e-6
 _SEEDS = range(-(2**63), 2**63)
 _BEYOND = 2**128  # no parameter comes near it; Python refuses to write out integers of thousands of digits
 _MAX_LOGIT_BIAS = 100.0
+
+
+class HasJsonSchema(Protocol):
+    """What can tell a JSON schema of itself: the class of a Pydantic model."""
+
+    def model_json_schema(self) -> dict[str, Any]:
+        """The schema, as a dict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +91,16 @@ class SamplingParams:
     no_stop_trim: bool = False
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
-    json_schema: str | dict | None = None
+    json_schema: str | dict[str, Any] | HasJsonSchema | None = None
     regex: str | None = None
     ebnf: str | None = None
-    structural_tag: str | dict | None = None
+    structural_tag: str | dict[str, Any] | None = None
     choice: Iterable[str] | None = None
-    custom_params: dict | None = None
+    custom_params: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self._set("stop", _strings("stop", self.stop))
+        stops = _strings("stop", self.stop)
+        self._set("stop", stops)
         self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         self._set("logit_bias", _logit_bias(self.logit_bias))
         for name in _FLOATS:
@@ -106,7 +115,7 @@ class SamplingParams:
                 raise _wrong_type(name, getattr(self, name), "True or False")
         self._check_ranges()
         self._check_lengths()
-        self._check_counts()
+        self._check_counts(stops)
         self._check_constraints()
 
     def _set(self, name: str, value: object) -> None:
@@ -143,17 +152,18 @@ class SamplingParams:
             _require(most >= 0, f"max_new_tokens must be at least 0, got {most}.")
             _require(least <= most, f"min_new_tokens must be in (0, max_new_tokens({most})], got {least}.")
 
-    def _check_counts(self) -> None:
-        check_count("The number of stop strings", len(self.stop), MAX_STOPS)
-        check_count("The length of all stop strings together", sum(map(len, self.stop)), MAX_STOP_CHARS)
+    def _check_counts(self, stops: tuple[str, ...]) -> None:
+        check_count("The number of stop strings", len(stops), MAX_STOPS)
+        check_count("The length of all stop strings together", sum(map(len, stops)), MAX_STOP_CHARS)
         for name in ("logit_bias", "stop_token_ids", "custom_params"):
             value = getattr(self, name)
             if isinstance(value, (dict, tuple)):
                 check_product(f"Entries of {name}", len(value), self.n, MAX_ENTRIES)
 
     def _check_constraints(self) -> None:
-        if callable(getattr(self.json_schema, "model_json_schema", None)):  # a Pydantic model
-            self._set("json_schema", self.json_schema.model_json_schema())
+        model_json_schema = getattr(self.json_schema, "model_json_schema", None)
+        if callable(model_json_schema):  # a Pydantic model
+            self._set("json_schema", model_json_schema())
         for name in ("json_schema", "structural_tag"):
             if isinstance(getattr(self, name), dict):
                 self._set(name, _dump(name, getattr(self, name)))
@@ -177,7 +187,7 @@ class SamplingParams:
         return hash((rest, tuple(sorted((self.logit_bias or {}).items()))))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> SamplingParams:
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
         """Build from a mapping of field names.
 
         Raises:
@@ -215,15 +225,16 @@ class SamplingParams:
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise InvalidParameterError if a stop token or a biased token has an id >= ``vocab_size``."""
-        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias or {})):
-            for token_id in ids:
+        for name in ("stop_token_ids", "logit_bias"):
+            for token_id in getattr(self, name) or ():
                 _require(
                     token_id < vocab_size,
                     f"{name} names token id {token_id}, but this vocabulary ends at {vocab_size - 1}.",
                 )
 
 
-SamplingParams.__init__ = suggest_names("sampling parameter")(SamplingParams.__init__)
+# dataclass writes the method, so there is no definition to stand above
+SamplingParams.__init__ = suggest_names("sampling parameter")(SamplingParams.__init__)  # type: ignore[method-assign]
 
 _FLOATS = (
     "temperature",
@@ -270,17 +281,19 @@ def _int(name: str, value: object) -> int:
         raise _wrong_type(name, value, "an integer")
     if not (isinstance(value, numbers.Integral) or float(value).is_integer()):
         raise _wrong_type(name, value, "an integer")
-    if abs(value) >= _BEYOND:
+    number = int(cast("SupportsInt", value))  # typeshed's Real has no __int__, though every such number does
+    if abs(number) >= _BEYOND:
         raise _wrong_type(name, value, "an integer of reasonable size")
-    return int(value)
+    return number
 
 
 def _token_id(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise _wrong_type(name, value, "made of integer token ids")
-    _require(value >= 0, f"{name} must be made of token ids >= 0, got {short(value)}.")
-    _require(value < 2**31, f"{name} must be made of token ids below 2**31, got {short(value)}.")
-    return int(value)
+    token_id = int(value)
+    _require(token_id >= 0, f"{name} must be made of token ids >= 0, got {short(value)}.")
+    _require(token_id < 2**31, f"{name} must be made of token ids below 2**31, got {short(value)}.")
+    return token_id
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
@@ -337,7 +350,7 @@ def _choice(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(value))
 
 
-def _dump(name: str, value: dict) -> str:
+def _dump(name: str, value: dict[str, Any]) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:

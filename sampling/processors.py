@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import LogitProcessorError, NumericalError, RootletError, is_interrupt
 from .custom import LogitProcessor, processor_name
-
-if TYPE_CHECKING:
-    from .batch import SamplingRow
+from .rows import SamplingRow
 
 NO_TOKEN, SPOILED = 1, 2
 """Flags of a row: its highest logit is NaN or -inf; its processor turned numbers into NaN."""
@@ -32,32 +30,31 @@ class ProcessorGroup(NamedTuple):
 
     Attributes:
         processor: the caller's.
-        rows: their indices in the batch, ascending; ``index`` [n] int64 are the same on the device.
+        rows: their indices in the batch, ascending; ``row_ids`` [n] int64 are the same on the device.
         custom_params: their dicts, in that order.
     """
 
     processor: LogitProcessor
     rows: list[int]
-    index: torch.Tensor
+    row_ids: torch.Tensor
     custom_params: list[dict[str, Any]]
 
 
 def group_processors(rows: Sequence[SamplingRow], device: torch.device) -> tuple[ProcessorGroup, ...]:
     """The rows with processors by processor object, in order of their first rows."""
-    groups: dict[int, list[int]] = {}
+    # by identity: callers' objects may define any equality
+    groups: dict[int, tuple[LogitProcessor, list[int]]] = {}
     for i, row in enumerate(rows):
         if row.processor is not None:
-            groups.setdefault(id(row.processor), []).append(i)  # callers' objects may define any equality
+            groups.setdefault(id(row.processor), (row.processor, []))[1].append(i)
 
     def on_device(index: list[int]) -> torch.Tensor:
         host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda", device="cpu")
         return host.to(device, non_blocking=True)
 
     return tuple(
-        ProcessorGroup(
-            rows[index[0]].processor, index, on_device(index), [rows[i].custom_params for i in index]
-        )
-        for index in groups.values()
+        ProcessorGroup(processor, index, on_device(index), [rows[i].custom_params for i in index])
+        for processor, index in groups.values()
     )
 
 
@@ -75,7 +72,7 @@ def run_processors(logits: torch.Tensor, groups: Sequence[ProcessorGroup]) -> Ed
     flags = torch.zeros(len(logits), dtype=torch.uint8, device=logits.device)
     errors: dict[int, LogitProcessorError] = {}
     for group in groups:
-        given = logits.index_select(0, group.index)  # a copy: the caller may keep it, or break it and raise
+        given = logits.index_select(0, group.row_ids)  # a copy: the caller may keep it, or break it and raise
         had_nan = _has_nan(given)
         try:
             edited = _edit(group, given)
@@ -85,14 +82,15 @@ def run_processors(logits: torch.Tensor, groups: Sequence[ProcessorGroup]) -> Ed
                 raise
             errors.update(dict.fromkeys(group.rows, _failure(group.processor, error)))
             continue
-        logits.index_copy_(0, group.index, edited)
-        flags.index_copy_(0, group.index, spoiled.to(torch.uint8) * SPOILED)
+        logits.index_copy_(0, group.row_ids, edited)
+        flags.index_copy_(0, group.row_ids, spoiled.to(torch.uint8) * SPOILED)
     return Edited(flags, errors)
 
 
 def explain(flag: int, row: SamplingRow) -> RootletError:
     """The error of a row with a flag."""
     if flag & SPOILED:
+        assert row.processor is not None  # only a processor spoils rows
         return LogitProcessorError(
             f"custom_logit_processor {processor_name(row.processor)} returned NaN among the logits of this"
             " request. It must return numbers, -inf to ban a token or +inf to force one."

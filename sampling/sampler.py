@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,13 @@ import torch
 
 from ..errors import RootletError
 from . import penalties as edits
-from .batch import SamplingBatch, SamplingRow
+from .batch import SamplingBatch
 from .draw import draw, most_probable, uniforms
 from .filters import FilteredDraw, draw_filtered
 from .logprobs import sampled_logprobs
 from .penalties import add_biases, ban_until_min
 from .processors import Edited, run_processors
+from .rows import SamplingRow
 from .scratch import Scratch
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class SampleOutput:
     top_values: torch.Tensor | None = None
     top_ids: torch.Tensor | None = None
     flags: torch.Tensor | None = None
-    errors: dict[int, RootletError] | None = None
+    errors: Mapping[int, RootletError] | None = None
 
 
 class Sampler:
@@ -131,7 +133,8 @@ class Sampler:
         wide = logits.dtype == torch.float32 or self._fused is not None
         if not batch.changes_logits and allowed_mask is None and wide:
             return logits, None
-        logits = self._scratch.get("logits", tuple(logits.shape)).copy_(logits)
+        num_rows, width = logits.shape
+        logits = self._scratch.get("logits", (num_rows, width)).copy_(logits)
         if batch.biases is not None:
             add_biases(logits, batch.biases)
         if batch.bans is not None:
@@ -202,7 +205,7 @@ class Sampler:
             batch.filtered_in_batch.put(mass, filtered.nucleus_mass)
             batch.filtered_in_batch.put(count, filtered.nucleus_count)
         rows, width = batch.logprobs, batch.top_logprobs
-        if found is not None:
+        if self._fused is not None and found is not None:
             chosen, values, ids = self._fused.logprobs(logits, batch, found, mass, count)
         else:
             shape = (rows.count, self.vocab_size)

@@ -36,8 +36,35 @@ FLOORS = {
     "__main__": 5,
     "__init__": 6,
 }
+# the same inside engine/
+ENGINE_FLOORS = {
+    "host": 0,
+    "output_kind": 0,
+    "profiling": 0,
+    "schedule": 1,
+    "config": 2,
+    "steps": 2,
+    "replies": 3,
+    "requests": 4,
+    "chat": 5,
+    "core": 5,
+    "loop": 6,
+    "stats": 6,
+    "build": 7,
+    "calls": 7,
+    "base": 8,
+    "engine": 9,
+    "documented": 10,
+    "jobs": 10,
+    "__init__": 11,
+}
 NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "build", "dist", "out"}
-WITHOUT_TORCH = ("rootlet.cache.page_pool", "rootlet.cache.radix_cache", "rootlet.engine.scheduler")
+WITHOUT_TORCH = (
+    "cache/page_pool.py",
+    "cache/radix_cache.py",
+    "engine/schedule/*.py",
+    "engine/schedule/drafts/*.py",
+)
 MAX_LINES = 500
 PIP_INSTALL = re.compile(r"pip install (?:--\S+ )*['\"]?([^\s'\"`]+)")
 CREATE = {
@@ -76,6 +103,11 @@ def where(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def module_name(path: Path) -> str:
+    name = ".".join(("rootlet", *path.relative_to(ROOT).with_suffix("").parts))
+    return name.removesuffix(".__init__")
+
+
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Every import of a file, wherever it stands: (line, absolute module)."""
     package = ("rootlet", *path.relative_to(ROOT).parent.parts)
@@ -86,8 +118,10 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, node.module] if node.module else base)
             # `from . import errors` names a module, `from .errors import RootletError` something inside one
-            names = [f"{module}.{alias.name}" for alias in node.names] if node.module is None else [module]
-            yield from ((node.lineno, name) for name in names)
+            for alias in node.names:
+                inside = Path(*module.split(".")[1:], f"{alias.name}.py")
+                is_module = module.startswith("rootlet") and (ROOT / inside).exists()
+                yield node.lineno, f"{module}.{alias.name}" if is_module or node.module is None else module
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -107,6 +141,42 @@ def test_imports_point_down():
             if theirs != mine and FLOORS[theirs] >= FLOORS[mine]:
                 upward.append(f"{where(path)}:{line} imports {module}")
     assert upward == []
+
+
+def test_imports_inside_the_engine_point_down():
+    upward = []
+    for path in (ROOT / "engine").rglob("*.py"):
+        mine = where(path).split("/")[1].removesuffix(".py")
+        for line, module in imports(path):
+            parts = module.split(".")
+            theirs = parts[2] if parts[:2] == ["rootlet", "engine"] and len(parts) > 2 else mine
+            if theirs != mine and ENGINE_FLOORS[theirs] >= ENGINE_FLOORS[mine]:
+                upward.append(f"{where(path)}:{line} imports {module}")
+    assert upward == []
+
+
+def test_no_imports_go_in_circles():
+    """Not even those that only type checkers read, nor those inside functions."""
+    files = {".".join(("rootlet", *p.relative_to(ROOT).with_suffix("").parts)): p for p in package_files()}
+    names = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    waiting = {
+        name: {m for _, m in imports(path) if m in names and m != name} for name, path in names.items()
+    }
+    while ready := {name for name, needs in waiting.items() if not needs}:
+        waiting = {name: needs - ready for name, needs in waiting.items() if name not in ready}
+    assert waiting == {}
+
+
+def test_below_a_layout_nobody_sees_a_request():
+    """In engine/steps/ two files turn requests into plain data; what follows knows rows and drawn tokens."""
+    words = {"request", "requests", "sampling_requests"}
+    readers = {
+        path.name
+        for path in (ROOT / "engine" / "steps").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in words
+    }
+    assert readers == {"batch_layout.py", "columns.py"}
 
 
 def test_imports_inside_the_package_are_relative():
@@ -140,9 +210,11 @@ def test_the_packages_list_is_complete():
     assert sorted(packages) == sorted(".".join(["rootlet", *parts]) for parts in folders)
 
 
-@pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_bookkeeping_runs_without_torch(module):
-    assert "torch" not in loaded_by(f"import {module}")
+@pytest.mark.parametrize("pattern", WITHOUT_TORCH)
+def test_bookkeeping_runs_without_torch(pattern):
+    modules = list(map(module_name, ROOT.glob(pattern)))
+    assert modules
+    assert "torch" not in loaded_by(f"import {', '.join(modules)}")
 
 
 def test_importing_rootlet_is_light():

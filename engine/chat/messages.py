@@ -89,7 +89,7 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
-def _field(where: str, role: str, name: object, value: object) -> Any:
+def _field(where: str, role: str, name: Any, value: object) -> Any:
     """A field that says something."""
     if role == "assistant" and name == "tool_calls":
         return _tool_calls(where, value)
@@ -119,16 +119,18 @@ def _content(name: str, value: object) -> str | tuple[str, ...]:
 
 def _part(where: str, part: object) -> str:
     """The text of a part: ``{"type": "text", "text": ...}``, or the same of a refusal."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    fields = part if isinstance(part, Mapping) else {}
+    kind = fields.get("type")
     if isinstance(kind, str) and kind not in ("text", "refusal"):
         raise InvalidRequestError(f"{where}: parts of type {short(kind)} are not supported, only text.")
-    if kind is None or not isinstance(part.get(kind), str):
+    text = None if kind is None else fields.get(kind)
+    if not isinstance(text, str):
         raise InvalidRequestError(f'{where} must be {{"type": "text", "text": "..."}}, got {short(part)}.')
-    for name, field in part.items():
+    for name, field in fields.items():
         # every prefix is cached here, so that hints of where to cache change nothing
         if name not in ("type", kind, "cache_control", "prompt_cache_breakpoint") and not _is_empty(field):
             raise InvalidRequestError(f"{where}.{name} is not supported: a part has type and {kind}.")
-    return part[kind]
+    return text
 
 
 def _tool_calls(where: str, value: object) -> list[dict[str, Any]]:

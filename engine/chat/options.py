@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidRequestError, short
 from ...grammar.tool_calls import Tool, read_tools
 from ...sampling.params import CONSTRAINTS, SamplingParams
+from ..requests.arguments import CallFields
 from .conversation import Conversation
 from .render import ChatPrompt, ChatRenderer
 from .reply import ReplyReader
 from .response_format import read_response_format
 from .tool_choice import read_tool_choice
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Chat: TypeAlias = Sequence[Mapping[str, Any]]
+    Messages: TypeAlias = Chat | Sequence[Chat]
+
+
+class ChatFields(CallFields, total=False):
+    """Arguments of ``chat`` by name; explained at :meth:`rootlet.Engine.chat`."""
+
+    tools: Sequence[Tool | Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    response_format: Mapping[str, Any] | type | None
+    return_logprob: bool
+    top_logprobs_num: int | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,13 @@ class ChatOptions:
                 " JSON: leave one of them out."
             )
         return cls(choice.tools, must_call=True, one_call=not may_be_many)
+
+    @classmethod
+    def split(cls, fields: Mapping[str, Any]) -> tuple[ChatOptions, dict[str, Any]]:
+        """The options among the arguments of ``chat``, checked, and the rest."""
+        own = ("tools", "tool_choice", "response_format")
+        others = {name: value for name, value in fields.items() if name not in own}
+        return cls.read(*(fields.get(name) for name in own)), others
 
     def prepare(
         self, renderer: ChatRenderer, conversation: Conversation, params: SamplingParams

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..outputs import RequestOutput
+    from ..replies.outputs import RequestOutput
 
 
 @dataclass(frozen=True)

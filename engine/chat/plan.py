@@ -10,8 +10,8 @@ from ...sampling.params import SamplingParams
 from .conversation import Conversation
 
 if TYPE_CHECKING:
-    from ..outputs import RequestOutput
-    from ..streams import AsyncStream, Stream
+    from ..replies.outputs import RequestOutput
+    from ..replies.streams import AsyncStream, Stream
     from .options import ChatOptions
     from .outputs import ChatDelta, ChatOutput
     from .render import ChatRenderer

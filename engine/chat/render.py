@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import InvalidRequestError
 from ...grammar.chat_templates.sandbox import render_chat
-from ..encoding import TextEncoder
+from ...grammar.reasoning import get_reasoning_format
+from ...grammar.tool_calls import detect_format
+from ..requests.encoding import TextEncoder
 from .conversation import ROLES, Conversation, join
 
 if TYPE_CHECKING:
@@ -62,6 +64,21 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._encoder = encoder or TextEncoder(tokenizer)
         self._template: ConversationTemplate | None = template.conversation if template else None
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        template: ChatTemplate | None,
+        encoder: TextEncoder,
+        *,
+        tool_call_parser: str,
+        reasoning_parser: str | None,
+    ) -> ChatRenderer:
+        """The renderer of an engine, with formats by the names of its options. Raises ConfigError."""
+        tool_format = detect_format(getattr(tokenizer, "chat_template", None), tool_call_parser)
+        reasoning = None if reasoning_parser is None else get_reasoning_format(reasoning_parser)
+        return cls(tokenizer, template, tool_format, reasoning, encoder)
 
     def render(self, conversation: Conversation, tools: Sequence[Tool] = ()) -> str:
         """Return the prompt text for ``conversation``, up to where the assistant's reply begins or goes on.

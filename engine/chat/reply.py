@@ -22,7 +22,7 @@ from .outputs import ChatDelta, ChatOutput, ToolCall, ToolCallDelta
 if TYPE_CHECKING:
     from ...grammar.reasoning import ReasoningFormat
     from ...grammar.tool_calls import ToolCallFormat
-    from ..outputs import RequestOutput
+    from ..replies.outputs import RequestOutput
 
 
 class ReplyReader:

@@ -21,18 +21,19 @@ def read_response_format(value: object) -> str | None:
         return None
     if callable(getattr(value, "model_json_schema", None)):
         return _schema_text(value)
-    kind = value.get("type") if isinstance(value, Mapping) else None
+    fields = value if isinstance(value, Mapping) else {}
+    kind = fields.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
         raise InvalidRequestError(
             "response_format.type must be 'text', 'json_object' or 'json_schema', got"
             f" {short(value if kind is None else kind)}."
         )
-    _check_fields("response_format", value, _FIELDS[kind])
+    _check_fields("response_format", fields, _FIELDS[kind])
     if kind == "text":
         return None
     if kind == "json_object":
         return _schema_text({"type": "object"})
-    given = value.get("json_schema")
+    given = fields.get("json_schema")
     if not isinstance(given, Mapping) or given.get("schema") is None:
         raise InvalidRequestError(
             "response_format.json_schema.schema must be an object (a JSON schema), its JSON text or a"

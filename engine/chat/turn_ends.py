@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ...grammar.chat_templates.sandbox import render_chat
+from ...models.config import ModelConfig, read_token_ids
 
 # as the vocabularies of public models spell them
 _END_TEXTS: Final = (
@@ -38,6 +39,19 @@ def find_turn_ends(tokenizer: Any) -> frozenset[int]:
         known.discard("<|end|>")
     closing = _closing_token(tokenizer, special)
     return frozenset(special[text] for text in (known if closing is None else known | {closing}))
+
+
+def eos_token_ids(
+    model: ModelConfig, generation_config: Mapping[str, Any], tokenizer: Any
+) -> tuple[int, ...]:
+    """Ids that end an output: what the model's files and its tokenizer call eos, and what ends a turn."""
+    declared = read_token_ids(generation_config, "eos_token_id", "generation_config.json")
+    ids = {*model.eos_token_ids, *declared}
+    if tokenizer is not None:
+        ids |= find_turn_ends(tokenizer)
+        if tokenizer.eos_token_id is not None:
+            ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(token for token in ids if token < model.vocab_size))  # others are never drawn
 
 
 def special_tokens(tokenizer: Any) -> Mapping[str, int]:

@@ -134,9 +134,10 @@ def _decode(line: RawLine) -> tuple[dict[str, Any] | None, LineError | None]:
 
 def _line_id(body: dict[str, Any]) -> tuple[str | int | None, LineError | None]:
     """The id a line gives itself, or the error that it gives an unusable one."""
-    field, kinds, wanted = ("id", (str, int), "a string or an integer")
+    kinds: tuple[type, ...]
+    field, kinds, wanted = "id", (str, int), "a string or an integer"
     if has_openai_form(body):
-        field, kinds, wanted = ("custom_id", (str,), "a string")
+        field, kinds, wanted = "custom_id", (str,), "a string"
     value = body.get(field)
     if value is None:
         return None, None

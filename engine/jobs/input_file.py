@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from ...errors import JobError
 from .bounds import MAX_LINE_BYTES
@@ -85,10 +85,10 @@ def nth_line(path: Path, index: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("rb", buffering=_PIECE) as file:
+def _open(path: Path) -> Iterator[io.BufferedIOBase]:
+    with io.BufferedReader(io.FileIO(path), buffer_size=_PIECE) as file:
         if file.peek(2)[:2] == _GZIP_MAGIC:
-            with gzip.open(file, "rb") as unpacked:
+            with gzip.GzipFile(fileobj=file) as unpacked:
                 _check_content(path, unpacked.peek(_HEAD_BYTES))
                 yield unpacked
         else:
@@ -109,7 +109,7 @@ def _check_content(path: Path, head: bytes) -> None:
         raise JobError(f"The input {str(path)!r} is {what}, not JSONL. {advice}")
 
 
-def _split(file: IO[bytes], limit: int) -> Iterator[RawLine]:
+def _split(file: io.BufferedIOBase, limit: int) -> Iterator[RawLine]:
     index = 0
     while data := file.readline(limit + 1):
         if index == 0:
@@ -121,7 +121,7 @@ def _split(file: IO[bytes], limit: int) -> Iterator[RawLine]:
         index += 1
 
 
-def _skip_long_line(file: IO[bytes], index: int, start: bytes) -> RawLine:
+def _skip_long_line(file: io.BufferedIOBase, index: int, start: bytes) -> RawLine:
     """Read past a line that is too long to hold, keeping only its length and digest."""
     digest = hashlib.blake2b(start, digest_size=16)
     length = len(start)

@@ -171,17 +171,18 @@ def _opened(
     engine: Engine | None, model: str | Path | None, engine_options: Mapping[str, Any] | None
 ) -> Iterator[Engine]:
     """The caller's engine, or one built here and closed afterwards."""
-    if engine is not None:
-        yield engine
-        return
-    from ..engine import Engine
+    if engine is None:
+        from ..engine import Engine
 
-    with Engine(model, **(engine_options or {})) as own:
-        yield own
+        assert model is not None  # one of the two was given
+        with Engine(model, **(engine_options or {})) as own:
+            yield own
+    else:
+        yield engine
 
 
 def _default_in_flight(engine: Engine) -> int:
-    running = engine.get_server_info().get("max_running_requests") or 0
+    running: Any = engine.get_server_info().get("max_running_requests") or 0
     return max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_RUNNING * running)
 
 

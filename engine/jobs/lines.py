@@ -17,14 +17,8 @@ from ...errors import (
     UnknownOptionError,
 )
 from ..chat.conversation import Conversation
-from ..encoding import check_unicode
-from .identity import (
-    DIGEST_BYTES,
-    LineError,
-    LineIdentity,
-    has_openai_form,
-    identity_digest,
-)
+from ..requests.encoding import check_unicode
+from .identity import DIGEST_BYTES, LineError, LineIdentity, has_openai_form, identity_digest
 from .openai_lines import parse_openai
 from .openai_results import ID_PREFIX, chat_record, completion_record, openai_error
 from .request import JobDefaults, JobLine, Prompt
@@ -32,7 +26,7 @@ from .simple_lines import parse_simple, simple_error, simple_record
 
 if TYPE_CHECKING:
     from ..chat.outputs import ChatOutput
-    from ..outputs import RequestOutput
+    from ..replies.outputs import RequestOutput
 
 logger = logging.getLogger("rootlet.jobs")
 
@@ -133,7 +127,7 @@ def identify_record(data: bytes) -> RecordIdentity:
         line_id = record.get("custom_id")
     else:
         line_id = record.get("id")
-    index = record.get("index")
+    index: Any = record.get("index")
     if line_id is None and not isinstance(index, int):
         raise ValueError("it has neither an id nor an index")
     content = bytes.fromhex(str(key))
@@ -159,7 +153,7 @@ def shared_text(line: JobLine) -> str:
 
 
 def _check_unicode(prompt: Prompt) -> None:
-    texts = (prompt,) if isinstance(prompt, str) else ()
+    texts: tuple[str, ...] = (prompt,) if isinstance(prompt, str) else ()
     if isinstance(prompt, Conversation):
         texts = tuple(text for _, text in prompt.lines)
     for text in texts:

@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..chat.conversation import Conversation
 from .identity import LineIdentity
 from .request import LineRequest
 
 if TYPE_CHECKING:
     from ..chat.outputs import ChatOutput
-    from ..outputs import LogprobTriple, RequestOutput
+    from ..replies.outputs import LogprobTriple, RequestOutput
 
 ID_PREFIX = "batch_req_"
 
@@ -115,10 +116,11 @@ def _chat_token(token: LogprobTriple) -> dict[str, Any]:
 def _completion_choice(
     index: int, request: LineRequest, output: RequestOutput, tokenizer: Any
 ) -> dict[str, Any]:
-    text = output.text
+    text = output.text or ""
     if request.echo:
         prompt = request.prompts[index // request.params.n]
         if not isinstance(prompt, str):
+            assert not isinstance(prompt, Conversation)  # which have no echo
             prompt = tokenizer.decode(list(prompt), skip_special_tokens=True)
         text = prompt + text
     logprobs = _completion_logprobs(output) if request.logprobs else None

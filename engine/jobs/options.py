@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 from ...errors import JobError
 from .read_ahead import check_order
@@ -30,7 +31,8 @@ def check_flags(**flags: object) -> None:
 
 def check_stack() -> None:
     """Raise JobError if so little of the caller's stack is left that lines might fail for it."""
-    depth, frame = 0, sys._getframe()
+    depth = 0
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         depth, frame = depth + 1, frame.f_back
     limit = sys.getrecursionlimit()

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 from ...errors import JobError
@@ -22,6 +23,7 @@ from .record_json import encode_record
 from .scratch import RECORDS, Scratch
 from .seal import seal
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # not a POSIX system: two jobs on one output are then not told apart

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ...sampling.params import SamplingParams
     from ..chat.reply import ReplyReader
     from ..engine import Engine
-    from ..handle import RequestHandle
-    from ..outputs import RequestOutput
+    from ..replies.handle import RequestHandle
+    from ..replies.outputs import RequestOutput
 
 logger = logging.getLogger("rootlet.jobs")
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..progress_bar import ProgressBar
+from ..replies.progress_bar import ProgressBar
 from .causes import ErrorCauses
 from .identity import LineError
 
 if TYPE_CHECKING:
-    from ..outputs import RequestOutput
+    from ..replies.outputs import RequestOutput
 
 logger = logging.getLogger("rootlet.jobs")
 

@@ -19,7 +19,7 @@ from .identity import LineIdentity
 from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
 
 if TYPE_CHECKING:
-    from ..outputs import RequestOutput
+    from ..replies.outputs import RequestOutput
 
 FIELDS = (
     "id",

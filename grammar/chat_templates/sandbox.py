@@ -114,9 +114,10 @@ class _Context(Context):
         context.budget = budget
         return context
 
-    def derived(self, locals: dict[str, Any] | None = None) -> Context:
+    def derived(self, locals: dict[str, Any] | None = None) -> _Context:
         """That of a block, which spends what the others spend."""
         context = super().derived(locals)
+        assert isinstance(context, _Context)  # the environment's context_class
         context.budget = self.budget
         return context
 
@@ -132,7 +133,7 @@ _PASSED: Final[Mapping[_PassArg | None, Callable[[Context], Any] | None]] = {
 class _Generation(Extension):
     """``{% generation %}`` marks the assistant's words for training; here they are just there."""
 
-    tags = frozenset(("generation",))
+    tags = frozenset(("generation",))  # type: ignore[assignment]  # Jinja says set, and only looks into it
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -153,12 +154,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict)
         del self.globals["lipsum"]
         self.filters["tojson"] = _tojson
+        filters: Mapping[str, Any] = self.filters  # Jinja does not say that they can be called
+        tests: Mapping[str, Any] = self.tests
         self.filters = {
-            name: _guarded(name, function, name not in _SPARING) for name, function in self.filters.items()
+            name: _guarded(name, function, name not in _SPARING) for name, function in filters.items()
         }
-        self.tests = {
-            name: _guarded(name, function, name in _SEARCHING) for name, function in self.tests.items()
-        }
+        self.tests = {name: _guarded(name, function, name in _SEARCHING) for name, function in tests.items()}
         self.filters |= {"_each": _each, "_made": _made, "_searched": _searched, "_spent": _spent}
         self._open = self._find_open()
 
@@ -167,6 +168,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         That saves its many questions at each access. ``format`` is not among them: the sandbox replaces it.
         """
+        samples: tuple[object, ...] = ("", {}, [], LoopContext((), Undefined))
         return {
             type(one): frozenset(
                 name
@@ -174,7 +176,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 if name not in ("format", "format_map", "previtem", "nextitem")
                 and self.is_safe_attribute(one, name, None)
             )
-            for one in ("", {}, [], LoopContext((), Undefined))
+            for one in samples
         }
 
     # what Jinja asks
@@ -257,9 +259,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             node.body = [paid, *node.body]
         return weight
 
-    def _through(self, name: str, node: nodes.Expr) -> nodes.Filter:
+    def _through(self, name: str, node: nodes.Node) -> nodes.Filter:
         passed = nodes.Filter(node, name, [], [], None, None)
-        return passed.set_lineno(node.lineno).set_environment(self)
+        passed.set_lineno(node.lineno).set_environment(self)
+        return passed
 
 
 @pass_context  # so that Jinja does not fold it

@@ -97,7 +97,7 @@ def containing(
         return rule((place, count), lambda: what_follows(place, count))
 
     def what_follows(place: int, count: int) -> Node:
-        options = [EMPTY] if place >= shortest and count >= least else []
+        options: list[Node] = [EMPTY] if place >= shortest and count >= least else []
         items = at(place) if longest is None or place < longest else None
         if items is not None:
             kind, others, anything = items

@@ -317,10 +317,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _size(node: Node, limit: int) -> int:
-    """Nodes in a tree, counted up to ``limit``."""
+def _size(node: tuple[object, ...], limit: int) -> int:
+    """Tuples in a tree, which is one of them, counted up to ``limit``."""
     total = 1
-    for part in node if isinstance(node, tuple) else ():
+    for part in node:
         if isinstance(part, tuple) and total < limit:
             total += _size(part, limit - total)
     return total

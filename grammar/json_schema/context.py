@@ -17,8 +17,11 @@ _MAX_ITEMS = 10_000
 class Context(Protocol):
     """The walk through a schema."""
 
-    judge: Judge
     budget: Budget
+
+    @property
+    def judge(self) -> Judge:
+        """Tells whether values meet options."""
 
     def node(self, schema: Any, path: str) -> Node:
         """The rules of a schema below."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from ...errors import GrammarError
 from ..tree import EMPTY, Node, Repeat, choice, optional, sequence
@@ -13,7 +13,7 @@ _MAX_RULES = 4000
 
 
 def counted_members(
-    declared: Mapping[str, Node],
+    declared: dict[str, Node],
     required: Collection[str],
     extra: Node | None,
     least: int,

@@ -11,8 +11,9 @@ from typing import Any
 from ...errors import GrammarError
 from .drafts import REFUSED
 
-APPLIERS = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf", "not", "if", "then", "else")
-APPLIERS += ("dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems")
+_OF_VALUES = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf", "not", "if", "then", "else")
+_OF_PARTS = ("dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems")
+APPLIERS = _OF_VALUES + _OF_PARTS
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 OF_TYPE = {
     "string": ("minLength", "maxLength", "pattern", "format"),

@@ -43,9 +43,9 @@ def _list(inner: Node, mark: str | None) -> Node:
 def _distinct(rest: Any, least: int, most: int | None, path: str, context: Context) -> Node:
     """Lists of different items: written out where there are few, else marked."""
     options = context.options(rest, f"{path}/items")
-    found = [_values(option) for option in options]
-    if None not in found:
-        values = {key(one): constant(one) for ones in found for one in ones}
+    listed = [ones for ones in map(_values, options) if ones is not None]
+    if len(listed) == len(options):
+        values = {key(one): constant(one) for ones in listed for one in ones}
         inner = distinct_items(list(values.values()), least, most, context.share)
         if inner is not None:
             return sequence(BEGIN_LIST, inner, END_LIST)

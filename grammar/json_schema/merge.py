@@ -66,8 +66,8 @@ class Conjunctions:
             there = {"type": ["object"], "required": list(dict.fromkeys([name, *names]))}
             found = self._both(found, [_absent(name), there])
         for name, part in schema.get("dependentSchemas", {}).items():
-            there = self._both([{"type": ["object"], "required": [name]}], inner(part))
-            found = self._both(found, [_absent(name), *there])
+            met = self._both([{"type": ["object"], "required": [name]}], inner(part))
+            found = self._both(found, [_absent(name), *met])
         if "oneOf" in schema:  # last: what stands beside it helps to tell them apart
             found = self._one_of(found, schema["oneOf"], references)
         return self._unevaluated(found, schema)
@@ -110,7 +110,8 @@ class Conjunctions:
         negatives = self._negations.options(schema, references + 1)
         result: list[dict] = []
         for option in found:
-            options, undeclared = [], []
+            options: list[dict] = []
+            undeclared: list[dict] = []
             for negative in self._negations.for_option(negatives, option, self._judge):
                 both = self._both([option], [negative])
                 if both and {**both[0], "negated": True} == {**option, "negated": True}:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...errors import GrammarError
@@ -67,13 +68,16 @@ class Negations:
         def positive(part: Any) -> list[dict]:
             return self._positive(part, references)
 
+        def broken(name: str, part: Any) -> list[dict]:
+            return self._both([_there(name)], negative(part))
+
         if "$ref" in schema:
             ways.append(lambda: negative(self._resolve(schema["$ref"])))
         for name in ("const", "enum"):
             if name in schema:
                 values = [schema[name]] if name == "const" else schema[name]
                 found.append({"excluded": values})
-        ways += [lambda part=part: negative(part) for part in schema.get("allOf", ())]
+        ways += [partial(negative, part) for part in schema.get("allOf", ())]
         if "anyOf" in schema:
             ways.append(lambda: self._all(map(negative, schema["anyOf"])))
         if "oneOf" in schema:
@@ -87,7 +91,7 @@ class Negations:
         for name, names in schema.get("dependentRequired", {}).items():
             found += [_there(name) | {"members": [[{other: False}, {}, None]]} for other in names]
         for name, part in schema.get("dependentSchemas", {}).items():
-            ways.append(lambda name=name, part=part: self._both([_there(name)], negative(part)))
+            ways.append(partial(broken, name, part))
         for name in ("unevaluatedProperties", "unevaluatedItems"):
             if schema.get(name, True) is not True:
                 left_out.append(f"the opposite of {name} is not supported")

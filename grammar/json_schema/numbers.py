@@ -77,15 +77,22 @@ def multiples(bounds: Bounds, unit: Decimal, *, whole: bool) -> Node:
             raise NoValue(f"no multiple of {unit} lies between {bounds}")
         if most - least < _MAX_LISTED:
             return choice(*(literal(_written(n * unit)) for n in range(least, most + 1)))
-    _, digits, exponent = unit.normalize().as_tuple()
+    digits, exponent = _digits(unit)
     if digits == (1,) and exponent <= 0:
         return numbers(bounds, -exponent) if exponent else integers(*bounds.whole())
     return _by_last_digits(bounds, unit)
 
 
+def _digits(unit: Decimal) -> tuple[tuple[int, ...], int]:
+    """The digits of a unit, without zeros at the end, and the power of ten that they count."""
+    _, digits, exponent = unit.normalize().as_tuple()
+    assert isinstance(exponent, int)  # letters are those of NaN and infinity
+    return digits, exponent
+
+
 def _by_last_digits(bounds: Bounds, unit: Decimal) -> Node:
     """Multiples, without an upper bound, of what divides a power of ten: their last digits tell."""
-    _, _, exponent = unit.normalize().as_tuple()
+    _, exponent = _digits(unit)
     places = max(-exponent, 0)
     count = int(unit.scaleb(places))
     size = next((size for size in range(max(places, 1), places + 4) if 10**size % count == 0), None)

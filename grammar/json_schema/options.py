@@ -60,7 +60,11 @@ def leaf(schema: dict) -> dict:
     return option | given
 
 
-_MEMBERS = (("properties", {}), ("patternProperties", {}), ("additionalProperties", None))
+_MEMBERS: tuple[tuple[str, dict[str, Any] | None], ...] = (
+    ("properties", {}),
+    ("patternProperties", {}),
+    ("additionalProperties", None),
+)
 
 
 def all_of(*schemas: Any) -> Any:

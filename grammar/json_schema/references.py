@@ -69,9 +69,9 @@ class Document:
                 if isinstance(given.get(name), str):
                     self._anchors.setdefault((base, given[name]), _Place(given, base, draft))
             marks = [given.get("$dynamicAnchor"), "" if given.get("$recursiveAnchor") is True else None]
-            for name in marks:
-                if isinstance(name, str):
-                    self._dynamic[name] = self._dynamic.get(name, 0) + 1
+            for mark in marks:
+                if isinstance(mark, str):
+                    self._dynamic[mark] = self._dynamic.get(mark, 0) + 1
             todo += [_Place(one, base, draft) for one in below(given)]
 
     def _place(self, reference: str) -> _Place:

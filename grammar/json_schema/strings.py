@@ -20,7 +20,6 @@ from ..tree import (
     Not,
     Ranges,
     Repeat,
-    Rule,
     choice,
     codes,
     common,
@@ -140,7 +139,7 @@ def _escaped(node: Node) -> Node:
         return tree.Sequence(tuple(map(_escaped, node.items)))
     if isinstance(node, Choice):
         return Choice(tuple(map(_escaped, node.options)))
-    if isinstance(node, (Rule, Lexeme)):
+    if not isinstance(node, Repeat):
         raise TypeError("texts refer to no rules")
     return Repeat(_escaped(node.item), node.least, node.most)
 

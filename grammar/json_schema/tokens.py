@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import GrammarError
-from ..tree import Lexeme, Node, Words, choice, literal, sequence, word
-from ..watched import SIGN
+from ..tree import SIGN, Lexeme, Node, Words, choice, literal, sequence, word
 
 ITEM, MEMBER = word(", "), word(": ")  # between items, and between a name and its value
 BEGIN_LIST, END_LIST, BEGIN_OBJECT, END_OBJECT = map(word, "[]{}")

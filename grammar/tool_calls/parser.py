@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import ClassVar, Final, Protocol
 
 from ..json_text import is_object, read_object, read_string, read_value
 from ..pieces import SPACE, Malformed, Reading, Source
 from .events import ArgumentsDelta, CallEnd, CallStart, CallWithdrawn, Event, Findings, TextDelta
 
-if TYPE_CHECKING:
-    from .formats import ToolCallFormat
-
 logger = logging.getLogger("rootlet.grammar")
 
 _KEYS: Final = ("name", "arguments", "parameters", "id", "type")
+
+
+class Format(Protocol):
+    """What the parser needs of a :class:`.formats.ToolCallFormat`."""
+
+    start: ClassVar[str]
+    bare: ClassVar[bool]
+
+    def read(self, parser: ToolCallParser) -> Reading[None]:
+        """Read what follows ``start``."""
 
 
 @dataclass
@@ -41,7 +48,7 @@ class ToolCallParser:
     all its text follows as text.
     """
 
-    def __init__(self, tool_format: ToolCallFormat, names: Collection[str]) -> None:
+    def __init__(self, tool_format: Format, names: Collection[str]) -> None:
         self.source = Source()
         self._format = tool_format
         self._names = frozenset(names)
@@ -203,7 +210,7 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-def parse(tool_format: ToolCallFormat, names: Collection[str], text: str) -> Findings:
+def parse(tool_format: Format, names: Collection[str], text: str) -> Findings:
     """The text outside calls, and the calls, of a whole text."""
     parser, findings = ToolCallParser(tool_format, names), Findings()
     findings.add(parser.feed(text))

@@ -99,8 +99,9 @@ def read_tools(tools: object) -> tuple[Tool, ...]:
 def _read_tool(where: str, tool: object) -> Tool:
     if isinstance(tool, Tool):
         return tool
-    function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or tool.get("type") not in (None, "function"):
+    given: Mapping[str, Any] = tool if isinstance(tool, Mapping) else {}
+    function = given.get("function")
+    if not isinstance(function, Mapping) or given.get("type") not in (None, "function"):
         raise InvalidRequestError(
             f'{where} must be {{"type": "function", "function": {{"name": ..., "description": ...,'
             f' "parameters": ...}}}}, got {short(tool)}.'

@@ -30,17 +30,26 @@ INLINE float sum_of_squares(const void *x, void *residual, int64_t size, int typ
     return total;
 }
 
+/* With shifted, offset is added to the weight in fp32: 1 + w of a bf16 w has no bf16. */
 INLINE void norm_row(void *out, const void *x, void *residual, const void *weight, int64_t size, float eps,
-                     int type) {
+                     float offset, int shifted, int type) {
     float total = sum_of_squares(x, residual, size, type);
     float scale = 1.0f / __builtin_sqrtf(total / (float)size + eps);
     const void *source = residual != NULL ? residual : x;
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES) {
-        store(out, i, load(source, i, type) * scale * load(weight, i, type), type);
+        vfloat w = load(weight, i, type);
+        if (shifted) {
+            w += offset;
+        }
+        store(out, i, load(source, i, type) * scale * w, type);
     }
     for (; i < size; i++) {
-        store_one(out, i, load_one(source, i, type) * scale * load_one(weight, i, type), type);
+        float w = load_one(weight, i, type);
+        if (shifted) {
+            w += offset;
+        }
+        store_one(out, i, load_one(source, i, type) * scale * w, type);
     }
 }
 
@@ -51,34 +60,45 @@ struct norm {
     const void *weight;
     int64_t size;
     float eps;
+    float offset;
     int type;
 };
 
-INLINE void norm_rows(const struct norm *n, int64_t begin, int64_t end, char *residual, int type) {
+INLINE void norm_rows(const struct norm *n, int64_t begin, int64_t end, char *residual, int shifted,
+                      int type) {
     size_t stride = (size_t)n->size * element_size(type);
     for (int64_t row = begin; row < end; row++) {
         char *add_to = residual != NULL ? residual + row * stride : NULL;
-        norm_row(n->out + row * stride, n->x + row * stride, add_to, n->weight, n->size, n->eps, type);
+        norm_row(n->out + row * stride, n->x + row * stride, add_to, n->weight, n->size, n->eps, n->offset,
+                 shifted, type);
+    }
+}
+
+INLINE void norm_kinds(const struct norm *n, int64_t begin, int64_t end, int shifted) {
+    if (n->type == BF16 && n->residual != NULL) {
+        norm_rows(n, begin, end, n->residual, shifted, BF16);
+    } else if (n->type == BF16) {
+        norm_rows(n, begin, end, NULL, shifted, BF16);
+    } else if (n->residual != NULL) {
+        norm_rows(n, begin, end, n->residual, shifted, F32);
+    } else {
+        norm_rows(n, begin, end, NULL, shifted, F32);
     }
 }
 
 static void norm_share(void *context, int64_t begin, int64_t end, int thread) {
     const struct norm *n = context;
     (void)thread;
-    if (n->type == BF16 && n->residual != NULL) {
-        norm_rows(n, begin, end, n->residual, BF16);
-    } else if (n->type == BF16) {
-        norm_rows(n, begin, end, NULL, BF16);
-    } else if (n->residual != NULL) {
-        norm_rows(n, begin, end, n->residual, F32);
+    if (n->offset != 0.0f) {
+        norm_kinds(n, begin, end, 1);
     } else {
-        norm_rows(n, begin, end, NULL, F32);
+        norm_kinds(n, begin, end, 0);
     }
 }
 
-/* (out, x, residual or 0, weight, rows, size, eps, type) */
+/* (out, x, residual or 0, weight, rows, size, eps, offset, type) */
 ROOTLET_FUNCTION(rootlet_rms_norm) {
-    ARGUMENTS(8)
+    ARGUMENTS(9)
     int64_t rows = integer_argument(args[4]);
     struct norm n = {
         .out = pointer_argument(args[0]),
@@ -87,7 +107,8 @@ ROOTLET_FUNCTION(rootlet_rms_norm) {
         .weight = pointer_argument(args[3]),
         .size = integer_argument(args[5]),
         .eps = float_argument(args[6]),
-        .type = (int)integer_argument(args[7]),
+        .offset = float_argument(args[7]),
+        .type = (int)integer_argument(args[8]),
     };
     ARGUMENTS_END
     int large = rows * n.size >= 1 << 16;

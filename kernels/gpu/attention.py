@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
-from ..attention import Scoring
 from ..device import has_pdl
-from .decode_attention import decode_attention
-from .long_prefill import LongRow, attend_long
+from ..scoring import Scoring
+from . import decode_attention as decode
+from . import long_prefill
+from . import prefill_attention as prefill
+from . import prefix_attention as prefix
+from .long_prefill import LongRow
 from .merge_states import empty_partials
-from .prefill_attention import PrefillConfig, prefill_attention
-from .prefix_attention import prefix_attention
+from .prefill_attention import PrefillConfig
+
+CAN: Final = decode.CAN & prefill.CAN
+"""Fields of a :class:`Scoring` that a plan knows: those of the kernels that take any row."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class DecodeRows:
 class PrefillRows:
     """Rows of several tokens, which follow the decodes. All tensors int32.
 
-    Where the layer has neither window nor soft cap, ``long_rows`` go another way and ``short_tiles``
-    [2, NS], those of ``tiles`` with any other token, serve the rest.
+    Where cuDNN can score as the layer does, ``long_rows`` go that way and ``short_tiles`` [2, NS], those of
+    ``tiles`` with any other token, serve the rest.
     """
 
     slots: torch.Tensor  # [P]
@@ -73,24 +79,23 @@ class TritonAttentionPlan:
     ) -> torch.Tensor:
         """Attention ``[T, Hq, D]`` of q ``[T, Hq, D]``, as ``paged_attention`` defines it."""
         rows = self.prefills
-        plain = scoring.window is None and scoring.soft_cap is None
-        long_rows = rows.long_rows if rows is not None and plain else ()
+        long_rows = rows.long_rows if rows is not None and scoring.asks <= long_prefill.CAN else ()
         if len(long_rows) == 1 and long_rows[0].count == len(q):
             # saves copying it into place
-            return self._long(long_rows[0], q, k_cache, v_cache, scoring.scale, None)
+            return self._long(long_rows[0], q, k_cache, v_cache, scoring, None)
         out = torch.empty_like(q)
         if self.decodes is not None:
             n = len(self.decodes.slots)
             self._decode(self.decodes, q[:n], k_cache, v_cache, scoring, out[:n])
         if rows is not None:
             tiles = rows.short_tiles if long_rows else rows.tiles
-            prefill_attention(
+            prefill.prefill_attention(
                 q, k_cache, v_cache, self.pages, rows.slots, rows.q_starts, rows.kv_lens, tiles,
-                **scoring._asdict(), out=out, config=rows.config,
+                scoring, out=out, config=rows.config,
             )  # fmt: skip
         for row in long_rows:  # after the tiles, some of which reach into them
             part = slice(row.q_start, row.q_start + row.count)
-            self._long(row, q[part], k_cache, v_cache, scoring.scale, out[part])
+            self._long(row, q[part], k_cache, v_cache, scoring, out[part])
         return out
 
     def _long(
@@ -99,13 +104,13 @@ class TritonAttentionPlan:
         q: torch.Tensor,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        scale: float,
+        scoring: Scoring,
         out: torch.Tensor | None,
     ) -> torch.Tensor:
         ids = self.pages[row.slot, : -(-row.kv_len // k_cache.shape[1])]
         num_prefix = row.kv_len - row.count
-        return attend_long(
-            q, k_cache, v_cache, ids, num_prefix, scale, prefix_parts=row.prefix_parts, out=out
+        return long_prefill.attend_long(
+            q, k_cache, v_cache, ids, num_prefix, scoring, prefix_parts=row.prefix_parts, out=out
         )
 
     def _decode(
@@ -118,24 +123,21 @@ class TritonAttentionPlan:
         out: torch.Tensor,
     ) -> None:
         caches = (k_cache, v_cache, self.pages, rows.slots)
-        shared = rows.shared if scoring.window is None else None  # a window leaves prefixes behind
+        shared = rows.shared if scoring.asks <= prefix.CAN else None
         if shared is None:
-            decode_attention(
-                q, *caches, rows.kv_lens,
-                num_splits=rows.num_splits, **scoring._asdict(), out=out,
-                pdl=has_pdl(q.device),
+            decode.decode_attention(
+                q, *caches, rows.kv_lens, scoring,
+                num_splits=rows.num_splits, out=out, pdl=has_pdl(q.device),
             )  # fmt: skip
             return
         own = rows.num_splits if rows.num_splits > 1 else 0  # a single part needs no room
         partials = empty_partials(len(q), q.shape[1], shared.num_splits + own, q.shape[2], q.device)
-        prefix_attention(
-            q, *caches, shared.rows, shared.lens,
+        prefix.prefix_attention(
+            q, *caches, shared.rows, shared.lens, scoring,
             partials=partials, num_splits=shared.num_splits,
-            scale=scoring.scale, soft_cap=scoring.soft_cap,
         )  # fmt: skip
-        decode_attention(
-            q, *caches, rows.kv_lens,
-            num_splits=rows.num_splits, scale=scoring.scale, soft_cap=scoring.soft_cap,
+        decode.decode_attention(
+            q, *caches, rows.kv_lens, scoring, num_splits=rows.num_splits,
             kv_starts=shared.starts, partials=partials, first_split=shared.num_splits,
             out=out, pdl=has_pdl(q.device),
         )  # fmt: skip

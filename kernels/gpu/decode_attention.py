@@ -6,13 +6,19 @@ that a captured CUDA graph stays balanced as contexts grow.
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import triton
 import triton.language as tl
 
+from ..scoring import Scoring, check_scoring
 from .attention_checks import check_caches, check_int32, dot_type
 from .attention_tiles import LOG2_E, attend_tiles, finish_state, start_state
 from .merge_states import Partials, check_partials, empty_partials, merge_states
+
+CAN: Final = frozenset({"window", "soft_cap"})
+"""Fields of a :class:`Scoring` that the kernel knows."""
 
 
 def num_decode_splits(batch_size: int, num_kv_heads: int, num_sms: int = 132) -> int:
@@ -34,11 +40,9 @@ def decode_attention(
     pages: torch.Tensor,
     slots: torch.Tensor,
     kv_lens: torch.Tensor,
+    scoring: Scoring,
     *,
     num_splits: int,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
     kv_starts: torch.Tensor | None = None,
     partials: Partials | None = None,
     first_split: int = 0,
@@ -63,13 +67,14 @@ def decode_attention(
     arguments that do not fit together.
     """
     rows, num_q_heads, head_dim = q.shape
-    group = check_caches(q, k_cache, v_cache, pages, scale)
+    group = check_caches(q, k_cache, v_cache, pages, scoring.scale)
+    check_scoring(scoring, CAN, num_q_heads, "decode_attention")
     check_int32(rows, slots=slots, kv_lens=kv_lens, kv_starts=kv_starts)
     _, page_size, num_kv_heads, _ = k_cache.shape
-    if num_splits < 1 or first_split < 0 or (window is not None and (window < 1 or first_split)):
+    if num_splits < 1 or first_split < 0 or (scoring.window is not None and first_split):
         raise ValueError(
-            f"num_splits is {num_splits}, first_split {first_split}, window {window}; allowed are at least 1,"
-            " at least 0, and None or at least 1, and no window together with a first_split."
+            f"num_splits is {num_splits}, first_split {first_split}, window {scoring.window}; allowed are at"
+            " least 1, at least 0, and no window together with a first_split."
         )
     if first_split and (kv_starts is None or partials is None):
         raise ValueError(
@@ -102,7 +107,7 @@ def decode_attention(
         out.stride(1),
         pages.stride(0),
         0 if partials is None else partials.out.shape[2],
-        scale * LOG2_E,
+        scoring.scale * LOG2_E,
         first_split,
         KV_HEADS=num_kv_heads,
         GROUP=group,
@@ -111,8 +116,8 @@ def decode_attention(
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_N=block_n,
-        WINDOW=window or 0,
-        SOFT_CAP=soft_cap or 0.0,
+        WINDOW=scoring.window or 0,
+        SOFT_CAP=scoring.soft_cap or 0.0,
         HAS_STARTS=kv_starts is not None,
         HAS_PREFIX=first_split > 0,
         SPLIT=num_splits > 1,

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 
-from ...errors import ConfigError
-from ..attention import Scoring
+from ...errors import ConfigError, ModelError
+from ..scoring import Scoring
+
+CAN: Final = frozenset({"window", "soft_cap"})
+"""Fields of a :class:`Scoring` that its wrappers are told of."""
 
 HEAD_DIMS = (64, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -125,6 +128,11 @@ class FlashInferPlan:
         return out
 
     def _plan(self, scoring: Scoring) -> list[tuple[slice, Run]]:
+        if not scoring.asks <= CAN:
+            raise ModelError(
+                f"attention_backend='flashinfer' does not know {', '.join(sorted(scoring.asks - CAN))}, which"
+                f" this model's attention has. Known: {', '.join(sorted(CAN))}. Use attention_backend='auto'."
+            )
         count = 0 if self.decodes is None else self.decodes.num_rows
         kinds = ((slice(0, count), self.decodes), (slice(count, None), self.prefills))
         return [(part, self.planner.plan(rows, scoring)) for part, rows in kinds if rows is not None]

@@ -72,6 +72,7 @@ def gemv(product: Product, *, config: GemvConfig | None = None, pdl: bool = Fals
         n,
         product.x.stride(0),
         0.0 if product.norm is None else product.norm.eps,
+        OFFSET=0.0 if product.norm is None else product.norm.offset,
         K=k,
         M=padded,
         ROWS=config.rows,
@@ -129,6 +130,7 @@ def _accumulate(
     start,
     m,
     x_stride,
+    OFFSET: tl.constexpr,
     K: tl.constexpr,
     M: tl.constexpr,
     KIND: tl.constexpr,
@@ -145,7 +147,10 @@ def _accumulate(
         x = _columns(x_ptr + x_row * x_stride + k, k, start, K, FULL, "evict_last").to(tl.float32)
         if norm_ptr is not None:
             new_squares = new_squares + (squares[i] + x * x,)
-            x *= _columns(norm_ptr + k, k, start, K, FULL, "evict_last").to(tl.float32)
+            scale = _columns(norm_ptr + k, k, start, K, FULL, "evict_last").to(tl.float32)
+            if OFFSET != 0.0:
+                scale += OFFSET
+            x *= scale
         else:
             new_squares = new_squares + (squares[i],)
         new_sums = new_sums + (sums[i] + w * x,)
@@ -168,6 +173,7 @@ def _gemv_kernel(
     n,
     x_stride,
     eps,
+    OFFSET: tl.constexpr,  # added to the norm's weight, 0: not
     K: tl.constexpr,
     M: tl.constexpr,
     ROWS: tl.constexpr,
@@ -216,7 +222,7 @@ def _gemv_kernel(
                     u = w
             sums, up_sums, squares = _accumulate(
                 sums, up_sums, squares, w_now, u_now, x_ptr, norm_ptr,
-                k, start, m, x_stride, K, M, KIND, start + BLOCK_K <= K,
+                k, start, m, x_stride, OFFSET, K, M, KIND, start + BLOCK_K <= K,
             )  # fmt: skip
     else:
         for start in range(0, K, BLOCK_K):
@@ -228,7 +234,7 @@ def _gemv_kernel(
                 u = _columns(u_rows, k, start + BLOCK_K, K, False, "evict_first")
             sums, up_sums, squares = _accumulate(
                 sums, up_sums, squares, w_now, u_now, x_ptr, norm_ptr,
-                k, start, m, x_stride, K, M, KIND, K % BLOCK_K == 0,
+                k, start, m, x_stride, OFFSET, K, M, KIND, K % BLOCK_K == 0,
             )  # fmt: skip
 
     for i in tl.static_range(M):

@@ -9,14 +9,18 @@ what stands before the part is cut by powers of two, merged by log-sum-exp: few 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from ..scoring import Scoring, check_scoring
 from .attention_checks import check_caches
+
+CAN: Final = frozenset[str]()
+"""Fields of a :class:`Scoring` that cuDNN is given: none but the scale."""
 
 UNIT = 2048
 """Positions that the lengths given to cuDNN are multiples of."""
@@ -106,7 +110,7 @@ def attend_long(
     v_cache: torch.Tensor,
     page_ids: torch.Tensor,
     num_prefix: int,
-    scale: float,
+    scoring: Scoring,
     *,
     prefix_parts: Sequence[int] | None = None,
     expand_kv: bool = False,
@@ -119,13 +123,15 @@ def attend_long(
     into, by default one. ``expand_kv`` repeats K and V for every q head instead of leaving the groups to
     cuDNN. The result is written to ``out`` if given. Raises ValueError for arguments that do not fit.
     """
-    group = check_caches(q, k_cache, v_cache, page_ids[None], scale)
+    group = check_caches(q, k_cache, v_cache, page_ids[None], scoring.scale)
+    check_scoring(scoring, CAN, q.shape[1], "attend_long")
     parts = [num_prefix] if prefix_parts is None and num_prefix else list(prefix_parts or ())
     if sum(parts) != num_prefix or any(part < 1 for part in parts):
         raise ValueError(f"prefix_parts are {parts}; they must be positive and add up to {num_prefix}.")
     keys, values = gather_pages(
         k_cache, v_cache, page_ids, num_prefix + len(q), repeats=group if expand_kv else 1
     )
+    scale = scoring.scale
     result, lse = _cudnn_attention(q, keys[num_prefix:], values[num_prefix:], scale, causal=True)
     if not parts:
         return result if out is None else out.copy_(result)

@@ -14,18 +14,19 @@ def rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
+    offset: float = 0.0,
     *,
     out: torch.Tensor | None = None,
     num_warps: int | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
-    """Return ``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
+    """Return ``x / sqrt(mean(x^2) + eps) * (offset + weight)`` over the last dimension.
 
     x ``[T, H]`` (rows may be strided) and weight ``[H]`` of one floating dtype, H <= 16384; the result
     ``[T, H]`` is rounded once from fp32, into ``out`` if given. With ``pdl`` the launch may begin before
     the kernel ahead of it has ended. Raises ValueError if sizes, dtypes or strides do not fit.
     """
-    return _run(x, None, weight, eps, out, num_warps, pdl)
+    return _run(x, None, weight, eps, offset, out, num_warps, pdl)
 
 
 def add_rms_norm(
@@ -33,17 +34,18 @@ def add_rms_norm(
     residual: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
+    offset: float = 0.0,
     *,
     out: torch.Tensor | None = None,
     num_warps: int | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
-    """Add x to residual in place and return ``rms_norm(residual, weight, eps)``.
+    """Add x to residual in place and return ``rms_norm(residual, weight, eps, offset)``.
 
     x and residual ``[T, H]`` (rows may be strided) and weight ``[H]`` of one floating dtype. The sum is
     rounded to that dtype before it is normalised. ``out`` may be x. Otherwise as :func:`rms_norm`.
     """
-    return _run(x, residual, weight, eps, out, num_warps, pdl)
+    return _run(x, residual, weight, eps, offset, out, num_warps, pdl)
 
 
 def _run(
@@ -51,6 +53,7 @@ def _run(
     residual: torch.Tensor | None,
     weight: torch.Tensor,
     eps: float,
+    offset: float,
     out: torch.Tensor | None,
     num_warps: int | None,
     pdl: bool,
@@ -73,6 +76,7 @@ def _run(
         x.stride(0),
         0 if residual is None else residual.stride(0),
         eps,
+        OFFSET=offset,
         SIZE=size,
         BLOCK=block,
         PDL=pdl,
@@ -116,6 +120,7 @@ def _rms_norm_kernel(
     x_stride,
     residual_stride,
     eps,
+    OFFSET: tl.constexpr,  # added to the weight, 0: not
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -134,5 +139,8 @@ def _rms_norm_kernel(
         tl.store(place, total, mask=mask)
         x = total.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
-    y = x * scale * weight.to(tl.float32)
+    weight = weight.to(tl.float32)
+    if OFFSET != 0.0:
+        weight += OFFSET
+    y = x * scale * weight
     tl.store(out_ptr + row * out_stride + column, y.to(out_ptr.dtype.element_ty), mask=mask)

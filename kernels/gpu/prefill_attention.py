@@ -6,15 +6,19 @@ tile of queries: short chunks and single tokens waste little of it, and the caus
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from ..scoring import Scoring, check_scoring
 from .attention_checks import cache_descriptor, can_use_tma, check_caches, check_int32, dot_type
 from .attention_tiles import LOG2_E, attend_tiles, finish_state, start_state
+
+CAN: Final = frozenset({"window", "soft_cap"})
+"""Fields of a :class:`Scoring` that the kernel knows."""
 
 
 class PrefillConfig(NamedTuple):
@@ -80,10 +84,8 @@ def prefill_attention(
     q_starts: torch.Tensor,
     kv_lens: torch.Tensor,
     tiles: torch.Tensor,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
     out: torch.Tensor | None = None,
     config: PrefillConfig | None = None,
 ) -> torch.Tensor:
@@ -96,7 +98,8 @@ def prefill_attention(
     those of ``paged_attention``. Raises ValueError for arguments that do not fit together.
     """
     _, num_q_heads, head_dim = q.shape
-    group = check_caches(q, k_cache, v_cache, pages, scale)
+    group = check_caches(q, k_cache, v_cache, pages, scoring.scale)
+    check_scoring(scoring, CAN, num_q_heads, "prefill_attention")
     _, page_size, num_kv_heads, _ = k_cache.shape
     rows = kv_lens.numel()
     check_int32(rows, kv_lens=kv_lens, slots=slots)
@@ -105,8 +108,6 @@ def prefill_attention(
         raise ValueError(
             f"tiles is {list(tiles.shape)} {tiles.dtype}; it must be [2, NT] int32: prefill_tiles."
         )
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1, or None for no window.")
     config = prefill_config(head_dim, page_size, q.dtype) if config is None else config
     use_tma = config.use_tma and can_use_tma(k_cache, config.block_n) and can_use_tma(v_cache, config.block_n)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
@@ -133,7 +134,7 @@ def prefill_attention(
         out.stride(0),
         out.stride(1),
         pages.stride(0),
-        scale * LOG2_E,
+        scoring.scale * LOG2_E,
         KV_HEADS=num_kv_heads,
         GROUP=group,
         PACK=pack,
@@ -143,8 +144,8 @@ def prefill_attention(
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_N=config.block_n,
-        WINDOW=window or 0,
-        SOFT_CAP=soft_cap or 0.0,
+        WINDOW=scoring.window or 0,
+        SOFT_CAP=scoring.soft_cap or 0.0,
         USE_TMA=use_tma,
         ONE_PATH=config.one_path,
         DOT=dot_type(q),

@@ -6,13 +6,19 @@ with each row's own suffix in ``decode_attention``.
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import triton
 import triton.language as tl
 
+from ..scoring import Scoring, check_scoring
 from .attention_checks import cache_descriptor, can_use_tma, check_caches, check_int32, dot_type
 from .attention_tiles import LOG2_E, attend_tiles, finish_state, start_state
 from .merge_states import Partials, check_partials
+
+CAN: Final = frozenset({"soft_cap"})
+"""Fields of a :class:`Scoring` that the kernel knows: a window leaves prefixes behind."""
 
 
 def rows_per_tile(num_q_heads: int, num_kv_heads: int, block_m: int = 128) -> int:
@@ -36,12 +42,11 @@ def prefix_attention(
     slots: torch.Tensor,
     tile_rows: torch.Tensor,
     tile_lens: torch.Tensor,
+    scoring: Scoring,
     *,
     partials: Partials,
     first_split: int = 0,
     num_splits: int,
-    scale: float,
-    soft_cap: float | None = None,
     block_n: int | None = None,
     num_warps: int = 8,
     num_stages: int | None = None,
@@ -56,7 +61,8 @@ def prefix_attention(
     pages and slots are those of ``decode_attention``. Raises ValueError for arguments that do not fit.
     """
     rows, num_q_heads, head_dim = q.shape
-    group = check_caches(q, k_cache, v_cache, pages, scale)
+    group = check_caches(q, k_cache, v_cache, pages, scoring.scale)
+    check_scoring(scoring, CAN, num_q_heads, "prefix_attention")
     check_int32(rows, slots=slots)
     _, page_size, num_kv_heads, _ = k_cache.shape
     if tile_rows.dim() != 2 or tile_rows.dtype is not torch.int32 or not tile_rows.is_contiguous():
@@ -93,7 +99,7 @@ def prefix_attention(
         pages.stride(0),
         partials.out.shape[2],
         first_split,
-        scale * LOG2_E,
+        scoring.scale * LOG2_E,
         KV_HEADS=num_kv_heads,
         GROUP=group,
         ROWS=tile_size,
@@ -102,7 +108,7 @@ def prefix_attention(
         HEAD_DIM=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_N=block_n,
-        SOFT_CAP=soft_cap or 0.0,
+        SOFT_CAP=scoring.soft_cap or 0.0,
         USE_TMA=use_tma,
         DOT=dot_type(q),
         num_warps=num_warps,

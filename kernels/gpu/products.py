@@ -58,7 +58,7 @@ class Product(NamedTuple):
         """Compute the product in torch."""
         x = self.x.float()
         if self.norm is not None:
-            x = F.rms_norm(x, x.shape[1:], self.norm.weight.float(), self.norm.eps)
+            x = F.rms_norm(x, x.shape[1:], self.norm.weight.float() + self.norm.offset, self.norm.eps)
         y = F.linear(x, self.weight.float(), None if self.bias is None else self.bias.float())
         if self.activation is not None:
             gate, up = y.chunk(2, dim=-1)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..rotary import check_rotary
+from ..rotary_checks import check_rotary
 
 
 def rotary_and_store(

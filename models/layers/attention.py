@@ -2,80 +2,78 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...kernels.attention import Scoring
+from ...cache.kv_cache import LayerKV
+from ...kernels.attention import check_device
 from ...kernels.rotary import rotary_and_store
-from ..config import ModelConfig
+from ...kernels.scoring import Scoring
 from ..forward import ForwardInput
-from .linear import Linear
-from .norm import Normed
+from .make import Heads, Make
+from .part import Part
+from .residual import Promise, Residual
 from .rotary import RotaryTable
 from .storage import NamedSlots
 
 
-class Attention:
+class Attention(Part):
     """One layer's attention: merged q/k/v projection, rotation, attention, output projection.
 
-    ``window`` is how many positions back a token sees, itself included; None is all. ``scale``
-    multiplies the scores, ``1 / sqrt(head_dim)`` unless given; ``soft_cap`` bounds them.
+    ``window`` is how many positions back a token sees, itself included; None is all. ``scale`` multiplies
+    the scores, ``1 / sqrt(heads.dim)`` unless given; ``soft_cap`` bounds them. Raises ModelError for what no
+    kernel of the device knows.
     """
 
     __slots__ = ("num_heads", "output", "qkv", "rotary", "scoring")
 
     def __init__(
         self,
-        config: ModelConfig,
+        make: Make,
         rotary: RotaryTable,
+        heads: Heads,
         *,
         qkv_bias: bool = False,
         output_bias: bool = False,
         window: int | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
-        dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
-        q_size = config.num_heads * config.head_dim
-        kv_size = config.num_kv_heads * config.head_dim
-        shards = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
-        self.qkv = Linear(config.hidden_size, shards, bias=qkv_bias, dtype=dtype, device=device)
-        self.output = Linear(
-            q_size, {"o_proj": config.hidden_size}, bias=output_bias, dtype=dtype, device=device
-        )
+        names, hidden = make.names, make.config.hidden_size
+        q_size, kv_size = heads.q * heads.dim, heads.kv * heads.dim
+        rows = {names.q: q_size, names.k: kv_size, names.v: kv_size}
+        self.qkv = make.linear(hidden, rows, bias=qkv_bias, split="out")
+        self.output = make.linear(q_size, {names.output: hidden}, bias=output_bias, split="in")
         self.rotary = rotary
-        self.num_heads = config.num_heads
-        self.scoring = Scoring(config.head_dim**-0.5 if scale is None else scale, window, soft_cap)
+        self.num_heads = heads.q // make.ranks.size
+        self.scoring = Scoring(heads.dim**-0.5 if scale is None else scale, window, soft_cap)
+        check_device(self.scoring, make.device)
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""
         yield from self.qkv.weights()
         yield from self.output.weights()
 
-    def project(self, x: Tensor | Normed) -> Tensor:
+    def forward(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:
+        """The branch ``[T, H]`` for x ``[T, H]``, ``[S, H]`` if S tokens are wanted; K and V go to ``kv``."""
+        return self.output.forward(self.attend(x, inp, kv), inp)
+
+    def forward_into(self, x: Tensor | Promise, inp: ForwardInput, stream: Residual, kv: LayerKV) -> None:
+        """Add the branch for x ``[T, H]`` to ``stream``, of the wanted tokens; K and V go to ``kv``."""
+        self.output.forward_into(self.attend(x, inp, kv), inp, stream)
+
+    def project(self, x: Tensor | Promise, inp: ForwardInput) -> Tensor:
         """q | k | v before rotation, ``[T, (Hq + 2 Hkv) * D]``: where a family may normalise them."""
-        return self.qkv.forward(x)
+        return self.qkv.forward(x, inp)
 
-    def forward(
-        self, x: Tensor | Normed, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> Tensor | None:
-        """Attend x ``[T, H]``; its K and V go to the caches ``[pages, page_size, Hkv, D]``.
-
-        Adds the result to ``residual`` and returns None, or returns it to be added: ``[T, H]``, or ``[S, H]``
-        where only S tokens are wanted.
-        """
+    def attend(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:
+        """What the heads see, ``[T, Hq * D]`` or ``[S, Hq * D]``, before it is projected."""
         q = rotary_and_store(
-            self.project(x),
+            self.project(x, inp),
             self.rotary.cos_sin,
             inp.positions,
             inp.kv_slots,
-            k_cache,
-            v_cache,
+            kv.k,
+            kv.v,
             self.num_heads,
         )
-        plan = inp.attention
-        if inp.wanted is not None:
-            q, plan = q.index_select(0, inp.wanted.tokens), inp.wanted.attention
-        attended = plan.attend(q, k_cache, v_cache, self.scoring)
-        return self.output.forward_add(attended.flatten(1), residual)
+        return inp.attend(q, kv, self.scoring).flatten(1)

@@ -1,16 +1,15 @@
 """The decoder stack that families share, and the model interface they implement with it.
 
-A family is a subclass of :class:`CausalLM` that says in :meth:`CausalLM.layer_spec` how its layers
-differ. A family with parts of another kind overrides the method that builds the part
-(``build_attention``, ``build_mlp``, ``build_norm``, ``build_layer``): a part is any object with
-``weights()`` and the ``forward`` of the one it replaces.
+A family is a subclass of :class:`CausalLM` that lists the parts of a layer in :meth:`CausalLM.layer`, made by
+a :class:`~rootlet.models.layers.make.Make`, and says what else is unlike the usual: names, last norm, head.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,91 +17,33 @@ from torch import Tensor
 from ...cache.kv_cache import KVCache, KVCacheSpec
 from ..config import ModelConfig
 from ..forward import ForwardInput
-from .attention import Attention
-from .embedding import Embedding, TiedEmbedding
-from .linear import Linear
-from .mlp import GatedMLP
-from .norm import Normed, RMSNorm
-from .offload import Layer, offload
+from ..interface import Output
+from .embedding import InputEmbedding
+from .head import Head
+from .make import Make
+from .names import USUAL_NAMES, dotted
+from .offload import offload
+from .part import Layer
+from .residual import Norm, Residual
 from .rope_config import RopeConfig
 from .rotary import RotaryTable
 from .storage import NamedSlots, prefixed
 from .weight_table import WeightTable
 
 
-@dataclass(frozen=True)
-class LayerSpec:
-    """How one decoder layer differs from the plain one."""
-
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    window: int | None = None  # positions a token sees, itself included; None: all
-    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    soft_cap: float | None = None  # bound of the attention scores
-
-
-class DecoderLayer:
-    """Pre-norm layer: attention and feed-forward, each on the normalised residual stream."""
-
-    __slots__ = ("attention", "input_norm", "mlp", "post_attention_norm")
-
-    def __init__(
-        self, attention: Attention, mlp: GatedMLP, input_norm: RMSNorm, post_attention_norm: RMSNorm
-    ) -> None:
-        self.attention = attention
-        self.mlp = mlp
-        self.input_norm = input_norm
-        self.post_attention_norm = post_attention_norm
-
-    def weights(self) -> NamedSlots:
-        """Checkpoint names, relative to this layer."""
-        yield from prefixed("self_attn.", self.attention.weights())
-        yield from prefixed("mlp.", self.mlp.weights())
-        yield from prefixed("input_layernorm.", self.input_norm.weights())
-        yield from prefixed("post_attention_layernorm.", self.post_attention_norm.weights())
-
-    def forward(
-        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """Run the layer on the T tokens of a step; return its own branch, or None, and the residual stream.
-
-        ``branch`` ``[T, H]`` is what the layer before computed and has not yet added to
-        ``residual`` ``[T, H]`` (None if it has), so that the sum and the norm are one operation. Adds to
-        ``residual`` in place. Where only S tokens are wanted, K and V are those of all and the results
-        ``[S, H]``.
-        """
-        normed = _normed(self.input_norm, branch, residual)
-        if inp.wanted is not None:
-            residual = residual.index_select(0, inp.wanted.tokens)
-        attended = self.attention.forward(normed, residual, inp, k_cache, v_cache)
-        return self.mlp.forward(_normed(self.post_attention_norm, attended, residual), residual), residual
-
-
-def _normed(norm: RMSNorm, branch: Tensor | None, residual: Tensor) -> Tensor | Normed:
-    """The residual stream with ``branch`` added, normalised; or a promise of that where nothing is to add."""
-    if branch is not None:
-        return norm.add_forward(branch, residual)
-    return Normed(residual, norm) if isinstance(norm, RMSNorm) else norm.forward(residual)
-
-
-class Output(enum.Enum):
-    """What a model computes of the last hidden states."""
-
-    LOGITS = "logits"  # of every token of the vocabulary, to generate from
-    SCORES = "scores"  # of each label: classifiers, and reward models, which have one
-    STATES = "states"  # nothing more: embedding models, saved without a head
-
-
-class CausalLM:
+class CausalLM(ABC):
     """A decoder-only model: embedding, layers, final norm, and what :attr:`output` asks for.
 
     Built without weights; :meth:`load_weights` creates them. ``dtype`` is that of weights and
-    activations. Raises ModelError where the configuration asks for something unsupported.
+    activations, ``output`` stands in for that of the class. Raises ModelError where the configuration asks
+    for something unsupported.
     """
 
     output = Output.LOGITS
-    """What stands behind the last norm. A family's classifier and bare model say so and nothing else."""
+    """What stands behind the last norm, unless it is given: classifiers and bare models are of one class."""
+
+    names = USUAL_NAMES
+    """What the family's checkpoints call their tensors."""
 
     ignored_weights: tuple[str, ...] = ()
     """Endings of checkpoint names that this family leaves aside, besides the usual ones."""
@@ -110,74 +51,60 @@ class CausalLM:
     tie_word_embeddings = False
     """Whether the head shares the embedding table when the configuration does not say."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+    token_columns: Sequence[Any] = ()
+    """What it reads per token besides ids and positions: each a ``TokenColumn``, found in ``inp.columns``."""
+
+    multiplies_in_kernels = True
+    """Its parts have no products but those of :class:`Linear`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        output: Output | None = None,
+    ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = torch.device(device)
+        self.output = self.output if output is None else output
         self.rotary = RotaryTable(RopeConfig.from_model(config), config.context_length, self.device)
-        self.layers: list[Layer] = [self.build_layer(index) for index in range(config.num_layers)]
-        self.norm = self.build_norm()
-        tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
-        tied = tied and self.output is Output.LOGITS
-        self.head = self.build_head()
-        self.embedding = (
-            TiedEmbedding(self.head)
-            if tied
-            else Embedding(config.vocab_size, config.hidden_size, dtype, self.device)
-        )
-        ties = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
-        self._weights = WeightTable(self._named_weights(tied), ties, self.ignored_weights)
+        names = self.names
+        top = Make(config, dtype, self.device, names)
+        body = top.at("" if self.output is Output.STATES else names.body)
+        self.layers: list[Layer] = [
+            self.layer(index, body.at(names.layer.format(index))) for index in range(config.num_layers)
+        ]
+        self.norm = self.final_norm(body.at(names.final_norm))
+        self.head = self.output_head(top)
+        is_tied = config.read("tie_word_embeddings", bool, self.tie_word_embeddings)
+        self._tied_head = self.head if is_tied and self.output is Output.LOGITS else None
+        self.embedding = self.input_embedding(body.at(names.embedding), self._tied_head)
+        table = dotted(dotted(body.prefix, names.embedding), "weight")
+        ties = {} if self._tied_head is None else {dotted(names.head, "weight"): table}
+        self._weights = WeightTable(self._named_weights(body.prefix), ties, self.ignored_weights, names)
 
     # what a family says
 
-    def layer_spec(self, index: int) -> LayerSpec:  # noqa: ARG002
-        """How layer ``index`` differs from the plain one."""
-        return LayerSpec()
+    @abstractmethod
+    def layer(self, index: int, make: Make) -> Layer:
+        """Layer ``index``: its parts, and how they stand along the residual stream."""
 
-    def build_norm(self) -> RMSNorm:
-        """One norm over the hidden size."""
-        config = self.config
-        eps = config.read("rms_norm_eps", float, 1e-6, minimum=0)
-        return RMSNorm(config.hidden_size, eps, self.dtype, self.device)
+    def final_norm(self, make: Make) -> Norm:
+        """The norm behind the last layer."""
+        return make.rms_norm()
 
-    def build_head(self) -> Linear | None:
-        """What turns hidden states into logits or scores."""
+    def output_head(self, make: Make) -> Head | None:
+        """What turns hidden states into logits or scores; None where there are only states."""
         if self.output is Output.STATES:
             return None
-        rows = {"lm_head": self.config.vocab_size}
         if self.output is Output.SCORES:
-            rows = {"score": num_labels(self.config)}
-        return Linear(self.config.hidden_size, rows, dtype=self.dtype, device=self.device)
+            return make.head({self.names.scores: num_labels(self.config)})
+        return make.head({self.names.head: self.config.vocab_size})
 
-    def build_attention(self, spec: LayerSpec) -> Attention:
-        """The attention of one layer."""
-        return Attention(
-            self.config,
-            self.rotary,
-            qkv_bias=spec.qkv_bias,
-            output_bias=spec.output_bias,
-            window=spec.window,
-            scale=spec.attention_scale,
-            soft_cap=spec.soft_cap,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
-    def build_mlp(self, spec: LayerSpec) -> GatedMLP:
-        """The feed-forward block of one layer."""
-        config = self.config
-        size = config.read("intermediate_size", int, minimum=1)
-        activation = config.read("hidden_act", str, "silu")
-        return GatedMLP(
-            config.hidden_size, size, activation, bias=spec.mlp_bias, dtype=self.dtype, device=self.device
-        )
-
-    def build_layer(self, index: int) -> DecoderLayer:
-        """One decoder layer."""
-        spec = self.layer_spec(index)
-        return DecoderLayer(
-            self.build_attention(spec), self.build_mlp(spec), self.build_norm(), self.build_norm()
-        )
+    def input_embedding(self, make: Make, tied: Head | None) -> InputEmbedding:
+        """What the residual stream begins with; ``tied`` is the head whose rows it shares."""
+        return make.embedding(tied)
 
     # what the engine uses
 
@@ -186,19 +113,20 @@ class CausalLM:
 
         The hidden states are those after the final norm, ``[S, H]`` where only S tokens are wanted.
         """
-        residual = self.embedding.forward(inp.input_ids)
-        if inp.embeds is not None:
-            residual.index_copy_(0, *inp.embeds)
-        branch = None
+        stream = Residual(self.embedding.forward(inp))
         inner = inp if inp.wanted is None else replace(inp, wanted=None)
-        for index, (layer, k_cache, v_cache) in enumerate(zip(self.layers, kv.k, kv.v), start=1):
-            layer_inp = inp if index == len(self.layers) else inner
-            branch, residual = layer.forward(branch, residual, layer_inp, k_cache, v_cache)
-        return self.norm.forward(residual) if branch is None else self.norm.add_forward(branch, residual)
+        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv.layers, strict=True), start=1):
+            layer.forward(stream, inp if index == len(self.layers) else inner, layer_kv)
+        return stream.normed(self.norm)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32."""
-        return self.head.forward(hidden, torch.float32)
+        """Logits of hidden states ``[R, H]`` -> ``[R, V]`` fp32; scores ``[R, labels]`` of a classifier."""
+        if self.head is None:
+            raise AssertionError("A model without a head has states only.")
+        return self.head.forward(hidden)
+
+    def check_embeddings(self) -> None:  # noqa: B027
+        """There always are: the states themselves, of length 1."""
 
     def compute_embeddings(self, hidden: Tensor) -> Tensor:
         """What a whole text means to the model, from the states ``[R, H]`` of its last token; fp32.
@@ -208,6 +136,11 @@ class CausalLM:
         if self.output is Output.SCORES:
             return self.compute_logits(hidden)
         return torch.nn.functional.normalize(hidden.float(), dim=-1)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of hidden states."""
+        return self.config.hidden_size
 
     def kv_spec(self, page_size: int) -> KVCacheSpec:
         """Shape of the KV cache this model needs, in pages of ``page_size`` tokens."""
@@ -262,14 +195,14 @@ class CausalLM:
         """Bytes that the weights hold, offloaded ones too; a table used twice counts once."""
         return self._weights.nbytes
 
-    def _named_weights(self, tied: bool) -> NamedSlots:
-        """All slots by Hugging Face name; a bare model is saved without the prefix."""
-        body = "" if self.output is Output.STATES else "model."
-        yield from prefixed(f"{body}embed_tokens.", self.embedding.weights())
+    def _named_weights(self, body: str) -> NamedSlots:
+        """All slots by Hugging Face name."""
+        names = self.names
+        yield from prefixed(dotted(body, names.embedding), self.embedding.weights())
         for index, layer in enumerate(self.layers):
-            yield from prefixed(f"{body}layers.{index}.", layer.weights())
-        yield from prefixed(f"{body}norm.", self.norm.weights())
-        if self.head is not None and not tied:
+            yield from prefixed(dotted(body, names.layer.format(index)), layer.weights())
+        yield from prefixed(dotted(body, names.final_norm), self.norm.weights())
+        if self.head is not None and self._tied_head is None:
             yield from self.head.weights()
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from ...kernels.embedding import embed
+from ..forward import ForwardInput
 from .linear import Linear
 from .storage import DenseStorage, NamedSlots, whole
+
+
+class InputEmbedding(Protocol):
+    """What the residual stream begins with."""
+
+    def weights(self) -> NamedSlots:
+        """Checkpoint names, relative to this part."""
+
+    def forward(self, inp: ForwardInput) -> Tensor:
+        """The stream of the step's T tokens, ``[T, H]``, a new tensor."""
 
 
 class Embedding:
@@ -22,9 +35,13 @@ class Embedding:
         """Checkpoint names, relative to this part."""
         yield "weight", whole(self.table)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def rows(self, ids: Tensor) -> Tensor:
         """Rows of ids ``[T]`` int64 -> ``[T, H]``, a new tensor."""
         return embed(ids, self.table.data)
+
+    def forward(self, inp: ForwardInput) -> Tensor:
+        """Where the residual stream of a step begins, ``[T, H]``, a new tensor."""
+        return inp.replaced(self.rows(inp.input_ids))
 
 
 class TiedEmbedding:
@@ -39,6 +56,10 @@ class TiedEmbedding:
         """Checkpoint names, relative to this part: the embedding's name fills the head's storage."""
         yield "weight", whole(self._head.weight)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def rows(self, ids: Tensor) -> Tensor:
         """Rows of ids ``[T]`` int64 -> ``[T, H]``, a new tensor."""
         return self._head.weight.packed.rows(ids)
+
+    def forward(self, inp: ForwardInput) -> Tensor:
+        """Where the residual stream of a step begins, ``[T, H]``, a new tensor."""
+        return inp.replaced(self.rows(inp.input_ids))

@@ -7,60 +7,63 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...kernels.device import on_gpu
 from ...kernels.linear import linear, linear_add
-from ...kernels.norm import NormWeight
-from .norm import Normed
+from ..forward import ForwardInput
+from .residual import Promise, Residual
 from .storage import DenseStorage, NamedSlots, PackedStorage, WeightSlot
 
 
 class Linear:
-    """``y = x W^T + b`` with the rows of W and b in named shards, one after the other.
+    """``y = x W^T + b``, where W and b have so many ``rows`` of each name, one after the other.
 
-    A plain projection has one shard, ``{"o_proj": H}``; merged ones several, ``{"gate_proj": I,
+    A plain projection has one name, ``{"o_proj": H}``; merged ones several, ``{"gate_proj": I,
     "up_proj": I}``, so that one multiplication does the work of all.
     """
 
-    __slots__ = ("_shards", "bias", "weight")
+    __slots__ = ("_rows", "bias", "weight")
 
-    def __init__(
-        self,
-        in_features: int,
-        shards: Mapping[str, int],
-        *,
-        bias: bool = False,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        out_features = sum(shards.values())
-        self._shards = dict(shards)
-        self.weight = PackedStorage((out_features, in_features), dtype, device)
-        self.bias = DenseStorage((out_features,), dtype, device) if bias else None
+    def __init__(self, rows: Mapping[str, int], weight: PackedStorage, bias: DenseStorage | None) -> None:
+        self._rows = dict(rows)
+        self.weight = weight
+        self.bias = bias
 
     def weights(self) -> NamedSlots:
-        """Checkpoint names: ``<shard>.weight`` and, where there is one, ``<shard>.bias``."""
+        """Checkpoint names: ``<name>.weight`` and, where there is one, ``<name>.bias``."""
         start = 0
-        for name, size in self._shards.items():
+        for name, size in self._rows.items():
             yield f"{name}.weight", WeightSlot(self.weight, start, start + size)
             if self.bias is not None:
                 yield f"{name}.bias", WeightSlot(self.bias, start, start + size)
             start += size
 
-    def forward(self, x: Tensor | Normed, out_dtype: torch.dtype | None = None) -> Tensor:
-        """Multiply x ``[T, K]`` -> ``[T, N]`` in ``out_dtype`` (default: that of x)."""
+    def forward(
+        self,
+        x: Tensor | Promise,
+        inp: ForwardInput | None,  # noqa: ARG002
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Multiply x ``[T, K]`` -> ``[T, N]`` in ``out_dtype`` (default: that of x).
+
+        ``inp`` is the step that x belongs to; None behind the last layer, where a row is a state of any step.
+        """
         return self._multiply(x, out_dtype, None)
 
-    def forward_gated(self, x: Tensor | Normed, activation: str) -> Tensor:
+    def forward_gated(self, x: Tensor | Promise, inp: ForwardInput, activation: str) -> Tensor:  # noqa: ARG002
         """``act(gate) * up`` ``[T, N / 2]`` for rows gate | up; activations as in ``kernels.activation``."""
         return self._multiply(x, None, activation)
 
-    def forward_add(self, x: Tensor, residual: Tensor) -> Tensor | None:
-        """Add the product ``[T, N]`` to ``residual`` in place and return None, or return it to be added."""
-        return linear_add(x, self.weight.packed, self._bias, residual)
+    def forward_into(self, x: Tensor, inp: ForwardInput, stream: Residual) -> None:  # noqa: ARG002
+        """Add the product ``[T, N]`` of x ``[T, K]`` to ``stream``: while writing it, where that is free."""
+        if on_gpu(x):
+            linear_add(x, self.weight.packed, self._bias, stream.in_place())
+        else:
+            stream.add(linear(x, self.weight.packed, self._bias))
 
-    def _multiply(self, x: Tensor | Normed, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
+    def _multiply(self, x: Tensor | Promise, out_dtype: torch.dtype | None, activation: str | None) -> Tensor:
         norm = None
-        if isinstance(x, Normed):
-            x, norm = x.residual, NormWeight(x.norm.weight.data, x.norm.eps)
+        if isinstance(x, Promise):
+            x, norm = x.take()
         return linear(x, self.weight.packed, self._bias, out_dtype, norm=norm, activation=activation)
 
     @property

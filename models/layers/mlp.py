@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
 from torch import Tensor
 
+from ...cache.kv_cache import LayerKV
 from ...errors import ModelError
-from .linear import Linear
-from .norm import Normed
+from ..forward import ForwardInput
+from .make import Make
+from .part import Part
+from .residual import Promise, Residual
 from .storage import NamedSlots
 
 # hidden_act -> name in kernels.activation; the names of one formula differ only in how it was once coded
@@ -24,41 +26,48 @@ _ACTIVATIONS: Final = {
 }
 
 
-class GatedMLP:
+class GatedMLP(Part):
     """Feed-forward block with a gate (SwiGLU and kin, arXiv:2002.05202).
 
-    Raises ModelError for an activation it does not know.
+    ``size`` is that of the gated layer, ``activation`` its name in transformers; by default what the
+    configuration says. Raises ModelError for an activation it does not know.
     """
 
     __slots__ = ("_activation", "down", "gate_up")
 
     def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        activation: str,
-        *,
-        bias: bool,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, make: Make, *, size: int | None = None, activation: str | None = None, bias: bool = False
     ) -> None:
+        config, names = make.config, make.names
+        if size is None:
+            size = config.read("intermediate_size", int, minimum=1)
+        if activation is None:
+            activation = config.read("hidden_act", str, "silu")
         if activation not in _ACTIVATIONS:
             supported = ", ".join(_ACTIVATIONS)
             raise ModelError(
                 f"config.json: hidden_act = {activation!r} is not supported. Supported: {supported}."
             )
         self._activation = _ACTIVATIONS[activation]
-        gate_up = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up = Linear(hidden_size, gate_up, bias=bias, dtype=dtype, device=device)
-        self.down = Linear(
-            intermediate_size, {"down_proj": hidden_size}, bias=bias, dtype=dtype, device=device
-        )
+        hidden = config.hidden_size
+        self.gate_up = make.linear(hidden, {names.gate: size, names.up: size}, bias=bias, split="out")
+        self.down = make.linear(size, {names.down: hidden}, bias=bias, split="in")
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""
         yield from self.gate_up.weights()
         yield from self.down.weights()
 
-    def forward(self, x: Tensor | Normed, residual: Tensor) -> Tensor | None:
-        """Add the result ``[T, H]`` for x to ``residual`` and return None, or return it to be added."""
-        return self.down.forward_add(self.gate_up.forward_gated(x, self._activation), residual)
+    def forward(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:  # noqa: ARG002
+        """The branch ``[T, H]`` for x ``[T, H]``."""
+        return self.down.forward(self.gate_up.forward_gated(x, inp, self._activation), inp)
+
+    def forward_into(
+        self,
+        x: Tensor | Promise,
+        inp: ForwardInput,
+        stream: Residual,
+        kv: LayerKV,  # noqa: ARG002
+    ) -> None:
+        """Add the branch for x ``[T, H]`` to ``stream``."""
+        self.down.forward_into(self.gate_up.forward_gated(x, inp, self._activation), inp, stream)

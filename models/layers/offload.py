@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from ...cache.kv_cache import LayerKV
 from ...cache.memory import free_host_memory
 from ...errors import ConfigError
 from ...kernels.host_copies import HostCopies, host_copies
 from ..forward import ForwardInput
+from .part import Layer
+from .residual import Residual
 from .storage import NamedSlots, Room, Storage
 
 _logger = logging.getLogger("rootlet.models")
@@ -37,18 +38,6 @@ NUM_BUFFERS = 2
 
 # Where a tensor may begin: as far apart as torch's allocator places them, so that the same kernels fit.
 _ALIGNMENT = 512
-
-
-class Layer(Protocol):
-    """What a decoder layer is to the model, and an offloaded one too."""
-
-    def weights(self) -> NamedSlots:
-        """Checkpoint names, relative to the layer."""
-
-    def forward(
-        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """Run the layer on the tokens of a step."""
 
 
 class WeightStream:
@@ -97,48 +86,43 @@ class WeightStream:
 
 
 class OffloadedLayer:
-    """A layer that computes from a buffer of a :class:`WeightStream`; the ``index``-th of them."""
+    """A layer that computes from a buffer of ``weight_stream``; the ``index``-th of them."""
 
-    __slots__ = ("_index", "_layer", "_stream")
+    __slots__ = ("_index", "_layer", "_weight_stream")
 
-    def __init__(self, layer: Layer, stream: WeightStream, index: int) -> None:
+    def __init__(self, layer: Layer, weight_stream: WeightStream, index: int) -> None:
         self._layer = layer
-        self._stream = stream
+        self._weight_stream = weight_stream
         self._index = index
 
     def weights(self) -> NamedSlots:
         """Those of the layer."""
         return self._layer.weights()
 
-    def forward(
-        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
+    def forward(self, stream: Residual, inp: ForwardInput, kv: LayerKV) -> None:
         """Wait for the weights, run the layer, let the next but one come."""
-        self._stream.arrive(self._index)
-        result = self._layer.forward(branch, residual, inp, k_cache, v_cache)
-        self._stream.leave(self._index)
-        return result
+        self._weight_stream.arrive(self._index)
+        self._layer.forward(stream, inp, kv)
+        self._weight_stream.leave(self._index)
 
 
 class FirstLayer:
     """The first layer of a model with offloaded ones: a pass begins here."""
 
-    __slots__ = ("_layer", "_stream")
+    __slots__ = ("_layer", "_weight_stream")
 
-    def __init__(self, layer: Layer, stream: WeightStream) -> None:
+    def __init__(self, layer: Layer, weight_stream: WeightStream) -> None:
         self._layer = layer
-        self._stream = stream
+        self._weight_stream = weight_stream
 
     def weights(self) -> NamedSlots:
         """Those of the layer."""
         return self._layer.weights()
 
-    def forward(
-        self, branch: Tensor | None, residual: Tensor, inp: ForwardInput, k_cache: Tensor, v_cache: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
+    def forward(self, stream: Residual, inp: ForwardInput, kv: LayerKV) -> None:
         """Start the copies, run the layer."""
-        self._stream.begin()
-        return self._layer.forward(branch, residual, inp, k_cache, v_cache)
+        self._weight_stream.begin()
+        self._layer.forward(stream, inp, kv)
 
 
 def offload(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.linear import PackedWeight, pack_weight
+from .names import dotted
 
 
 class Room(NamedTuple):
@@ -203,5 +204,5 @@ NamedSlots = Iterable[tuple[str, WeightSlot]]
 
 
 def prefixed(prefix: str, slots: NamedSlots) -> Iterator[tuple[str, WeightSlot]]:
-    """Put a prefix before the names of a part."""
-    return ((prefix + name, slot) for name, slot in slots)
+    """Put the part's own name, if it has one, before the names in it."""
+    return ((dotted(prefix, name), slot) for name, slot in slots)

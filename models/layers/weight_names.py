@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final
 
-_TABLE: Final = "embed_tokens.weight"
-_HEADS: Final = ("lm_head.", "score.")
+from .names import Names
 
 # what torch.compile, DistributedDataParallel, FSDP and PEFT put in front of every name
 _WRAPPERS: Final = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
@@ -25,24 +24,27 @@ _FOREIGN: Final = {
 }
 
 
-def match_names(found: Collection[str], wanted: Collection[str]) -> Callable[[str], str] | None:
+def match_names(found: Collection[str], wanted: Collection[str], names: Names) -> Callable[[str], str] | None:
     """How to rename the tensors ``found`` in a checkpoint to the names ``wanted``; None if not at all.
 
-    Told by the embedding table, names may lack a ``model.`` or have one too many, as those of bare models do,
-    or carry the prefix of a wrapper that was saved with the model.
+    Told by the embedding table, names may lack the body's (``model.``) or have it once too often, as those of
+    bare models do, or carry the prefix of a wrapper that was saved with the model.
     """
-    ours = [name for name in wanted if name.endswith(_TABLE)]
-    theirs = [name for name in found if name.endswith(_TABLE)]
+    table = f"{names.embedding}.weight"
+    bodies = ("", f"{names.body}.")
+    heads = (f"{names.head}.", f"{names.scores}.")
+    ours = [name for name in wanted if name.endswith(table)]
+    theirs = [name for name in found if name.endswith(table)]
     if len(ours) != 1 or len(theirs) != 1 or ours == theirs:
         return None
-    wanted_body = ours[0].removesuffix(_TABLE)
-    wrapper, body = _split_prefix(theirs[0].removesuffix(_TABLE))
-    if body not in ("", "model.") or wanted_body not in ("", "model."):
+    wanted_body = ours[0].removesuffix(table)
+    wrapper, body = _split_prefix(theirs[0].removesuffix(table))
+    if body not in bodies or wanted_body not in bodies:
         return None
 
     def rename(name: str) -> str:
         inner = name.removeprefix(wrapper)
-        if inner.startswith(_HEADS) or body == wanted_body:
+        if inner.startswith(heads) or body == wanted_body:
             return inner
         return wanted_body + inner.removeprefix(body)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import WeightsError
 from ..fields import list_names
+from .names import USUAL_NAMES, Names
 from .storage import NamedSlots, PackedStorage, Storage, WeightSlot
 from .weight_names import describe_foreign, match_names
 
@@ -65,10 +66,17 @@ class WeightTable:
     """All slots of a model by checkpoint name.
 
     ``tied`` maps a name that may be absent to the name whose slot it shares. ``ignored`` are
-    endings of names without meaning, added to :data:`IGNORED_SUFFIXES`.
+    endings of names without meaning, added to :data:`IGNORED_SUFFIXES`. ``names`` are the family's.
     """
 
-    def __init__(self, slots: NamedSlots, tied: Mapping[str, str], ignored: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        slots: NamedSlots,
+        tied: Mapping[str, str],
+        ignored: tuple[str, ...] = (),
+        names: Names = USUAL_NAMES,
+    ) -> None:
+        self._names = names
         self._slots = dict(slots)
         self._tied = dict(tied)
         self._ignored = IGNORED_SUFFIXES + ignored
@@ -104,7 +112,7 @@ class WeightTable:
         """
         shapes = getattr(named, "shapes", None)
         if shapes is not None:
-            rename = match_names(shapes, self._slots)
+            rename = match_names(shapes, self._slots, self._names)
             if rename is not None:
                 _logger.info("The names of the weights are translated: %s.", _example(shapes, rename))
                 named = ((rename(name), tensor) for name, tensor in named)

@@ -37,7 +37,7 @@ def choose_dtype(
     if asked == "auto":
         return _auto(checkpoint, on_cpu)
     dtype = asked if isinstance(asked, torch.dtype) else _NAMES.get(asked)
-    if dtype not in _NAMES.values():
+    if dtype is None or dtype not in _NAMES.values():
         raise ConfigError(f"dtype must be auto or one of {', '.join(_NAMES)}, got {asked!r}.")
     if on_cpu and dtype == torch.float16:
         raise ConfigError(
@@ -48,7 +48,7 @@ def choose_dtype(
 
 
 def _auto(checkpoint: torch.dtype | None, on_cpu: bool) -> torch.dtype:
-    if checkpoint not in _NAMES.values():
+    if checkpoint is None or checkpoint not in _NAMES.values():
         return torch.bfloat16
     if on_cpu and checkpoint == torch.float16:
         logger.info("The weights are float16; on the CPU dtype='auto' computes in bfloat16.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 from ...errors import ModelError
 from ..fields import shorten
@@ -89,6 +90,14 @@ def _optional(file: GGUFFile, key: str, default: object) -> object:
     return file.metadata.get(f"{file.architecture}.{key}", default)
 
 
+@overload
+def _number(file: GGUFFile, key: str, default: float) -> int | float: ...
+
+
+@overload
+def _number(file: GGUFFile, key: str, default: float | None) -> int | float | None: ...
+
+
 def _number(file: GGUFFile, key: str, default: float | None) -> int | float | None:
     """A metadata value that must be a finite number where it is present."""
     value = _optional(file, key, default)
@@ -138,7 +147,7 @@ def _vocab_size(file: GGUFFile) -> int:
     return embedding.shape[0]
 
 
-def _rope(file: GGUFFile, head_dim: int, rope_factors: Sequence[float] | None) -> dict:
+def _rope(file: GGUFFile, head_dim: float, rope_factors: Sequence[float] | None) -> dict:
     theta = float(_number(file, "rope.freq_base", 10000.0))
     config: dict = {"rope_theta": theta, "rope_scaling": _rope_scaling(file)}
     rotary_dim = _number(file, "rope.dimension_count", head_dim)
@@ -157,9 +166,11 @@ def _rope_scaling(file: GGUFFile) -> dict | None:
     kind = _optional(file, "rope.scaling.type", "none" if linear is None else "linear")
     factor = _number(file, "rope.scaling.factor", linear)
     original = _number(file, "rope.scaling.original_context_length", None)
-    if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
+    if kind == "none":
         return None
     if kind == "linear":
+        if factor is None or factor in (0.0, 1.0):
+            return None
         stated = {} if not original else {"original_max_position_embeddings": int(original)}
         return {"rope_type": "linear", "factor": float(factor), **stated}
     if kind == "yarn":
@@ -187,7 +198,7 @@ def _yarn(file: GGUFFile) -> dict:
     return scaling
 
 
-def llama3_rope_from_factors(factors: Sequence[float], theta: float, rotary_dim: int) -> dict:
+def llama3_rope_from_factors(factors: Sequence[float], theta: float, rotary_dim: float) -> dict:
     """Recover Llama 3.1's rope parameters from the frequency divisors a GGUF stores in their place.
 
     The divisor of a frequency with wavelength w is 1 for short waves, ``factor`` for long ones, and in

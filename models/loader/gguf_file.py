@@ -19,6 +19,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 
 from ...errors import WeightsError
 from ..fields import shorten
@@ -110,10 +111,10 @@ def _parse(path: Path, data: mmap.mmap, size: int) -> GGUFFile:
         metadata[key] = cursor.value()
     table: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(num_tensors):
-        name, *entry = cursor.tensor()
+        name, shape, ggml_type, offset = cursor.tensor()
         if name in table:
             raise WeightsError(f"{path}: the tensor {shorten(name)} is listed twice; the file is damaged.")
-        table[name] = tuple(entry)
+        table[name] = shape, ggml_type, offset
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
         raise WeightsError(
@@ -147,6 +148,12 @@ class _Cursor:
         self.data = data
         self.size = size
         self.position = position
+
+    @overload
+    def scalar(self, code: Literal["I", "Q"]) -> int: ...
+
+    @overload
+    def scalar(self, code: str) -> int | float | bool: ...
 
     def scalar(self, code: str) -> int | float | bool:
         if self.position > self.size:

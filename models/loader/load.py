@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from ...cache.memory import free_memory
-from ...errors import ConfigError, ModelError
+from ...errors import ConfigError
+from ..build import build_model
 from ..config import ModelConfig
+from ..interface import Model
 from ..registry import resolve
 from ..rope_fields import merge_overrides
 from .checkpoint import Checkpoint, Progress, named_tensors
@@ -33,12 +35,11 @@ from .torch_bin import open_torch_bin
 class LoadedModel:
     """A model with its weights.
 
-    ``model`` has the interface of :class:`~rootlet.models.layers.decoder.CausalLM`.
     ``generation_config`` is the checkpoint's ``generation_config.json`` (for GGUF: the token ids of its
     metadata), empty if it has none.
     """
 
-    model: Any
+    model: Model
     config: ModelConfig
     generation_config: Mapping[str, Any] = field(repr=False)
     source: ModelSource
@@ -80,29 +81,22 @@ def load_model(
     )
     gguf_file = read_gguf(source.path) if source.is_gguf else None
     config = ModelConfig.from_dict(merge_overrides(_read_config(source, gguf_file), overrides))
-    model_class = resolve(config.architectures)
+    architecture = resolve(config.architectures)
     checkpoint = _open_folder(source)
     stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
     chosen = choose_dtype(dtype, stored, device)
-    model = model_class(config, chosen, device)
+    model = build_model(architecture, config, chosen, device)
     if batch_invariant:
-        _use_batch_invariant_kernels(model)
+        model.use_batch_invariant_kernels()
     if cpu_offload_gb:
-        _offload(model, cpu_offload_gb)
+        model.offload_layers(math.ceil(cpu_offload_gb * 2**30))
     if source.format == "dummy":
         checkpoint = _open_dummy(model, chosen, device)
     elif gguf_file is not None:
         checkpoint = open_gguf(gguf_file, config.num_heads, config.num_kv_heads, chosen)
+    assert checkpoint is not None  # other formats were opened for the type they store
     model.load_weights(named_tensors(checkpoint, progress))
     return LoadedModel(model, config, _read_generation_config(source, gguf_file), source)
-
-
-def _use_batch_invariant_kernels(model: Any) -> None:
-    if not callable(getattr(model, "use_batch_invariant_kernels", None)):
-        raise ConfigError(
-            f"deterministic=True needs a method use_batch_invariant_kernels; {type(model).__name__} has none."
-        )
-    model.use_batch_invariant_kernels()
 
 
 def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -119,30 +113,17 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
     return dict(overrides)
 
 
-def _offload(model: Any, gib: float) -> None:
-    if not callable(getattr(model, "offload_layers", None)):
-        raise ConfigError(
-            f"cpu_offload_gb={gib} needs a model class with a method offload_layers, as Rootlet's own have, "
-            f"and {type(model).__name__} has none. Add it, or leave the option out."
-        )
-    model.offload_layers(math.ceil(gib * 2**30))
-
-
 def _open_folder(source: ModelSource) -> Checkpoint | None:
     """The checkpoint of a folder; None for GGUF and dummy, which are opened when the dtype is known."""
+    if source.shards is None:
+        return None
     if source.format == "safetensors":
         return open_safetensors(source.shards)
-    if source.format == "pt":
-        return open_torch_bin(source.shards)
-    return None
+    return open_torch_bin(source.shards)
 
 
-def _open_dummy(model: Any, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
-    shapes = getattr(model, "weight_shapes", None)
-    if shapes is None:
-        raise ModelError(
-            f"load_format='dummy' needs {type(model).__name__}.weight_shapes, a dict of names and shapes."
-        )
+def _open_dummy(model: Model, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
+    shapes = model.weight_shapes
     needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     free = free_memory(torch.device(device))
     if free is not None and needed > free:

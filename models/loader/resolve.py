@@ -66,8 +66,7 @@ def resolve_model(
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {load_format!r}.")
-    check = check or _accept
-    check = check or _accept
+    check = _accept if check is None else check
     path = find_local(model_path)
     if path is not None:
         return _local(str(model_path), path, load_format, check)
@@ -149,10 +148,6 @@ def _local(model_path: str, path: Path, load_format: str, check: Callable[[Path]
         if file is not None:
             return ModelSource(model_path, file, "gguf")
     raise _no_weights(model_path, load_format, path)
-
-
-def _accept(folder: Path) -> None:
-    """Any folder will do."""
 
 
 def _accept(folder: Path) -> None:

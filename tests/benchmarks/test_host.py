@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from rootlet.engine.schedule.invariants import check_invariants
+
 
 @pytest.fixture(scope="module")
 def host() -> ModuleType:
@@ -38,7 +40,7 @@ def test_every_row_decodes_in_every_step(host, options, monkeypatch, capsys):
     assert [int(line.split()[0]) for line in lines] == [1, 5]
     assert all(float(number) > 0 for line in lines for number in line.split()[1:])
     for core, before in zip(cores, tokens, strict=True):
-        core.scheduler.check_invariants()
+        check_invariants(core.scheduler)
         assert [r.num_output_tokens - n for r, n in zip(core.scheduler.running, before, strict=True)] == [
             8
         ] * len(before)

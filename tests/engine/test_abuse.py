@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rootlet
+from rootlet.engine.schedule.invariants import check_invariants
 from rootlet.errors import RootletError
 
 GOOD = {"max_new_tokens": 3, "ignore_eos": True}
@@ -74,4 +75,4 @@ def test_only_errors_of_ours_and_an_engine_that_is_as_it_was(engine, params, arg
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_compiling) == (0, 0, 0)
     assert stats.pages_free + stats.pages_evictable == stats.pages_total
-    engine._loop.call(lambda core: core.scheduler.check_invariants())
+    engine._loop.call(lambda core: check_invariants(core.scheduler))

@@ -19,7 +19,7 @@ from rootlet.engine.chat.options import ChatOptions
 from rootlet.engine.chat.outputs import ToolCall
 from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.chat.reply import ReplyReader
-from rootlet.engine.outputs import RequestOutput
+from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.errors import ConfigError, InvalidRequestError
 from rootlet.grammar.constraint import Constraint
 from rootlet.grammar.notation import as_ebnf
@@ -251,7 +251,17 @@ def test_any_snapshots_of_a_reply_give_the_same(pieces, places, with_tools, in_r
         reader = ReplyReader(tool_format, ["get_weather"], reasoning, in_reasoning=in_reasoning)
         for i, end in enumerate(ends):
             reason = {"type": "stop"} if i == len(ends) - 1 else None
-            yield reader.read(RequestOutput("r", text[:end], (), reason, 1, end, 0))
+            yield reader.read(
+                RequestOutput(
+                    rid="r",
+                    text=text[:end],
+                    token_ids=(),
+                    finish_reason=reason,
+                    prompt_tokens=1,
+                    completion_tokens=end,
+                    cached_tokens=0,
+                )
+            )
 
     whole = check_stream(list(read(ends[-1:])))
     assert check_stream([delta for delta in read(ends) if delta]) == whole
@@ -264,7 +274,15 @@ def test_deepseek_reasons_first(smollm2_gguf):
     conversation = Conversation.from_json(QUESTION)
     prompt = renderer.encode(conversation)
     assert prompt.in_reasoning
-    output = RequestOutput("r", "Hm.\n</think>\n\nParis.", (), {"type": "stop"}, 1, 1, 0)
+    output = RequestOutput(
+        rid="r",
+        text="Hm.\n</think>\n\nParis.",
+        token_ids=(),
+        finish_reason={"type": "stop"},
+        prompt_tokens=1,
+        completion_tokens=1,
+        cached_tokens=0,
+    )
     reply = ChatOptions().reader(renderer, prompt).read(output).output
     assert (reply.reasoning_content, reply.content) == ("Hm.", "Paris.")
     assert not ChatRenderer(tokenizer).encode(conversation).in_reasoning

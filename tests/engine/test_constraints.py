@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import rootlet
-from rootlet.engine.constraints import constraint_of
+from rootlet.engine.requests.constraints import constraint_of
 from rootlet.errors import EngineClosedError, GrammarError, InvalidRequestError, NumericalError
 from rootlet.sampling.params import SamplingParams
 

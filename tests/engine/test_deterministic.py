@@ -82,7 +82,7 @@ def test_threads_do_not_change_a_bit(make, expected):
 def test_what_would_promise_nothing_is_refused(make, monkeypatch):
     with pytest.raises(ConfigError, match="bfloat16 or float32"):
         make(dtype="float16")
-    monkeypatch.setattr("rootlet.engine.backends.native_kernels", lambda: None)
+    monkeypatch.setattr("rootlet.engine.build.backends.native_kernels", lambda: None)
     with pytest.raises(ConfigError, match="C kernels"):
         make()
 

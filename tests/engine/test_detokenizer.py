@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from rootlet.engine.detokenizer import Detokenizer, StopMatcher
-from rootlet.engine.token_text import PieceText, WindowText
+from rootlet.engine.replies.detokenizer import Detokenizer, StopMatcher
+from rootlet.engine.replies.token_text import PieceText, WindowText
 from rootlet.models.tokenizer import load_tokenizer
 from rootlet.sampling.params import SamplingParams
 

@@ -12,10 +12,9 @@ pytest.importorskip("supported_triton")
 
 import rootlet
 from rootlet.cache.kv_cache import KVCacheSpec
-from rootlet.engine import backends
-from rootlet.engine.flashinfer_inputs import FlashInferInputs
-from rootlet.engine.step_inputs import TorchInputs
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.build import backends
+from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
+from rootlet.engine.steps.torch_inputs import TorchInputs
 
 from ..gpu.tiny import generate, requests
 from ..models.hf import build_hf
@@ -32,10 +31,9 @@ class PlannedInputs(TorchInputs):
         spec = KVCacheSpec(1, 1, 64, torch.float32, page_size)
         self._planned = FlashInferInputs(tables, spec, TorchPlanner())
 
-    def build(self, batch, *, all_states=False):
-        step = super().build(batch, all_states=True)  # as flashinfer's does
-        plan = self._planned.plan(batch, StepLayout.of(batch))
-        return replace(step, forward=replace(step.forward, attention=plan))
+    def build(self, layout, *, all_states=False):
+        step = super().build(layout, all_states=True)  # as flashinfer's does
+        return step._replace(forward=replace(step.forward, attention=self._planned.plan(layout)))
 
 
 @pytest.fixture(scope="module")

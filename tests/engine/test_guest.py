@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import rootlet
-import rootlet.engine.build as build_module
+from rootlet.engine.build import loading
 from rootlet.errors import EngineClosedError, EngineFailedError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
@@ -250,14 +250,14 @@ def test_ctrl_c_aborts_the_call_and_the_next_one_is_clean(engine):
 def test_ctrl_c_stops_an_engine_under_construction(tiny_model, monkeypatch):
     threads, before = threading.enumerate(), tensor_bytes()
     interrupted = threading.Event()
-    load_model = build_module.load_model
+    load_model = loading.load_model
 
     def load(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupted.wait(60)
         return load_model(*args, **kwargs)
 
-    monkeypatch.setattr(build_module, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     with pytest.raises(KeyboardInterrupt):
         build(tiny_model)
     interrupted.set()

@@ -11,7 +11,9 @@ from fake_runner import Recorder, make_core, make_submission, run_to_end
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import rootlet
-from rootlet.engine.hidden_states import CollectedStates, Piece, wanted_pieces
+from rootlet.engine.steps.batch_layout import lay_out
+from rootlet.engine.steps.hidden_states import CollectedStates
+from rootlet.engine.steps.layout import Piece
 from rootlet.errors import InvalidRequestError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 7, "ignore_eos": True}
@@ -118,9 +120,9 @@ def test_the_positions_that_are_computed_cover_those_that_are_wanted(overlap):
 
     def launch(batch):
         step = inner(batch)
-        pieces = wanted_pieces(batch)
+        pieces = lay_out(batch).pieces
         positions = torch.tensor([[p] for row in batch.rows for p in range(row.start, row.end)])
-        states = [(piece.request, positions[piece.begin : piece.end]) for piece in pieces]
+        states = [(piece.row, positions[piece.begin : piece.end]) for piece in pieces]
         step._result = dataclasses.replace(step._result, hidden_states=states)
         return step
 
@@ -221,14 +223,13 @@ def test_tensors_are_ordinary_and_keep_no_batch_mates_alive(engine):
 
 
 def test_pieces_travel_together_and_part_on_the_host():
-    requests = [make_submission(str(i), [1]).request for i in range(3)]
     hidden = torch.arange(20.0).view(10, 2)
     spans = [(1, 3), (3, 4), (6, 10)]
-    pieces = [Piece(request, *span) for request, span in zip(requests, spans)]
+    pieces = [Piece(row, *span) for row, span in zip((0, 1, 4), spans)]
     collected = CollectedStates.begin(pieces, hidden)
     assert collected.runs == ((1, 4), (6, 10))
-    for (owner, states), request, (begin, end) in zip(collected.wait(), requests, spans, strict=True):
-        assert owner is request
+    for (owner, states), row, (begin, end) in zip(collected.wait(), (0, 1, 4), spans, strict=True):
+        assert owner == row
         assert torch.equal(states, hidden[begin:end])
         assert states.untyped_storage().nbytes() == states.nbytes
 

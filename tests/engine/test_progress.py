@@ -10,10 +10,10 @@ import pytest
 from fake_owner import FakeOwner
 
 import rootlet
-import rootlet.engine.progress_bar as progress_bar
-from rootlet.engine.handle import RequestHandle
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.streams import Stream
+import rootlet.engine.replies.progress_bar as progress_bar
+from rootlet.engine.replies.handle import RequestHandle
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.replies.streams import Stream
 from rootlet.errors import InvalidRequestError
 
 PARAMS = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
@@ -122,7 +122,15 @@ def test_an_interrupt_aborts_the_requests_and_closes_the_bar(engine, bars, monke
 
 
 def test_a_final_output_is_read_once_however_late_its_mark():
-    final = RequestOutput("r", "", (1,), {"type": "stop"}, 1, 1, 0)
+    final = RequestOutput(
+        rid="r",
+        text="",
+        token_ids=(1,),
+        finish_reason={"type": "stop"},
+        prompt_tokens=1,
+        completion_tokens=1,
+        cached_tokens=0,
+    )
 
     class EndsBetweenTheReads(RequestHandle):
         is_read = False  # set when the next to ask is the reader

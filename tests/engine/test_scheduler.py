@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from fake_runner import Recorder, expected_output, make_core, make_submission, r
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rootlet.engine.batch import StepResult
-from rootlet.engine.request import TokenLogprob
-from rootlet.engine.step_layout import StepLayout
+from rootlet.engine.schedule.batch import StepResult
+from rootlet.engine.schedule.collected import TokenLogprob
+from rootlet.engine.schedule.invariants import check_invariants
+from rootlet.engine.steps.batch_layout import lay_out
 
 PREFIX = list(range(50))
 
@@ -87,6 +89,23 @@ def test_a_repeated_prompt_is_cached_to_the_last_token(page_size):
     assert again["b"].outputs[-1].cached_tokens == len(PREFIX) - 1
     assert outputs_of(first)["a"] == outputs_of(again)["b"]
     assert runner.num_computed - before == 8  # one prompt token and seven outputs
+
+
+def test_keys_stand_for_a_prompt_in_the_cache():
+    """Prompts of equal ids share what was computed as far as their keys do, and outputs follow behind."""
+    core, _ = make_core(page_size=4, num_pages=300)
+    keys = [array("i", values) for values in ([-5] * 50, [-5] * 30 + [-6] * 20)]
+    cached = []
+    for i, key in enumerate([keys[0], keys[0], keys[1], None]):
+        submission = make_submission(str(i), PREFIX, 6)
+        submission.request.prompt_keys = key
+        recorders = run_all(core, [submission])
+        assert outputs_of(recorders)[str(i)] == expected_output(PREFIX, 6)
+        cached.append(recorders[str(i)].outputs[-1].cached_tokens)
+    assert cached == [0, 49, 30, 0]
+    longer = make_submission("longer", PREFIX + expected_output(PREFIX, 6) + [7])
+    longer.request.prompt_keys = keys[0] + longer.request.token_ids[50:]
+    assert run_all(core, [longer])["longer"].outputs[-1].cached_tokens == 55
 
 
 def test_a_conversation_continues_from_its_own_output():
@@ -186,7 +205,7 @@ def test_prompt_scores_survive_chunks_cache_and_preemption():
         submissions = [make_submission(str(i), PREFIX + [i], 12, prompt_start=start) for i in range(3)]
         recorders = run_all(core, submissions)
         for i in range(3):
-            scored = submissions[i].request.prompt_logprobs
+            scored = submissions[i].request.collected.prompt_logprobs
             assert [t.logprob for t in scored] == [-float(p) for p in range(max(start - 1, 0), 50)]
             assert [t.token_id for t in scored] == (PREFIX + [i])[max(start, 1) :]
             assert recorders[str(i)].outputs[-1].cached_tokens <= start
@@ -236,7 +255,7 @@ def test_the_columns_of_a_batch_agree_with_its_rows(chunk):
         assert all(row.samples and row.num_tokens == 1 and row.score is None for row in rows[:n])
         assert [row.num_tokens == 1 for row in rows] == [i < batch.num_decodes for i in range(len(rows))]
         assert batch.sampling_requests == [row.request for row in batch.rows if row.samples]
-        layout = StepLayout.of(batch)
+        layout = lay_out(batch)
         for column, values in zip(list(zip(*rows))[1:5], (layout.slots, layout.starts, layout.counts)):
             assert values.dtype == np.int32
             assert values.tolist() == list(column)
@@ -272,11 +291,11 @@ def test_a_commit_reports_those_that_ended_or_are_watched():
     logprobs = [TokenLogprob(-1.0, 20), None, None, TokenLogprob(-2.0, 23)]
     assert scheduler.commit(second, StepResult([20, 21, 22, 23], logprobs)) == requests[1:3]
     assert [r.output_ids for r in requests] == [[10, 20], [11, 21], [12, 22], [13]]
-    assert [r.output_logprobs for r in requests] == [logprobs[:1], [], [], []]
+    assert [r.collected.output_logprobs for r in requests] == [logprobs[:1], [], [], []]
     assert scheduler.stats.num_generated_tokens == 7
     assert scheduler.stats.num_finished == 2
     assert [r.is_finished for r in requests] == [False, True, False, True]
-    scheduler.check_invariants()
+    check_invariants(scheduler)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -358,10 +377,10 @@ def test_any_history_ends_every_request_once_and_right(
         elif event[0] == "step":
             for _ in range(event[1]):
                 core.step()
-                core.scheduler.check_invariants()
+                check_invariants(core.scheduler)
         elif event[0] == "flush" and not core.has_work:
             core.scheduler.cache.flush()
-        core.scheduler.check_invariants()
+        check_invariants(core.scheduler)
     run_to_end(core)
     for submission, prompt, new, recorder in history:
         assert recorder.ends == 1
@@ -372,7 +391,7 @@ def test_any_history_ends_every_request_once_and_right(
         else:
             assert list(out.token_ids) == expected
             if submission.request.logprobs is not None:
-                assert len(submission.request.prompt_logprobs) == len(prompt) - 1
+                assert len(submission.request.collected.prompt_logprobs) == len(prompt) - 1
     scheduler = core.scheduler
     assert scheduler.cache.num_locked == 0
     scheduler.cache.flush()

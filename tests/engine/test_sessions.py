@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import rootlet
-from rootlet.engine.sessions import SessionParams, Sessions
+from rootlet.engine.requests.sessions import SessionParams, Sessions
 from rootlet.errors import InvalidRequestError, UnknownOptionError
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}

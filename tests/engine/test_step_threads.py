@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import rootlet
-import rootlet.engine.build as build_module
-from rootlet.engine import config, step_threads
-from rootlet.engine.step_threads import WINDOW, StepThreads
+import rootlet.engine.build.parts as build_module
+from rootlet.engine import config
+from rootlet.engine.steps import threads as step_threads
+from rootlet.engine.steps.threads import WINDOW, StepThreads
 from rootlet.errors import ConfigError
 from rootlet.kernels import native
 from rootlet.kernels.threads import MAX_THREADS, Team, default_threads

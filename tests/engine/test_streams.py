@@ -10,9 +10,9 @@ import pytest
 from fake_owner import FakeOwner
 
 import rootlet
-from rootlet.engine.handle import RequestHandle
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.streams import Stream
+from rootlet.engine.replies.handle import RequestHandle
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.replies.streams import Stream
 
 ENDLESS = {"temperature": 0, "max_new_tokens": 480, "ignore_eos": True}
 MANY = {"input_ids": [[5, 6], [7, 8]], "sampling_params": ENDLESS | {"n": 2}, "stream": True}
@@ -131,7 +131,17 @@ def test_readers_of_one_stream_share_its_outputs():
     for reader in readers:
         reader.start()
     for handle in handles:
-        handle.deliver(RequestOutput(handle.rid, "", (1,), {"type": "stop"}, 1, 1, 0))
+        handle.deliver(
+            RequestOutput(
+                rid=handle.rid,
+                text="",
+                token_ids=(1,),
+                finish_reason={"type": "stop"},
+                prompt_tokens=1,
+                completion_tokens=1,
+                cached_tokens=0,
+            )
+        )
     for reader in readers:
         reader.join(60)
     assert not any(reader.is_alive() for reader in readers)

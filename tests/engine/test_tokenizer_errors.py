@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import rootlet
-from rootlet.engine.encoding import TextEncoder, reach_of
+from rootlet.engine.requests.encoding import TextEncoder, reach_of
+from rootlet.engine.schedule.invariants import check_invariants
 from rootlet.errors import InvalidRequestError, RequestTooLongError, RootletError, TokenizerError
 from rootlet.models.tokenizer import load_tokenizer
 
@@ -64,7 +65,7 @@ def test_a_detokenizer_that_raises_ends_its_own_request(engine, monkeypatch, pla
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.pages_free + stats.pages_cached == stats.pages_total
-    core.scheduler.check_invariants()
+    check_invariants(core.scheduler)
 
 
 class Refusing:

@@ -8,8 +8,8 @@ import threading
 
 from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.config import EngineConfig
-from rootlet.engine.handle import RequestHandle
-from rootlet.engine.outputs import RequestOutput
+from rootlet.engine.replies.handle import RequestHandle
+from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.errors import InvalidRequestError, RequestTooLongError
 
 MAX_PROMPT = 1000

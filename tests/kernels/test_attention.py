@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rootlet.errors import ModelError
 from rootlet.kernels import attention
 from rootlet.kernels.attention import paged_attention, paged_attention_reference
+from rootlet.kernels.scoring import Scoring
 from rootlet.kernels.threads import Team
 
 # decode rows, whole prompts, chunks behind a prefix, lengths at and next to tiles (64) and spans (256)
@@ -26,12 +28,12 @@ TOLERANCE = {
 
 def run(case, *, window=None, soft_cap=None, q=None):
     q = case.q if q is None else q
-    return paged_attention(q, case.k, case.v, case.plan, q.shape[2] ** -0.5, window, soft_cap)
+    return paged_attention(q, case.k, case.v, case.plan, Scoring(q.shape[2] ** -0.5, window, soft_cap))
 
 
 def reference(case, *, window=None, soft_cap=None):
     scale = case.q.shape[2] ** -0.5
-    return paged_attention_reference(case.q, case.k, case.v, case.plan, scale, window, soft_cap)
+    return paged_attention_reference(case.q, case.k, case.v, case.plan, Scoring(scale, window, soft_cap))
 
 
 @pytest.mark.usefixtures("c_build")
@@ -197,7 +199,7 @@ def test_plan_that_does_not_fit_is_refused(paged_case):
     ):
         wrong = dataclasses.replace(case.plan, **change)
         with pytest.raises(ValueError, match="q tokens"):
-            paged_attention(case.q, case.k, case.v, wrong, 1.0, None, None)
+            paged_attention(case.q, case.k, case.v, wrong, Scoring(1.0))
 
 
 @pytest.mark.usefixtures("implementation")
@@ -215,3 +217,66 @@ def test_plan_of_wrong_types_is_refused(paged_case):
         _ = dataclasses.replace(case.plan, kv_lens=case.plan.kv_lens.long()).native_arguments
     with pytest.raises(ValueError, match=r"\[R, P\]"):
         _ = dataclasses.replace(case.plan, page_table=case.plan.page_table[0]).native_arguments
+
+
+def dense(case, row, scoring):
+    """What a scoring means, position by position."""
+    q, keys, values = (tensor.float() for tensor in case.row_tensors(row))
+    out = torch.empty_like(q)
+    for i, head in itertools.product(range(len(q)), range(q.shape[1])):
+        p, kv_head = len(keys) - len(q) + i, head // (q.shape[1] // keys.shape[1])
+        scores, seen = [], []
+        for k in range(len(keys)):
+            near = scoring.window is None or abs(p - k) < scoring.window
+            if not near or (scoring.causal and k > p):
+                continue
+            score = float(q[i, head] @ keys[k, kv_head]) * scoring.scale
+            if scoring.slopes is not None:
+                score -= scoring.slopes[head] * abs(p - k)
+            scores.append(score)
+            seen.append(values[k, kv_head])
+        if scoring.sinks is not None:
+            scores.append(float(scoring.sinks[head]))
+            seen.append(torch.zeros(q.shape[2]))
+        out[i, head] = torch.tensor(scores).softmax(0) @ torch.stack(seen)
+    return out
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+        {"slopes": (0.5, 0.25, 0.125, 0.0625)},
+        {"causal": False},
+        {"causal": False, "window": 3, "sinks": torch.ones(4), "slopes": (1.0, 0.0, 0.5, 2.0)},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_scorings_that_only_the_reference_knows(paged_case, fields):
+    case = paged_case([(1, 9), (5, 12), (4, 4)], page_size=4, heads=(4, 2, 8))
+    scoring = Scoring(0.3, **fields)
+    out = paged_attention(case.q, case.k, case.v, case.plan, scoring)
+    torch.testing.assert_close(out, torch.cat([dense(case, row, scoring) for row in range(3)]))
+
+
+def test_scorings_are_alike_by_what_they_ask_for():
+    sinks = torch.zeros(2)
+    assert Scoring(1.0, window=4) == Scoring(1.0, 4)
+    assert hash(Scoring(1.0, slopes=(1.0,))) == hash(Scoring(1.0, slopes=(1.0,)))
+    assert Scoring(1.0, sinks=sinks) == Scoring(1.0, sinks=sinks) != Scoring(1.0, sinks=sinks.clone())
+    assert Scoring(1.0).asks == frozenset()
+    assert Scoring(1.0, 4, 2.0, sinks, (1.0,), causal=False).asks == attention.CAN
+
+
+def test_a_number_for_each_head_is_needed(paged_case):
+    case = paged_case([(1, 9)], page_size=4, heads=(4, 2, 8))
+    with pytest.raises(ValueError, match="3 slopes for 4 q heads"):
+        paged_attention(case.q, case.k, case.v, case.plan, Scoring(1.0, slopes=(1.0, 1.0, 1.0)))
+
+
+def test_a_model_is_told_what_no_kernel_of_its_device_knows():
+    pytest.importorskip("supported_triton")
+    scoring = Scoring(1.0, window=8, slopes=(1.0, 1.0))
+    attention.check_device(scoring, torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"has slopes, which no kernel on cuda .*: soft_cap, window"):
+        attention.check_device(scoring, torch.device("cuda"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,10 @@ pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine.batch import Batch, BatchRow
-from rootlet.engine.flashinfer_inputs import FlashInferInputs
-from rootlet.engine.step_layout import StepLayout
-from rootlet.errors import ConfigError
-from rootlet.kernels.attention import Scoring, paged_attention_reference
+from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
+from rootlet.engine.steps.layout import StepLayout
+from rootlet.errors import ConfigError, ModelError
+from rootlet.kernels.attention import paged_attention_reference
 from rootlet.kernels.gpu.flashinfer import (
     PagedRows,
     Wrappers,
@@ -27,8 +27,14 @@ from rootlet.kernels.gpu.flashinfer import (
     page_runs,
     workspace_bytes,
 )
+from rootlet.kernels.scoring import Scoring
 
-SCORINGS = [(0.2, None, None), (0.3, 5, None), (0.2, None, 8.0), (0.2, 1, 3.0)]
+SCORINGS = [
+    Scoring(0.2),
+    Scoring(0.3, window=5),
+    Scoring(0.2, soft_cap=8.0),
+    Scoring(0.2, window=1, soft_cap=3.0),
+]
 
 
 def planned(case, num_decodes, planner, device="cpu"):
@@ -39,9 +45,16 @@ def planned(case, num_decodes, planner, device="cpu"):
     slots = [len(case.rows) + 1 - row for row in range(len(case.rows))]
     for row, slot in enumerate(slots):
         tables.pages[slot] = table[row].to(device)
-    rows = [BatchRow(None, slot, kv - q, q, True, None) for slot, (q, kv) in zip(slots, case.rows)]
-    batch = Batch(tuple(rows), num_decodes)
-    return FlashInferInputs(tables, spec, planner).plan(batch, StepLayout.of(batch))
+    counts, kv_lens = np.array(case.rows, dtype=np.int32).T
+    layout = replace(
+        StepLayout.padding(len(slots), 1),
+        slots=np.array(slots, dtype=np.int32),
+        starts=kv_lens - counts,
+        counts=counts,
+        num_decodes=num_decodes,
+        only_decodes=False,
+    )
+    return FlashInferInputs(tables, spec, planner).plan(layout)
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])
@@ -59,7 +72,7 @@ def test_every_row_attends_to_its_own_pages(paged_case, page_size, num_decodes, 
     plan = planned(case, num_decodes, TorchPlanner())
     for scoring in SCORINGS:
         out = plan.attend(case.q, case.k, case.v, scoring)
-        want = paged_attention_reference(case.q, case.k, case.v, case.plan, *scoring)
+        want = paged_attention_reference(case.q, case.k, case.v, case.plan, scoring)
         torch.testing.assert_close(out, want, atol=1e-5, rtol=0)
 
 
@@ -71,6 +84,12 @@ def test_layers_that_score_alike_share_a_plan(paged_case):
         for scoring in SCORINGS:
             plan.attend(case.q, case.k, case.v, scoring)
     assert planner.planned == {(decodes, s): 1 for decodes in (True, False) for s in SCORINGS}
+
+
+def test_a_scoring_that_it_cannot_be_told_of_is_refused(paged_case):
+    case = paged_case([(1, 9)], page_size=16, heads=(2, 1, 8))
+    with pytest.raises(ModelError, match=r"'flashinfer' does not know slopes.* Known: soft_cap, window"):
+        planned(case, 1, TorchPlanner()).attend(case.q, case.k, case.v, Scoring(0.2, slopes=(1.0, 0.5)))
 
 
 def test_page_runs():
@@ -144,5 +163,5 @@ def test_the_real_kernels(paged_case, wrappers, head_dim, window, soft_cap, page
         plan = planned(case, num_decodes, wrappers[head_dim], "cuda")
         scoring = Scoring(head_dim**-0.5, window, soft_cap)
         out = plan.attend(case.q.cuda(), case.k.cuda(), case.v.cuda(), scoring).cpu().float()
-        want = paged_attention_reference(case.q, case.k, case.v, case.plan, *scoring).float()
+        want = paged_attention_reference(case.q, case.k, case.v, case.plan, scoring).float()
         assert (out - want).abs().max() < 1.5e-2 * want.abs().max()

@@ -19,6 +19,7 @@ from rootlet.kernels.gpu.prefill_attention import (
     prefill_tiles,
     tile_tokens,
 )
+from rootlet.kernels.scoring import Scoring
 
 # Largest error relative to the largest result: order of summation, and bf16 rounding of weights and results.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
@@ -52,18 +53,20 @@ class Paged:
 
     def reference(self, window=None, soft_cap=None):
         case = self.case
-        return paged_attention_reference(case.q, case.k, case.v, case.plan, self.scale, window, soft_cap)
+        return paged_attention_reference(
+            case.q, case.k, case.v, case.plan, Scoring(self.scale, window, soft_cap)
+        )
 
     def poisoned(self):
         return torch.full_like(self.q, float("nan"))
 
-    def decode(self, num_splits, **options):
+    def decode(self, num_splits, window=None, soft_cap=None, **options):
         return decode_attention(
             self.q, self.k, self.v, self.pages, self.slots, self.kv_lens,
-            num_splits=num_splits, scale=self.scale, out=self.poisoned(), **options,
+            Scoring(self.scale, window, soft_cap), num_splits=num_splits, out=self.poisoned(), **options,
         )  # fmt: skip
 
-    def prefill(self, config=None, **options):
+    def prefill(self, config=None, window=None, soft_cap=None, **options):
         if config is None:
             config = prefill_config(self.q.shape[2], self.page_size, self.q.dtype)
         counts = np.array([count for count, _ in self.case.rows])
@@ -72,7 +75,7 @@ class Paged:
         tiles = torch.from_numpy(prefill_tiles(counts, tokens, kv_lens)).to(self.q.device)
         return prefill_attention(
             self.q, self.k, self.v, self.pages, self.slots, self.q_starts, self.kv_lens, tiles,
-            scale=self.scale, out=self.poisoned(), config=config, **options,
+            Scoring(self.scale, window, soft_cap), out=self.poisoned(), config=config, **options,
         )  # fmt: skip
 
 
@@ -222,7 +225,7 @@ def test_empty_batches(paged_case, device):
     paged = Paged(paged_case([(0, 3)], page_size=4, heads=(4, 2, 32)), device)
     assert paged.prefill().shape == (0, 4, 32)
     empty = torch.zeros(0, dtype=torch.int32, device=device)
-    out = decode_attention(paged.q, paged.k, paged.v, paged.pages, empty, empty, num_splits=2, scale=1.0)
+    out = decode_attention(paged.q, paged.k, paged.v, paged.pages, empty, empty, Scoring(1.0), num_splits=2)
     assert out.shape == (0, 4, 32)
 
 
@@ -234,9 +237,28 @@ def test_wrong_arguments_are_refused(paged_case, device):
         paged.decode(0)
     with pytest.raises(ValueError, match="window"):
         paged.prefill(window=0)
+    with pytest.raises(ValueError, match="window"):
+        paged.decode(1, window=0)
     paged.slots = paged.slots.long()
     with pytest.raises(ValueError, match="int32"):
         paged.decode(1)
     paged.q = paged.q[:, :3]
     with pytest.raises(ValueError, match="multiple of Hkv"):
         paged.prefill(SMALL)
+
+
+UNKNOWN = [{"sinks": torch.zeros(4)}, {"slopes": (0.5,) * 4}, {"causal": False}]
+
+
+@pytest.mark.parametrize("field", UNKNOWN, ids=lambda field: next(iter(field)))
+def test_what_a_kernel_does_not_know_is_refused_by_name(paged_case, device, field):
+    paged = Paged(paged_case([(1, 3)], page_size=4, heads=(4, 2, 32)), device)
+    scoring, [name] = Scoring(paged.scale, **field), field
+    tiles = torch.zeros(2, 1, dtype=torch.int32, device=device)
+    rows = paged.q, paged.k, paged.v, paged.pages, paged.slots
+    for attend in (
+        lambda: decode_attention(*rows, paged.kv_lens, scoring, num_splits=1),
+        lambda: prefill_attention(*rows, paged.q_starts, paged.kv_lens, tiles, scoring),
+    ):
+        with pytest.raises(ValueError, match=f"does not know {name}. .*: soft_cap, window"):
+            attend()

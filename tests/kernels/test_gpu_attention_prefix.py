@@ -12,6 +12,7 @@ from rootlet.kernels.gpu.decode_attention import decode_attention
 from rootlet.kernels.gpu.merge_states import Partials, empty_partials, merge_states, merge_states_reference
 from rootlet.kernels.gpu.prefix_attention import num_prefix_splits, prefix_attention, rows_per_tile
 from rootlet.kernels.gpu.prefix_groups import LAUNCH_TOKENS, MERGE_TOKENS, group_rows
+from rootlet.kernels.scoring import Scoring
 
 # Largest error relative to the largest result, against the plain path in fp32 on the same (rounded) inputs.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
@@ -101,24 +102,22 @@ def shared_batch(heads, page_size, dtype, device):
 def test_shared_prefix_agrees_with_plain(device, heads, page_size, options, prefix_splits, own_splits, dtype):
     rows, (q, k, v, table, slots, kv_lens) = shared_batch(heads, page_size, dtype, device)
     num_q, _, dim = heads
-    scale = dim**-0.5
+    scoring = Scoring(dim**-0.5, soft_cap=30.0)
     # built by hand: such a small batch would not pay; 5 rows make two tiles of 4, and one tile is unused
     tile_rows = torch.tensor([[0, 2, 4, 6], [1, 5, 8, -1], [7, -1, -1, -1], [-1] * 4], dtype=torch.int32)
     tile_lens = torch.tensor([192, 128, 192, 0], dtype=torch.int32)
     starts = torch.tensor([192, 128, 192, 0, 192, 128, 192, 192, 128], dtype=torch.int32)
-    expected = decode_attention(
-        q.float(), k.float(), v.float(), table, slots, kv_lens, num_splits=1, scale=scale, soft_cap=30.0
-    )
+    expected = decode_attention(q.float(), k.float(), v.float(), table, slots, kv_lens, scoring, num_splits=1)
     partials = empty_partials(len(rows), num_q, prefix_splits + own_splits, dim, q.device)
     partials.out.fill_(float("nan"))
     partials.lse.fill_(float("nan"))
     starts = starts.to(device)
     prefix_attention(
-        q, k, v, table, slots, tile_rows.to(device), tile_lens.to(device),
-        partials=partials, num_splits=prefix_splits, scale=scale, soft_cap=30.0, **options,
+        q, k, v, table, slots, tile_rows.to(device), tile_lens.to(device), scoring,
+        partials=partials, num_splits=prefix_splits, **options,
     )  # fmt: skip
     actual = decode_attention(
-        q, k, v, table, slots, kv_lens, num_splits=own_splits, scale=scale, soft_cap=30.0,
+        q, k, v, table, slots, kv_lens, scoring, num_splits=own_splits,
         kv_starts=starts, partials=partials, first_split=prefix_splits,
         out=torch.full_like(q, float("nan")),
     )  # fmt: skip

@@ -21,6 +21,7 @@ from rootlet.kernels.gpu.prefill_attention import (
 )
 from rootlet.kernels.gpu.products import Product
 from rootlet.kernels.norm import NormWeight
+from rootlet.kernels.scoring import Scoring
 
 ON_GPU = torch.cuda.is_available()
 TOLERANCE = {torch.float32: {"atol": 5e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 1e-2, "rtol": 2**-6}}
@@ -90,7 +91,7 @@ def attend(q, k, v, pages, parts, window, soft_cap):
         torch.cat([q[first:last] for first, last in parts]), k, v, pages,
         torch.zeros(len(parts), dtype=torch.int32, device=q.device),
         send([0, *np.cumsum(counts)]), send(kv_lens), send(prefill_tiles(counts, tokens, kv_lens)),
-        scale=q.shape[2] ** -0.5, window=window, soft_cap=soft_cap, config=config,
+        Scoring(q.shape[2] ** -0.5, window, soft_cap), config=config,
     )  # fmt: skip
 
 
@@ -121,7 +122,8 @@ def test_attention(heads, page_size, dtype, window, soft_cap, device):
         max_q=length,
         max_kv=length,
     )
-    expected = paged_attention_reference(q.cpu(), k.cpu(), v.cpu(), plan, head_dim**-0.5, window, soft_cap)
+    scoring = Scoring(head_dim**-0.5, window, soft_cap)
+    expected = paged_attention_reference(q.cpu(), k.cpu(), v.cpu(), plan, scoring)
     torch.testing.assert_close(whole.cpu().float(), expected.float(), **TOLERANCE[dtype])
     for parts in (
         [(0, 37), (37, 38), (38, length)],

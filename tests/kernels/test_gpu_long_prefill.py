@@ -12,8 +12,8 @@ pytest.importorskip("supported_triton")
 
 from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine import gpu_inputs
-from rootlet.kernels.attention import Scoring, paged_attention_reference
+from rootlet.engine.steps import gpu_inputs
+from rootlet.kernels.attention import paged_attention_reference
 from rootlet.kernels.gpu import long_prefill
 from rootlet.kernels.gpu.attention import PrefillRows, TritonAttentionPlan
 from rootlet.kernels.gpu.long_prefill import (
@@ -27,6 +27,7 @@ from rootlet.kernels.gpu.long_prefill import (
     tiles_outside,
 )
 from rootlet.kernels.gpu.prefill_attention import prefill_config, prefill_tiles, tile_tokens
+from rootlet.kernels.scoring import Scoring
 
 # Largest error relative to the largest result; every part's result is rounded to bf16 before it is merged.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -84,7 +85,7 @@ def on_device(case, device):
 
 def reference(case, window=None, soft_cap=None):
     scale = case.q.shape[2] ** -0.5
-    return paged_attention_reference(case.q, case.k, case.v, case.plan, scale, window, soft_cap)
+    return paged_attention_reference(case.q, case.k, case.v, case.plan, Scoring(scale, window, soft_cap))
 
 
 @pytest.mark.parametrize("expand_kv", [False, True])
@@ -105,7 +106,7 @@ def test_attend_long(paged_case, device, exact, num_q, context, page_size, parts
     wide = torch.full((num_q, 9, 64), float("nan"), dtype=dtype, device=device)
     wide[:, 1:7] = q
     prefix = context - num_q
-    arguments = wide[:, 1:7], k, v, table[0], prefix, 64**-0.5
+    arguments = wide[:, 1:7], k, v, table[0], prefix, Scoring(64**-0.5)
     options = {"prefix_parts": parts, "expand_kv": expand_kv}
     expected = reference(case)
     assert_close(attend_long(*arguments, **options), expected, dtype)
@@ -269,11 +270,13 @@ def test_wrong_arguments_are_refused(paged_case, device, exact):
     case = paged_case([(4, 20)], page_size=16, heads=(4, 2, 32))
     q, k, v, table = on_device(case, device)
     with pytest.raises(ValueError, match="add up to 16"):
-        attend_long(q, k, v, table[0], 16, 1.0, prefix_parts=(8, 4))
+        attend_long(q, k, v, table[0], 16, Scoring(1.0), prefix_parts=(8, 4))
     with pytest.raises(ValueError, match="at least \\[2\\] int32"):
-        attend_long(q, k, v, table[0, :1], 16, 1.0)
+        attend_long(q, k, v, table[0, :1], 16, Scoring(1.0))
     with pytest.raises(ValueError, match="int32"):
-        attend_long(q, k, v, table[0].long(), 16, 1.0)
+        attend_long(q, k, v, table[0].long(), 16, Scoring(1.0))
+    with pytest.raises(ValueError, match="does not know window"):
+        attend_long(q, k, v, table[0], 16, Scoring(1.0, window=8))
     assert not exact
 
 
@@ -308,7 +311,7 @@ def test_cudnn(paged_case, device, num_q, context, heads, parts, expand_kv):
     out, lse = long_prefill._cudnn_attention(q, *gather_pages(k, v, table[0], num_q), scale, causal=False)
     _, expected = dense_attention(q, *gather_pages(k, v, table[0], num_q), scale, causal=False)
     assert torch.allclose(lse, expected, atol=5e-3)
-    out = attend_long(q, k, v, table[0], prefix, scale, prefix_parts=parts, expand_kv=expand_kv)
+    out = attend_long(q, k, v, table[0], prefix, Scoring(scale), prefix_parts=parts, expand_kv=expand_kv)
     keys, values = gather_pages(k, v, table[0], context)
     states = [dense_attention(q.float(), keys[prefix:], values[prefix:], scale, causal=True)]
     if prefix:

@@ -22,16 +22,16 @@ def device() -> str:
 
 @pytest.mark.parametrize("shape", [(1, 896), (5, 33), (3, 1), (2, 4096), (7, 8), (0, 64)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("num_warps", [None, 2])
-def test_both_forms(shape, dtype, num_warps, device):
+@pytest.mark.parametrize(("num_warps", "offset"), [(None, 0.0), (2, 0.0), (None, 1.0)])
+def test_both_forms(shape, dtype, num_warps, offset, device):
     x, residual = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
     weight = torch.randn(shape[1], device=device).to(dtype)
     out = torch.full_like(x, float("nan"))
-    assert rms_norm(x, weight, 1e-5, out=out, num_warps=num_warps) is out
-    torch.testing.assert_close(out, rms_norm_reference(x, weight, 1e-5), **TOLERANCE[dtype])
+    assert rms_norm(x, weight, 1e-5, offset, out=out, num_warps=num_warps) is out
+    torch.testing.assert_close(out, rms_norm_reference(x, weight, 1e-5, offset), **TOLERANCE[dtype])
     before = residual.clone()
-    expected = add_rms_norm_reference(x, before, weight, 1e-5)
-    out = add_rms_norm(x, residual, weight, 1e-5, num_warps=num_warps)
+    expected = add_rms_norm_reference(x, before, weight, 1e-5, offset)
+    out = add_rms_norm(x, residual, weight, 1e-5, offset, num_warps=num_warps)
     torch.testing.assert_close(out, expected, **TOLERANCE[dtype])
     torch.testing.assert_close(residual, before, **TOLERANCE[dtype])
 

@@ -69,10 +69,10 @@ def test_gated(kernel, options, m, n, k, dtype, activation, device):
 @pytest.mark.parametrize("options", [{}, {"config": GemvConfig(4, 32, 2)}], ids=str)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 5, 200), (3, 2, 100)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", [None, "silu"])
-def test_norm_before(options, m, n, k, dtype, activation, device):
+@pytest.mark.parametrize(("activation", "offset"), [(None, 0.0), ("silu", 0.0), ("silu", 1.0)])
+def test_norm_before(options, m, n, k, dtype, activation, offset, device):
     x, weight, bias = inputs(device, m, 2 * n, k, dtype)
-    norm = NormWeight(torch.randn(k, device=device).to(dtype), 1e-5)
+    norm = NormWeight(torch.randn(k, device=device).to(dtype), 1e-5, offset)
     before = x.clone()
     product = Product(x, weight, bias, norm=norm, activation=activation)
     torch.testing.assert_close(gemv(product, **options), product.reference(), **TOLERANCE[dtype])

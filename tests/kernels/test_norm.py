@@ -43,6 +43,20 @@ def test_add_rms_norm(shape, dtype):
 
 
 @pytest.mark.usefixtures("implementation")
+def test_an_offset_of_the_weight_is_added_in_fp32(shape, dtype):
+    """1 + 2^-10 is 1 in bf16: the weight alone must be stored."""
+    x, residual = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    weight = (torch.randn(shape[1]) / 2**10).to(dtype)
+    exact = torch.nn.functional.rms_norm(x.double(), shape[1:], 1 + weight.double(), 1e-5)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5, 1.0), exact.to(dtype), **TOLERANCE[dtype])
+    torch.testing.assert_close(rms_norm_reference(x, weight, 1e-5, 1.0), exact.to(dtype), **TOLERANCE[dtype])
+    wide = rms_norm(x.float(), weight.float(), 1e-5, 1.0).double()
+    torch.testing.assert_close(wide, exact, **TOLERANCE[torch.float32])
+    expected = add_rms_norm_reference(x, residual.clone(), weight, 1e-5, 1.0)
+    torch.testing.assert_close(add_rms_norm(x, residual, weight, 1e-5, 1.0), expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("implementation")
 def test_strided_tensors(dtype):
     wide = torch.randn(6, 80).to(dtype)
     x, residual = wide[:, ::2], torch.randn(40, 6).to(dtype).T

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rootlet.engine.backends import choose_backend
+from rootlet.engine.build.backends import choose_backend
 from rootlet.engine.config import EngineConfig
 from rootlet.errors import ConfigError
 from rootlet.kernels.gpu.release import FLOOR, check_triton

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from rootlet.cache.kv_cache import KVCache
-from rootlet.kernels.attention import PagedAttentionPlan
+from rootlet.kernels.attention import AttentionPlan, PagedAttentionPlan
 from rootlet.models.forward import ForwardInput, WantedTokens
 
 
@@ -41,15 +41,16 @@ class Driver:
             for position in range(start, self.lengths[name]):
                 positions.append(position)
                 slots.append(pages[position // self.page_size] * self.page_size + position % self.page_size)
+        plan = self._plan(tokens)
         inp = ForwardInput(
             input_ids=torch.tensor([token for ids in tokens.values() for token in ids]),
             positions=torch.tensor(positions),
             kv_slots=torch.tensor(slots),
-            attention=self._plan(tokens),
+            attention=self.planned(plan),
         )
         counts = {name: len(ids) for name, ids in tokens.items()}
         if wanted is not None:
-            inp = replace(inp, wanted=self._wanted(inp.attention, list(tokens), wanted))
+            inp = replace(inp, wanted=self._wanted(plan, list(tokens), wanted))
             counts = {name: 1 for name in tokens if name in wanted}
         with torch.inference_mode():
             logits = self.model.compute_logits(self.model.forward(inp, self.kv))
@@ -64,7 +65,11 @@ class Driver:
             kv_lens=plan.kv_lens[rows],
             max_q=1,
         )
-        return WantedTokens(plan.q_starts[1:].long()[rows] - 1, single)
+        return WantedTokens(plan.q_starts[1:].long()[rows] - 1, self.planned(single))
+
+    def planned(self, plan: PagedAttentionPlan) -> AttentionPlan:
+        """Who computes what the plan says."""
+        return plan
 
     def _plan(self, tokens: dict[str, list[int]]) -> PagedAttentionPlan:
         widest = max(len(self.pages[name]) for name in tokens)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from rootlet.models.build import build_model
 from rootlet.models.config import ModelConfig
 from rootlet.models.registry import resolve
 
@@ -65,7 +66,7 @@ def config_of(hf: transformers.PreTrainedModel, **overrides: Any) -> ModelConfig
 def build_ours(hf: transformers.PreTrainedModel, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """Our model of the same configuration and weights."""
     config = config_of(hf, **overrides)
-    model = resolve(config.architectures)(config, dtype, "cpu")
+    model = build_model(resolve(config.architectures), config, dtype, "cpu")
     model.load_weights(state_of(hf).items())
     return model
 

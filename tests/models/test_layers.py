@@ -10,7 +10,13 @@ import torch
 
 from rootlet.errors import WeightsError
 from rootlet.models.config import ModelConfig
-from rootlet.models.layers.linear import Linear
+from rootlet.models.layers.attention import Attention
+from rootlet.models.layers.make import Make, Ranks
+from rootlet.models.layers.mlp import GatedMLP
+from rootlet.models.layers.names import Names
+from rootlet.models.layers.norm import LayerNorm
+from rootlet.models.layers.storage import PackedStorage
+from rootlet.models.layers.weight_names import match_names
 from rootlet.models.layers.weight_table import WeightTable
 from rootlet.models.llama import LlamaForCausalLM
 from rootlet.models.qwen2 import Qwen2ForCausalLM
@@ -30,6 +36,10 @@ Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_pro
 
 def build(cls=LlamaForCausalLM, dtype=torch.float32, **fields):
     return cls(ModelConfig.from_dict({**RAW, **fields}), dtype, "cpu")
+
+
+def make(**fields) -> Make:
+    return Make(ModelConfig.from_dict(RAW), torch.float32, torch.device("cpu"), **fields)
 
 
 def checkpoint(model, seed=0):
@@ -140,7 +150,7 @@ def test_tied_head_holds_the_table_once():
     assert untied.weight_nbytes - tied.weight_nbytes == weights[EMBED].nbytes
     assert torch.equal(tied.get_weight(HEAD), weights[EMBED])
     ids = torch.tensor([3, 0, 10, 3])
-    assert torch.equal(tied.embedding.forward(ids), weights[EMBED][ids])
+    assert torch.equal(tied.embedding.rows(ids), weights[EMBED][ids])
 
 
 @pytest.mark.parametrize("first", [EMBED, HEAD])
@@ -207,7 +217,7 @@ def test_loading_again_copies_into_the_same_memory():
 
 def test_rows_of_a_merged_weight_can_be_replaced_alone():
     """The seam for updates of single tensors: what was not sent stays."""
-    layer = Linear(4, {"a": 2, "b": 3}, bias=True, dtype=torch.float32, device=torch.device("cpu"))
+    layer = make().linear(4, {"a": 2, "b": 3}, bias=True)
     slots = dict(layer.weights())
     weights = {name: torch.randn(slot.shape) for name, slot in slots.items()}
     WeightTable(slots.items(), {}).load(weights.items())
@@ -229,10 +239,107 @@ def test_weights_are_ordinary_tensors_in_any_mode():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_multiplies_all_shards_at_once(bias):
-    layer = Linear(4, {"a": 2, "b": 3}, bias=bias, dtype=torch.float32, device=torch.device("cpu"))
+def test_linear_multiplies_all_rows_at_once(bias):
+    layer = make().linear(4, {"a": 2, "b": 3}, bias=bias)
     WeightTable(layer.weights(), {}).load((name, torch.randn(slot.shape)) for name, slot in layer.weights())
     x = torch.randn(5, 4)
     slots = {name: slot.get() for name, slot in layer.weights()}
     parts = [x @ slots[f"{name}.weight"].T + slots.get(f"{name}.bias", torch.zeros(1)) for name in "ab"]
-    torch.testing.assert_close(layer.forward(x), torch.cat(parts, dim=1))
+    torch.testing.assert_close(layer.forward(x, None), torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_norm_with_mean_and_bias(bias):
+    norm = LayerNorm(8, 1e-3, torch.float32, torch.device("cpu"), bias=bias)
+    weights = {name: torch.randn(slot.shape) for name, slot in norm.weights()}
+    assert list(weights) == ["weight", "bias"][: 1 + bias]
+    WeightTable(norm.weights(), {}).load(weights.items())
+    x, residual = torch.randn(5, 8), torch.randn(5, 8)
+    total = residual + x
+    centred = total - total.mean(-1, keepdim=True)
+    want = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weights["weight"]
+    want += weights.get("bias", 0)
+    torch.testing.assert_close(norm.forward(total), want)
+    torch.testing.assert_close(norm.add_forward(x, residual), want)
+    assert torch.equal(residual, total)
+    assert norm.for_products() is None
+
+
+class Recording:
+    """A scheme that remembers what it was asked for."""
+
+    def __init__(self):
+        self.asked = {}
+
+    def matrix(self, name, shape, dtype, device):
+        self.asked[name] = shape
+        return PackedStorage(shape, dtype, device)
+
+
+def test_a_scheme_is_told_the_full_names():
+    scheme = Recording()
+    at = make(scheme=scheme).at("model").at("layers.3")
+    assert at.prefix == "model.layers.3"
+    Attention(at.at("self_attn"), None, at.heads)
+    GatedMLP(at.at("mlp"))
+    make(scheme=scheme).head({"lm_head": 11})
+    assert scheme.asked == {
+        "model.layers.3.self_attn": (32, 16),  # q, k and v in one
+        "model.layers.3.self_attn.o_proj": (16, 16),
+        "model.layers.3.mlp": (48, 16),
+        "model.layers.3.mlp.down_proj": (16, 24),
+        "lm_head": (11, 16),
+    }
+
+
+def test_ranks_divide_rows_of_one_product_and_columns_of_the_next():
+    at = make(ranks=Ranks(0, 2))
+    attention, mlp = Attention(at, None, at.heads), GatedMLP(at)
+    shapes = {name: slot.shape for part in (attention, mlp) for name, slot in part.weights()}
+    assert shapes == {
+        "q_proj.weight": (8, 16),
+        "k_proj.weight": (4, 16),
+        "v_proj.weight": (4, 16),
+        "o_proj.weight": (16, 8),
+        "gate_proj.weight": (12, 16),
+        "up_proj.weight": (12, 16),
+        "down_proj.weight": (16, 12),
+    }
+    assert attention.num_heads == 2
+
+
+def test_a_family_may_have_names_of_its_own():
+    class Renamed(LlamaForCausalLM):
+        names = Names(
+            body="transformer", embedding="wte", layer="h.{}", final_norm="ln_f", attention="attn", q="query"
+        )
+
+    model = build(Renamed, tie_word_embeddings=True)
+    weights = checkpoint(model)
+    assert {name for name in weights if "h.1" not in name} >= {
+        "transformer.wte.weight",
+        "transformer.ln_f.weight",
+        "transformer.h.0.attn.query.weight",
+        "transformer.h.0.mlp.down_proj.weight",
+    }
+    model.load_weights(weights.items())
+    assert torch.equal(model.get_weight(HEAD), weights["transformer.wte.weight"])
+
+
+def test_names_of_bare_models_are_translated_by_the_familys_table():
+    names = Names(body="transformer", embedding="wte")
+    rename = match_names(["wte.weight", "h.0.x"], ["transformer.wte.weight"], names)
+    assert rename("h.0.x") == "transformer.h.0.x"
+    assert match_names(["embed_tokens.weight"], ["transformer.wte.weight"], names) is None
+
+
+@pytest.mark.parametrize(("scale", "soft_cap"), [(1.0, None), (0.25, None), (1.0, 2.0), (0.5, 3.0)])
+def test_a_head_may_scale_and_bound_its_logits(scale, soft_cap):
+    head = make().head({"lm_head": 11}, scale=scale, soft_cap=soft_cap)
+    [(_, slot)] = head.weights()
+    weight, hidden = torch.randn(slot.shape), torch.randn(3, 16)
+    slot.load(weight)
+    want = hidden @ weight.T * scale
+    if soft_cap is not None:
+        want = soft_cap * torch.tanh(want / soft_cap)
+    torch.testing.assert_close(head.forward(hidden), want)

@@ -12,6 +12,7 @@ import rootlet
 from rootlet.errors import ConfigError
 from rootlet.kernels import linear
 from rootlet.kernels.host_copies import InlineCopies
+from rootlet.models.build import build_model
 from rootlet.models.layers import offload as offloading
 from rootlet.models.layers.offload import GIB, choose, offload
 from rootlet.models.loader import load_model
@@ -60,7 +61,7 @@ def hf(request):
 def build_offloaded(hf, num_layers, copies=None, dtype=torch.float32):
     """Our model with so many layers offloaded, without weights; and its copies."""
     config = config_of(hf)
-    model = resolve(config.architectures)(config, dtype, "cpu")
+    model = build_model(resolve(config.architectures), config, dtype, "cpu")
     copies = copies or InlineCopies()
     num_bytes = num_layers * layer_bytes(model) if num_layers else 0
     model.layers = offload(model.layers, num_bytes, model.device, lambda device, slots: copies)
@@ -158,7 +159,7 @@ def test_rows_of_an_offloaded_layer_are_whole_on_both_sides():
     home = model.get_weight("model.layers.1.self_attn.o_proj.weight")
     assert torch.equal(packed.unpack(), home)
     assert packed.unpack().data_ptr() != home.data_ptr()
-    assert packed.unpack().data_ptr() % 512 == model.layers[1]._stream._buffers[0].data_ptr() % 512
+    assert packed.unpack().data_ptr() % 512 == model.layers[1]._weight_stream._buffers[0].data_ptr() % 512
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_offloading_comes_before_loading(hf):
 def test_more_than_the_host_has_is_refused(hf, monkeypatch):
     monkeypatch.setattr(offloading, "free_host_memory", lambda: 1000)
     config = config_of(hf)
-    model = resolve(config.architectures)(config, torch.float32, "cpu")
+    model = build_model(resolve(config.architectures), config, torch.float32, "cpu")
     with pytest.raises(ConfigError, match=r"cpu_offload_gb would move .* GiB are free\. Lower it"):
         model.offload_layers(2**40)
     assert model.weight_nbytes == 0
@@ -222,7 +223,7 @@ def test_the_loader_offloads_before_it_loads(hf, tmp_path):
     hf.save_pretrained(tmp_path)
     plain = load_model(tmp_path)
     moved = load_model(tmp_path, cpu_offload_gb=3 * layer_bytes(plain.model) / GIB)
-    assert [type(layer).__name__ for layer in moved.model.layers].count("DecoderLayer") == 2
+    assert [type(layer).__name__ for layer in moved.model.layers].count("PreNormLayer") == 2
     assert torch.equal(logits_of(moved.model), logits_of(plain.model))
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from rootlet.models.layers.attention import Attention
-from rootlet.models.layers.decoder import CausalLM, LayerSpec
-from rootlet.models.layers.linear import Linear
+from rootlet.models.layers.decoder import CausalLM
+from rootlet.models.layers.layers import PreNormLayer
 from rootlet.models.layers.mlp import GatedMLP
-from rootlet.models.layers.storage import DenseStorage, whole
 
 from .driver import Driver
 from .hf import (  # noqa: F401
@@ -106,65 +105,48 @@ def test_bf16(family, fields):
 class FusedAttention(Attention):
     """Attention whose checkpoint has q, k and v in one tensor."""
 
-    def __init__(self, config, rotary, *, dtype, device, **options):
-        super().__init__(config, rotary, dtype=dtype, device=device, **options)
-        size = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        self.qkv = Linear(config.hidden_size, {"qkv_proj": size}, dtype=dtype, device=device)
+    def __init__(self, make, rotary, heads, **options):
+        super().__init__(make, rotary, heads, **options)
+        size = (heads.q + 2 * heads.kv) * heads.dim
+        self.qkv = make.linear(make.config.hidden_size, {"qkv_proj": size}, split="out")
 
 
 class FusedMLP(GatedMLP):
     """Feed-forward block whose checkpoint has gate and up in one tensor."""
 
-    def __init__(self, hidden_size, intermediate_size, activation, *, dtype, device):
-        super().__init__(hidden_size, intermediate_size, activation, bias=False, dtype=dtype, device=device)
-        self.gate_up = Linear(
-            hidden_size, {"gate_up_proj": 2 * intermediate_size}, dtype=dtype, device=device
-        )
+    def __init__(self, make, size):
+        super().__init__(make, size=size)
+        self.gate_up = make.linear(make.config.hidden_size, {"gate_up_proj": 2 * size}, split="out")
 
 
 class Phi3ForCausalLM(CausalLM):
     """A family in the way a user would write one: only public parts, no edit elsewhere."""
 
-    def layer_spec(self, index):
-        return LayerSpec(window=self.config.read("sliding_window", int, None, null=True))
-
-    def build_attention(self, spec):
-        return FusedAttention(
-            self.config, self.rotary, window=spec.window, dtype=self.dtype, device=self.device
+    def layer(self, index, make):
+        window = self.config.read("sliding_window", int, None, null=True)
+        return PreNormLayer(
+            make.names,
+            FusedAttention(make.at("self_attn"), self.rotary, make.heads, window=window),
+            FusedMLP(make.at("mlp"), self.config.read("intermediate_size", int)),
+            make.rms_norm(),
+            make.rms_norm(),
         )
-
-    def build_mlp(self, spec):
-        size = self.config.read("intermediate_size", int)
-        return FusedMLP(self.config.hidden_size, size, "silu", dtype=self.dtype, device=self.device)
-
-
-class LayerNorm:
-    """A norm of another kind, with a bias."""
-
-    def __init__(self, size, eps, dtype, device):
-        self.weight = DenseStorage((size,), dtype, device)
-        self.bias = DenseStorage((size,), dtype, device)
-        self.eps = eps
-
-    def weights(self):
-        yield "weight", whole(self.weight)
-        yield "bias", whole(self.bias)
-
-    def forward(self, x):
-        return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight.data, self.bias.data, self.eps)
-
-    def add_forward(self, x, residual):
-        residual += x
-        return self.forward(residual)
 
 
 class StableLmForCausalLM(CausalLM):
     """A family with other norms, and with rotation of a part of each head."""
 
-    def build_norm(self):
-        return LayerNorm(
-            self.config.hidden_size, self.config.read("layer_norm_eps", float), self.dtype, self.device
+    def layer(self, index, make):
+        return PreNormLayer(
+            make.names,
+            Attention(make.at("self_attn"), self.rotary, make.heads),
+            GatedMLP(make.at("mlp")),
+            make.layer_norm(),
+            make.layer_norm(),
         )
+
+    def final_norm(self, make):
+        return make.layer_norm()
 
 
 def assert_same_logits(model, hf):

@@ -8,7 +8,9 @@ import torch
 import rootlet
 from rootlet.errors import ConfigError, ModelError
 from rootlet.models import registry
+from rootlet.models.build import build_model
 from rootlet.models.config import ModelConfig
+from rootlet.models.interface import Output
 from rootlet.models.llama import LlamaForCausalLM
 from rootlet.models.mistral import MistralForCausalLM
 from rootlet.models.qwen2 import Qwen2ForCausalLM
@@ -34,13 +36,42 @@ def _clean_registry(monkeypatch):
 
 def windows(cls, **fields):
     model = cls(ModelConfig.from_dict({**RAW, **fields}), torch.float32, "cpu")
-    return [model.layer_spec(index).window for index in range(2)]
+    return [layer.attention.scoring.window for layer in model.layers]
 
 
 def test_built_in_families():
-    assert registry.resolve(["LlamaForCausalLM"]) is LlamaForCausalLM
-    assert registry.resolve(["MistralForCausalLM"]) is MistralForCausalLM
-    assert registry.resolve(["Unknown", "Qwen2ForCausalLM"]) is Qwen2ForCausalLM
+    assert registry.resolve(["LlamaForCausalLM"]).family is LlamaForCausalLM
+    assert registry.resolve(["MistralForCausalLM"]).family is MistralForCausalLM
+    assert registry.resolve(["Unknown", "Qwen2ForCausalLM"]).family is Qwen2ForCausalLM
+
+
+def test_classifiers_and_bare_models_come_with_their_family():
+    assert registry.resolve(["Qwen2ForSequenceClassification"]) == (Qwen2ForCausalLM, Output.SCORES)
+    assert registry.resolve(["MistralModel"]) == (MistralForCausalLM, Output.STATES)
+    assert registry.resolve(["LlamaEmbeddingModel"]) == registry.resolve(["LlamaModel"])
+    assert registry.supported_architectures() == [
+        "LlamaEmbeddingModel",
+        "LlamaForCausalLM",
+        "LlamaForSequenceClassification",
+        "LlamaModel",
+        "MistralForCausalLM",
+        "MistralForSequenceClassification",
+        "MistralModel",
+        "Qwen2ForCausalLM",
+        "Qwen2ForSequenceClassification",
+        "Qwen2Model",
+    ]
+
+
+def test_a_registered_class_may_be_a_classifier():
+    class Judge(LlamaForCausalLM):
+        output = Output.SCORES
+
+    rootlet.register_model("Judge", Judge)
+    config = ModelConfig.from_dict({**RAW, "num_labels": 3})
+    model = build_model(registry.resolve(["Judge"]), config, torch.float32, "cpu")
+    assert model.output is Output.SCORES
+    assert model.weight_shapes["score.weight"] == (3, 16)
 
 
 def test_unknown_architecture_lists_the_supported_ones():
@@ -51,7 +82,7 @@ def test_unknown_architecture_lists_the_supported_ones():
 
 def test_register():
     rootlet.register_model("MyModel", MyModel)
-    assert registry.resolve(["MyModel"]) is MyModel
+    assert registry.resolve(["MyModel"]) == (MyModel, None)
     assert "MyModel" in registry.supported_architectures()
 
 
@@ -61,7 +92,7 @@ def test_a_taken_name_needs_replace(name):
     with pytest.raises(ConfigError, match=f"'{name}' is already registered"):
         registry.register_model(name, MyModel)
     registry.register_model(name, MyModel, replace=True)
-    assert registry.resolve([name]) is MyModel
+    assert registry.resolve([name]).family is MyModel
 
 
 def test_only_model_classes_can_be_registered():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rootlet.sampling.batch import SamplingBatch
 from rootlet.sampling.params import SamplingParams
-from rootlet.sampling.sampler import SampleOutput, Sampler, SamplingBatch, SamplingRow
+from rootlet.sampling.rows import SamplingRow
+from rootlet.sampling.sampler import SampleOutput, Sampler
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rootlet.sampling.batch import SamplingBatch, SamplingRow
+from rootlet.sampling.batch import SamplingBatch
 from rootlet.sampling.params import SamplingParams
 from rootlet.sampling.penalties import add_biases, apply_penalties, ban_until_min
+from rootlet.sampling.rows import SamplingRow
 from rootlet.sampling.scratch import Scratch
 
 VOCAB = 12

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
-from rootlet.engine.batch import Batch, StepResult
 from rootlet.engine.core import EngineCore
-from rootlet.engine.inputs import Submission
-from rootlet.engine.outputs import RequestOutput
-from rootlet.engine.policies import make_policy
-from rootlet.engine.request import LogprobOptions, Request, TokenLogprob
-from rootlet.engine.scheduler import Scheduler
-from rootlet.sampling.batch import SamplingRow
+from rootlet.engine.replies.outputs import RequestOutput
+from rootlet.engine.requests.factory import Submission
+from rootlet.engine.schedule.batch import Batch, StepResult
+from rootlet.engine.schedule.collected import TokenLogprob
+from rootlet.engine.schedule.drafts.drafter import MAX_DRAFTS, Drafter
+from rootlet.engine.schedule.drafts.proposer import Proposer
+from rootlet.engine.schedule.invariants import check_invariants
+from rootlet.engine.schedule.policies import make_policy
+from rootlet.engine.schedule.request import LogprobOptions, Request
+from rootlet.engine.schedule.scheduler import Scheduler
 from rootlet.sampling.params import SamplingParams
+from rootlet.sampling.rows import SamplingRow
 
 VOCAB = 97
 
@@ -79,10 +84,10 @@ class FakeRunner:
             if row.score is not None:
                 targets = [self.tokens[row.slot][p + 1] for p in range(*row.score)]
                 scores[index] = [TokenLogprob(-float(p), t) for p, t in zip(range(*row.score), targets)]
-            if row.samples:
-                sampled.append(next_token(self._context(row.slot, row.end)))
-                self.tokens[row.slot][row.end] = sampled[-1]
-        return FakeStep(batch, StepResult(sampled, None, scores))
+            for end in range(row.end + 1 - row.num_samples, row.end + 1):  # behind each draft as well
+                sampled.append(next_token(self._context(row.slot, end)))
+                self.tokens[row.slot][end] = sampled[-1]
+        return FakeStep(StepResult(sampled, None, scores))
 
     def _place(self, slot: int, position: int) -> tuple[int, int]:
         return self.pages[slot][position // self.page_size], position % self.page_size
@@ -99,8 +104,7 @@ class FakeRunner:
 class FakeStep:
     """A launched step of the fake runner."""
 
-    def __init__(self, batch: Batch, result: StepResult) -> None:
-        self.batch = batch
+    def __init__(self, result: StepResult) -> None:
         self._result = result
 
     def draw(self) -> None:
@@ -140,6 +144,7 @@ def make_core(
     cache: bool = True,
     overlap: bool = False,
     even_steps: bool = False,
+    proposers: Sequence[Proposer] = (),
 ) -> tuple[EngineCore, FakeRunner]:
     """A core around a fake runner."""
     pool = PagePool(num_pages)
@@ -152,6 +157,7 @@ def make_core(
         chunked_prefill_size=chunk,
         max_prefill_tokens=max_prefill_tokens,
         even_steps=even_steps,
+        drafter=Drafter(proposers, max_running + MAX_DRAFTS, on_gpu=False) if proposers else None,
     )
     runner = FakeRunner(page_size)
     return EngineCore(scheduler, runner, overlap=overlap), runner
@@ -186,5 +192,5 @@ def run_to_end(core: EngineCore, max_steps: int = 10_000) -> int:
         if not core.has_work:
             return step
         core.step()
-        core.scheduler.check_invariants()
+        check_invariants(core.scheduler)
     raise AssertionError(f"still busy after {max_steps} steps")

@@ -40,4 +40,4 @@ class TorchRun:
 
     def run(self, q, paged_kv_cache, *, out, enable_pdl):
         assert out.is_contiguous()
-        return out.copy_(paged_attention_reference(q, *paged_kv_cache, self.plan, *self.scoring))
+        return out.copy_(paged_attention_reference(q, *paged_kv_cache, self.plan, self.scoring))

@@ -1,0 +1,1 @@
+"""Beside the host's code: what it raises, its torch modes, its event loop."""

@@ -1,0 +1,1 @@
+"""What callers hold and get: handles, streams, outputs and their text."""

@@ -1,0 +1,201 @@
+"""What callers get back: frozen results that also answer like the documented dictionaries."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..schedule.collected import TokenLogprob
+from ..schedule.request import Request
+from ..schedule.timing import RequestTiming
+from ..steps.hidden_states import assembled
+
+if TYPE_CHECKING:
+    import torch
+
+# (logprob or None, token id, text or None), the documented triple
+LogprobTriple = tuple[float | None, int, str | None]
+
+_LOGPROB_FIELDS = (
+    "input_token_logprobs",
+    "output_token_logprobs",
+    "input_top_logprobs",
+    "output_top_logprobs",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentedOutput(Mapping[str, object]):
+    """A result that reads like the documented dictionary: content, ``meta_info``; in a batch ``index``.
+
+    Attributes:
+        rid: id of the request.
+        finish_reason: None while running; else ``{"type": "stop"|"length"|"abort", ...}``.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: prompt tokens that came from the prefix cache.
+        index: position in a batch (``prompt * n + sample``), None for a single request.
+        weights_version: how often the weights had been updated when the request ended.
+        timing: where the time went, in the final output.
+    """
+
+    rid: str
+    finish_reason: dict[str, object] | None
+    prompt_tokens: int
+    cached_tokens: int
+    index: int | None = None
+    weights_version: int = 0
+    timing: RequestTiming | None = field(default=None, compare=False)
+
+    @property
+    @abstractmethod
+    def _content_key(self) -> str:
+        """Under which key the content stands."""
+
+    @cached_property
+    def meta_info(self) -> dict[str, object]:
+        """The documented ``meta_info`` dictionary."""
+        meta = {
+            "id": self.rid,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "weights_version": self.weights_version,
+            **self._more_meta(),
+        }
+        return meta if self.timing is None else meta | {"timing": self.timing.as_dict()}
+
+    def _more_meta(self) -> dict[str, object]:
+        """What ``meta_info`` has besides."""
+        return {}
+
+    def as_dict(self) -> dict[str, object]:
+        """A plain dictionary in the documented shape, ready for ``json.dumps`` but for hidden states."""
+        return dict(self)
+
+    def __iter__(self) -> Iterator[str]:
+        yield self._content_key
+        yield "meta_info"
+        if self.index is not None:
+            yield "index"
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput(DocumentedOutput):
+    """The output of one request so far; final when ``finish_reason`` is not None.
+
+    Reads like the documented dictionary too: ``out["text"]`` (or ``out["token_ids"]`` without a tokenizer),
+    ``out["meta_info"]["prompt_tokens"]`` and, in a batch, ``out["index"]``.
+
+    Attributes:
+        rid, finish_reason, prompt_tokens, cached_tokens, index, weights_version, timing: as in
+            :class:`DocumentedOutput`.
+        text: text generated so far (cumulative), or None without a tokenizer.
+        token_ids: generated token ids so far, stop token included.
+        completion_tokens: how many those are.
+        input_token_logprobs, output_token_logprobs, input_top_logprobs, output_top_logprobs: what was asked
+            for by ``return_logprob`` and ``top_logprobs_num``, else None; per position a (log-probability,
+            token id, text or None), or a list of those of the likeliest tokens.
+        hidden_states: in the final output of a request with ``return_hidden_states``: states after the final
+            norm, on the CPU, in the model's dtype. Entry 0 [prompt_tokens, H] holds those of the prompt,
+            entry i [H] that of generated token i - 1; so there is one entry per generated token, the one it
+            was drawn from. A request aborted before its first token has entry 0 as far as it got, or none.
+
+    Outputs are compared without ``hidden_states`` and ``timing``.
+    """
+
+    text: str | None
+    token_ids: tuple[int, ...]
+    completion_tokens: int
+    input_token_logprobs: list[LogprobTriple] | None = None
+    output_token_logprobs: list[LogprobTriple] | None = None
+    input_top_logprobs: list[list[LogprobTriple] | None] | None = None
+    output_top_logprobs: list[list[LogprobTriple] | None] | None = None
+    hidden_states: list[torch.Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def _more_meta(self) -> dict[str, object]:
+        more: dict[str, object] = {"completion_tokens": self.completion_tokens}
+        logprobs = {name: getattr(self, name) for name in _LOGPROB_FIELDS}
+        more |= {name: value for name, value in logprobs.items() if value is not None}
+        return more if self.hidden_states is None else more | {"hidden_states": self.hidden_states}
+
+    @property
+    def _content_key(self) -> str:
+        return "token_ids" if self.text is None else "text"
+
+    def __getitem__(self, key: str) -> object:
+        if key == "token_ids":
+            return list(self.token_ids)
+        if key in ("text", "meta_info", "index") and getattr(self, key) is not None:
+            return getattr(self, key)
+        raise KeyError(key)
+
+
+Outputs = RequestOutput | list[RequestOutput]
+
+
+def shared_fields(request: Request, index: int | None, weights_version: int) -> dict[str, Any]:
+    """The fields of :class:`DocumentedOutput` as ``request`` stands."""
+    return {
+        "rid": request.rid,
+        "finish_reason": request.finish_reason.as_dict() if request.finish_reason else None,
+        "prompt_tokens": request.num_prompt_tokens,
+        "cached_tokens": request.num_cached_tokens,
+        "index": index,
+        "weights_version": weights_version,
+        "timing": request.stamps.timing() if request.is_finished else None,
+    }
+
+
+def build_output(
+    request: Request,
+    text: str | None,
+    *,
+    token_text: Callable[[int], str] | None,
+    index: int | None,
+    weights_version: int,
+) -> RequestOutput:
+    """Snapshot ``request``. ``token_text`` adds the text of tokens to log-probabilities when given."""
+    logprobs: dict[str, Any] = {}
+    if request.logprobs is not None:
+        scored, drawn = list(request.collected.prompt_logprobs), request.collected.output_logprobs
+        if request.logprobs.prompt_start == 0:  # nothing predicts the first token
+            scored = [_first_token(request), *scored]
+        logprobs["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
+        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in drawn]
+        if request.logprobs.top:
+            logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
+            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
+    return RequestOutput(
+        **shared_fields(request, index, weights_version),
+        text=text,
+        token_ids=tuple(request.output_ids),
+        completion_tokens=request.num_output_tokens,
+        hidden_states=_hidden_states(request),
+        **logprobs,
+    )
+
+
+def _hidden_states(request: Request) -> list[torch.Tensor] | None:
+    if not (request.is_finished and request.return_hidden_states):
+        return None
+    return assembled(request.collected.hidden_states, request.num_prompt_tokens)
+
+
+def _first_token(request: Request) -> TokenLogprob:
+    return TokenLogprob(None, request.token_ids[0])
+
+
+def _triple(token: TokenLogprob, token_text: Callable[[int], str] | None) -> LogprobTriple:
+    return (token.logprob, token.token_id, token_text(token.token_id) if token_text else None)
+
+
+def _top(token: TokenLogprob, token_text: Callable[[int], str] | None) -> list[LogprobTriple] | None:
+    if token.top is None:
+        return None
+    return [(value, i, token_text(i) if token_text else None) for value, i in token.top]

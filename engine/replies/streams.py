@@ -1,0 +1,186 @@
+"""Reading one or many handles as they advance, from threads or from an event loop.
+
+A stream owns its requests from the beginning: whatever becomes of it, none runs on for nobody.
+The engine's thread only marks a handle as new and wakes the reader; a reader that is busy finds one mark per
+handle, however many tokens have passed, so a slow consumer costs the engine neither time nor memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+from .outputs import RequestOutput
+from .readable import Owner, Readable
+
+
+class _News:
+    """What is new of some handles, in order of their first unread change. Any thread may read."""
+
+    def __init__(self, handles: Sequence[Readable], owner: Owner, wake: Callable[[], None]) -> None:
+        self._condition = threading.Condition()
+        self._changed: dict[Readable, None] = dict.fromkeys(handles)  # what is there already counts
+        self._wake = wake
+        self._owner = owner
+        self._handles = list(handles)
+        self._open = set(handles)
+        self._check_process()
+        for handle in handles:
+            handle.watch(self.mark)
+
+    @property
+    def all_ended(self) -> bool:
+        """True once every handle's final output was read, or nobody reads any more."""
+        return not self._open
+
+    def mark(self, handle: Readable) -> None:
+        """Called on the engine's thread."""
+        with self._condition:
+            self._changed[handle] = None
+            self._condition.notify_all()
+        self._wake()
+
+    def take(self) -> RequestOutput | None:
+        """What is new of one handle, None if nothing is; its final output comes once."""
+        self._check_process()
+        with self._condition:
+            while self._changed:
+                handle = next(iter(self._changed))
+                del self._changed[handle]
+                if handle not in self._open:  # marked once more for the end that was already seen
+                    continue
+                ended = handle.done()  # before reading: a later snapshot can only be newer
+                output = handle.latest()
+                if ended:
+                    self._open.remove(handle)
+                if output is not None and (ended or output.finish_reason is None):
+                    return output  # a final one that came between the two reads has its own mark
+            return None
+
+    def wait(self) -> None:
+        """Block until there may be something to take."""
+        with self._condition:
+            while not self._changed and self._open:
+                self._condition.wait()
+
+    def _check_process(self) -> None:
+        """Raise EngineForkedError in a forked child, before a lock is taken that may be held for ever."""
+        if self._owner.is_forked:
+            self._owner.check_wait()
+
+    def end(self) -> None:
+        """Nobody reads any more: abort what is unfinished. In a forked child it is the parent's."""
+        if self._owner.is_forked:
+            return
+        with self._condition:
+            handles, self._handles = self._handles, []
+            self._open.clear()
+            self._condition.notify_all()
+        self._wake()
+        for handle in handles:
+            handle.unwatch(self.mark)
+            handle.abort()
+
+
+class Stream(Iterator[RequestOutput]):
+    """Snapshots of one or more requests, until every one has ended.
+
+    It owns them: closed, dropped or left by an exception, begun or not, it aborts those that are unfinished.
+    """
+
+    def __init__(self, handles: Sequence[Readable], owner: Owner) -> None:
+        self._owner = owner
+        self._news = _News(handles, owner, lambda: None)
+        weakref.finalize(self, self._news.end).atexit = False
+
+    def __next__(self) -> RequestOutput:
+        news = self._news
+        try:
+            while True:
+                output = news.take()
+                if output is not None:
+                    return output
+                if news.all_ended:
+                    break
+                self._owner.check_wait()
+                (self._owner.pump or news.wait)()
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Abort what is unfinished; a reader that waits gets the end."""
+        self._news.end()
+
+
+class AsyncStream(AsyncIterator[RequestOutput]):
+    """:class:`Stream` for a running event loop, which is never blocked."""
+
+    def __init__(self, handles: Sequence[Readable], owner: Owner) -> None:
+        self._owner = owner
+        self._bell = _Bell()
+        self._news = _News(handles, owner, self._bell.ring)
+        weakref.finalize(self, self._news.end).atexit = False
+
+    async def __anext__(self) -> RequestOutput:
+        news = self._news
+        try:
+            while True:
+                event = self._bell.event()
+                output = news.take()
+                if output is not None:
+                    return output
+                if news.all_ended:
+                    break
+                self._owner.check_wait()
+                await event.wait()
+        except BaseException:
+            self._news.end()
+            raise
+        self._news.end()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Abort what is unfinished."""
+        self._news.end()
+
+
+class _Bell:
+    """Wakes the tasks of one event loop from any thread."""
+
+    def __init__(self) -> None:
+        self._place: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def event(self) -> asyncio.Event:
+        """An event of the running loop that the next ring sets."""
+        loop = asyncio.get_running_loop()
+        if self._place is None or self._place[0] is not loop:
+            self._place = loop, asyncio.Event()
+        event = self._place[1]
+        event.clear()
+        return event
+
+    def ring(self) -> None:
+        """Set the event."""
+        if self._place is not None:
+            loop, event = self._place
+            with contextlib.suppress(RuntimeError):  # the loop was closed and its tasks with it
+                loop.call_soon_threadsafe(event.set)
+
+
+async def wait_async(handle: Readable) -> RequestOutput:
+    """Wait for the final output of one handle; being cancelled aborts the request."""
+    handle.check_wait()
+    bell = _Bell()
+    event = bell.event()
+    handle.add_done_callback(lambda _: bell.ring())
+    try:
+        await event.wait()
+    finally:
+        handle.abort()
+    return handle.final()

@@ -1,0 +1,1 @@
+"""What callers ask: arguments checked and made into requests."""

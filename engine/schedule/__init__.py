@@ -1,0 +1,1 @@
+"""What is computed next: requests, batches, policies and the scheduler; nothing here imports torch."""

@@ -1,0 +1,39 @@
+"""What callers get of a request besides its tokens, put together as its steps are committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of one token and of its ``top`` likeliest alternatives (descending)."""
+
+    logprob: float | None
+    token_id: int
+    top: tuple[tuple[float, int], ...] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Collected:
+    """Empty in a request that asks for nothing but tokens.
+
+    Attributes:
+        output_logprobs: one per committed output token, if asked for.
+        prompt_logprobs: of consecutive prompt tokens.
+        num_scored: leading prompt positions that need no score of their successor (any more).
+        hidden_states: tensors [n, H] of consecutive tokens.
+        num_states: leading tokens whose hidden states were collected, or begun to be, before a preemption.
+        embedding: of the whole request, in an engine that embeds.
+    """
+
+    output_logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_scored: int = 0
+    hidden_states: list[torch.Tensor] = field(default_factory=list)
+    num_states: int = 0
+    embedding: list[float] | None = None

@@ -1,0 +1,1 @@
+"""A step on the device: its inputs, the forward pass, the draw, and the copy back."""
