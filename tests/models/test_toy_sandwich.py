@@ -16,11 +16,10 @@ from rootlet.models.layers.attention import Attention
 from rootlet.models.layers.decoder import CausalLM
 from rootlet.models.layers.layers import PostNormLayer
 from rootlet.models.layers.mlp import GatedMLP
-from rootlet.models.loader import load_model
 
 from .gpu_driver import GpuDriver, gpu_kernels  # noqa: F401
 from .hf import one_thread  # noqa: F401
-from .toys import NUM_TOKENS, PROMPTS, TINY, greedy, rotated, save_toy
+from .toys import PROMPTS, TINY, check_by_gpu_kernels, check_on_the_cpu, greedy, rotated, save_toy
 
 SOFT_CAP, LOGIT_CAP, WINDOW = 4.0, 6.0, 7
 
@@ -100,20 +99,8 @@ def toy(tmp_path_factory):
     "options", [{}, {"chunked_prefill_size": 5, "page_size": 4}, {"deterministic": True}]
 )
 def test_tokens_on_the_cpu(toy, options):
-    folder, want = toy
-    with rootlet.Engine(
-        folder, device="cpu", skip_tokenizer_init=True, max_total_tokens=512, **options
-    ) as engine:
-        outputs = engine.generate(
-            input_ids=PROMPTS, sampling_params={"temperature": 0, "max_new_tokens": NUM_TOKENS}
-        )
-    assert [list(output.token_ids) for output in outputs] == want
+    check_on_the_cpu(*toy, **options)
 
 
 def test_tokens_by_the_kernels_of_a_gpu(toy, gpu_kernels):  # noqa: F811
-    folder, want = toy
-    driver = GpuDriver(load_model(folder).model, page_size=16, num_pages=32)
-    assert driver.greedy("a", PROMPTS[1], 3) == want[1][:3]
-    logits = driver.step({"b": PROMPTS[0][:9], "c": PROMPTS[2][:1]})
-    logits = driver.step({"b": PROMPTS[0][9:], "c": PROMPTS[2][1:]}, wanted=["b", "c"])
-    assert [int(logits[name][-1].argmax()) for name in "bc"] == [want[0][0], want[2][0]]
+    check_by_gpu_kernels(*toy)

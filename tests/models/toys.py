@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import rootlet
 from rootlet.models.build import build_model
 from rootlet.models.config import ModelConfig
+from rootlet.models.loader import load_model
 from rootlet.models.registry import resolve
+
+from .gpu_driver import GpuDriver
 
 TINY = {
     "vocab_size": 61,
@@ -66,3 +70,23 @@ def rotated(x: torch.Tensor, theta: float = 10_000.0) -> torch.Tensor:
     return torch.cat(
         (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()), dim=-1
     )
+
+
+def check_on_the_cpu(folder: str, want: list[list[int]], **options: object) -> None:
+    """An engine generates the plain model's tokens."""
+    with rootlet.Engine(
+        folder, device="cpu", skip_tokenizer_init=True, max_total_tokens=512, **options
+    ) as engine:
+        outputs = engine.generate(
+            input_ids=PROMPTS, sampling_params={"temperature": 0, "max_new_tokens": NUM_TOKENS}
+        )
+    assert [list(output.token_ids) for output in outputs] == want
+
+
+def check_by_gpu_kernels(folder: str, want: list[list[int]]) -> None:
+    """So do the kernels of a GPU: a whole sequence, and two prompts in pieces, with wanted tokens."""
+    driver = GpuDriver(load_model(folder).model, page_size=16, num_pages=32)
+    assert driver.greedy("a", PROMPTS[1], 3) == want[1][:3]
+    logits = driver.step({"b": PROMPTS[0][:9], "c": PROMPTS[2][:1]})
+    logits = driver.step({"b": PROMPTS[0][9:], "c": PROMPTS[2][1:]}, wanted=["b", "c"])
+    assert [int(logits[name][-1].argmax()) for name in "bc"] == [want[0][0], want[2][0]]
