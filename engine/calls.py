@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InvalidRequestError, short
+from ..errors import InvalidRequestError
 from .host.modes import on_plain_thread
 from .host.side_thread import beside_loop, count_chars
 from .replies import progress_bar, streams
 from .replies.handle import RequestHandle
+from .requests.arguments import check_flag
 
 if TYPE_CHECKING:
     from .core import EngineCore
@@ -101,11 +102,8 @@ class Calls:
 
 
 def _check_progress(progress: bool, stream: bool) -> None:
-    if not isinstance(progress, bool):
-        raise InvalidRequestError(f"progress must be a bool, got {short(progress)}.")
-    if not isinstance(stream, bool):
-        raise InvalidRequestError(f"stream must be a bool, got {short(stream)}.")
-    if progress and stream:
+    check_flag("stream", stream)
+    if check_flag("progress", progress) and stream:
         raise InvalidRequestError(
             "progress=True counts finished requests while you wait, stream=True returns at once: "
             "leave one of them out."
