@@ -31,8 +31,8 @@ from rootlet.kernels.gpu import page_copy, step_inputs
 from rootlet.kernels.gpu import rotary as gpu_rotary
 from rootlet.kernels.gpu.gemm import GemmConfig
 from rootlet.kernels.gpu.gemv import GemvConfig
-from rootlet.kernels.gpu.products import Product
 from rootlet.kernels.norm import NormWeight
+from rootlet.kernels.products import Product
 
 DTYPE = torch.bfloat16
 ROTATION = 300e6  # bytes of weight copies in turn: several L2 caches
@@ -115,21 +115,21 @@ def randn(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=dtype)
 
 
-def layer_product(x, weight, fused: str, norm_weight, residual) -> Product:
+def layer_product(x, fused: str, norm_weight, residual) -> Product:
     """A linear layer as a step runs it: gated or added to the residual; of few rows, with its norm."""
     if fused == "residual":
-        return Product(x, weight, residual=residual)
+        return Product(x, residual=residual)
     activation = "silu" if fused == "gated" else None
     norm = NormWeight(norm_weight, 1e-5) if len(x) <= gpu_gemv.MAX_ROWS else None
-    return Product(x, weight, norm=norm, activation=activation)
+    return Product(x, norm=norm, activation=activation)
 
 
-def apart(product: Product) -> torch.Tensor:
+def apart(product: Product, weight: torch.Tensor) -> torch.Tensor:
     """The same through cuBLAS, and our kernels for what is around it."""
     x = product.x if product.norm is None else gpu_norm.rms_norm(product.x, *product.norm, pdl=True)
     if product.residual is not None:
-        return product.residual.addmm_(x, product.weight.t())
-    result = F.linear(x, product.weight)
+        return product.residual.addmm_(x, weight.t())
+    result = F.linear(x, weight)
     return result if product.activation is None else gpu_activation.silu_and_mul(result, pdl=True)
 
 
@@ -160,9 +160,11 @@ def variants(m: int, k: int, fused: str) -> Iterator[tuple[bool, object, bool]]:
             yield not few, config, pdl
 
 
-def run_variant(product: Product, with_gemm: bool, config: object, pdl: bool) -> torch.Tensor:
+def run_variant(
+    product: Product, weight: torch.Tensor, with_gemm: bool, config: object, pdl: bool
+) -> torch.Tensor:
     """Run the product as the variant says."""
-    return (gpu_gemm.gemm if with_gemm else gpu_gemv.gemv)(product, config=config, pdl=pdl)
+    return (gpu_gemm.gemm if with_gemm else gpu_gemv.gemv)(product, weight, config=config, pdl=pdl)
 
 
 def layers_of(model: str, m: int) -> dict[str, tuple[int, int, str]]:
@@ -188,7 +190,7 @@ def compile_job(job) -> str | None:
     m, n, k, fused, variant = job
     try:
         weight = torch.zeros((n, k), device="cuda", dtype=DTYPE)
-        run_variant(layer_product(randn(m, k), weight, fused, randn(k), randn(m, n)), *variant)
+        run_variant(layer_product(randn(m, k), fused, randn(k), randn(m, n)), weight, *variant)
         torch.cuda.synchronize()
     except Exception as error:
         return f"{job}: {type(error).__name__}: {error}"
@@ -213,16 +215,16 @@ def sweep(rows: list[int], models: list[str], workers: int, shown: int = 4) -> N
                 weights, x = [randn(n, k) for _ in range(copies)], randn(m, k)
                 residual = torch.zeros(m, n, device="cuda", dtype=DTYPE)
                 turns = [weights[i % copies] for i in range(max(copies, 20))]
-                products = [layer_product(x, weight, fused, randn(k), residual) for weight in turns]
+                products = [(layer_product(x, fused, randn(k), residual), weight) for weight in turns]
                 product_alone = [partial(F.linear, x, weight) for weight in turns]
                 results = [
                     ("torch, the product alone", graph_time(product_alone)),
-                    ("torch, the rest by our kernels", graph_time([partial(apart, p) for p in products])),
+                    ("torch, the rest by our kernels", graph_time([partial(apart, *p) for p in products])),
                 ]
                 tried = []
                 for variant in variants(m, k, fused):
                     try:
-                        us = graph_time([partial(run_variant, p, *variant) for p in products])
+                        us = graph_time([partial(run_variant, *p, *variant) for p in products])
                     except Exception as error:
                         print(f"{variant} FAILED: {str(error)[:200]}")
                         continue
@@ -259,11 +261,11 @@ class Step:
         run = gpu_gemv.gemv if len(residual) <= gpu_gemv.MAX_ROWS else gpu_gemm.gemm
         for index in range(self.layers):
             part = self.held[index % len(self.held)]
-            run(Product(residual, part["qkv"], self.bias, norm=norm), pdl=pdl)
-            run(Product(self.attended, part["o"], residual=residual), pdl=pdl)
-            act = run(Product(residual, part["gate_up"], norm=norm, activation="silu"), pdl=pdl)
-            run(Product(act, part["down"], residual=residual), pdl=pdl)
-        run(Product(residual, self.head, norm=norm, out_dtype=torch.float32), pdl=pdl)
+            run(Product(residual, self.bias, norm=norm), part["qkv"], pdl=pdl)
+            run(Product(self.attended, residual=residual), part["o"], pdl=pdl)
+            act = run(Product(residual, norm=norm, activation="silu"), part["gate_up"], pdl=pdl)
+            run(Product(act, residual=residual), part["down"], pdl=pdl)
+        run(Product(residual, norm=norm, out_dtype=torch.float32), self.head, pdl=pdl)
 
     def apart(self, linear: Callable[..., torch.Tensor], pdl: bool = False) -> None:
         norm_weight, branch = self.norm_weight, self.attended[:, : self.residual.shape[1]].clone()
@@ -309,13 +311,13 @@ def correctness() -> None:
                 n = min(n, 30000)
                 x, weight = randn(m, k), randn(n, k) * k**-0.5
                 for pdl in (False, True):
-                    product = layer_product(x, weight, fused, torch.ones_like(x[0]), torch.zeros(m, n).to(x))
+                    product = layer_product(x, fused, torch.ones_like(x[0]), torch.zeros(m, n).to(x))
                     kernel = gpu_gemv.gemv if m <= gpu_gemv.MAX_ROWS else gpu_gemm.gemm
-                    actual = kernel(product, pdl=pdl).clone()
+                    actual = kernel(product, weight, pdl=pdl).clone()
                     if product.residual is not None:
                         product.residual.zero_()
                     label = f"{model} {name} M={m} pdl={pdl}"
-                    report(label, [actual], [product.reference()], limit)
+                    report(label, [actual], [product.reference(weight)], limit)
     for tokens in (1, 300):
         x, residual, weight = randn(tokens, 4096), randn(tokens, 4096), randn(4096)
         other = residual.clone()

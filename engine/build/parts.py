@@ -22,7 +22,7 @@ from ...cache.slot_tables import SlotTables
 from ...errors import ConfigError
 from ...grammar.chat_templates import read_chat_template
 from ...kernels.device import give_back_memory
-from ...kernels.linear import is_multiplied_in_c
+from ...kernels.matrices.packing import is_multiplied_in_c
 from ...kernels.native import describe as describe_kernels
 from ...kernels.threads import Team, default_threads
 from ...models.loader import LoadedModel

@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..products import Product
 from .activation import activate
 from .attention_checks import dot_type
-from .products import Product
+from .products import activation_number
 
 
 class GemmConfig(NamedTuple):
@@ -33,22 +34,24 @@ class GemmConfig(NamedTuple):
     fill: bool = False  # repeat x where it does not fill a tile: reading its last row again and again is slow
 
 
-def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = False) -> torch.Tensor:
-    """Return the product; ``config`` overrides :func:`gemm_config`.
+def gemm(
+    product: Product, weight: torch.Tensor, *, config: GemmConfig | None = None, pdl: bool = False
+) -> torch.Tensor:
+    """Return the product with ``weight`` ``[N, K]``, rounded once; ``config`` overrides :func:`gemm_config`.
 
     With ``pdl`` the launch may begin before the kernel ahead of it has ended; weights, biases and norm
     weights must then not be written by that kernel. Raises ValueError for a norm, and as
     ``Product.check`` does.
     """
-    product.check()
+    product.check(weight)
     if product.norm is not None:
         raise ValueError("gemm computes no norm; normalise x first, or use gemv for up to 8 rows.")
-    x, weight = product.x, product.weight
-    (m, k), n = x.shape, product.size
-    out = product.output()
+    x, kind = product.x, activation_number(product)
+    (m, k), n = x.shape, product.width(len(weight))
+    out = product.output(len(weight))
     if not m or not n:
         return out
-    config = config or gemm_config(m, n, k, gated=bool(product.kind)) or FALLBACK
+    config = config or gemm_config(m, n, k, gated=bool(kind)) or FALLBACK
     lines = triton.next_power_of_2(triton.cdiv(k * weight.element_size(), 128))
     block_k = min(config.block_k, max(16, triton.next_power_of_2(k)))
     if config.fill and m < config.block_m:
@@ -69,7 +72,7 @@ def gemm(product: Product, *, config: GemmConfig | None = None, pdl: bool = Fals
         n,
         x.stride(0),
         K=k,
-        KIND=product.kind,
+        KIND=kind,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=block_k,

@@ -5,10 +5,10 @@ rows of the matrix (no split along K, no second pass), asks for its first weight
 does the cheap work around the product itself: the RMS norm of its input, bias, gated activation, residual
 add. A decoder layer then is four of these plus rotary and attention::
 
-    qkv = gemv(Product(residual, qkv.weight, qkv.bias, norm=norm))
-    gemv(Product(attended, output.weight, residual=residual))
-    act = gemv(Product(residual, gate_up.weight, norm=post_norm, activation="silu"))
-    gemv(Product(act, down.weight, residual=residual))
+    qkv = gemv(Product(residual, qkv.bias, norm=norm), qkv.weight)
+    gemv(Product(attended, residual=residual), output.weight)
+    act = gemv(Product(residual, norm=post_norm, activation="silu"), gate_up.weight)
+    gemv(Product(act, residual=residual), down.weight)
 
 The norm costs no pass of its own: its scale is one number per row of x, so the product is taken with
 ``x * norm_weight`` and scaled at the end, when the sum of squares is complete as well.
@@ -26,8 +26,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..products import Product
 from .activation import activate
-from .products import Product
+from .products import activation_number
 
 MAX_ROWS = 8
 """Most rows of x in one launch."""
@@ -44,27 +45,31 @@ class GemvConfig(NamedTuple):
     num_warps: int
 
 
-def gemv(product: Product, *, config: GemvConfig | None = None, pdl: bool = False) -> torch.Tensor:
-    """Return the product, of at most 8 rows of x; ``config`` overrides :func:`gemv_config`.
+def gemv(
+    product: Product, weight: torch.Tensor, *, config: GemvConfig | None = None, pdl: bool = False
+) -> torch.Tensor:
+    """Return the product with ``weight`` ``[N, K]``, of at most 8 rows of x, rounded once.
+
+    The norm is not rounded before the product. ``config`` overrides :func:`gemv_config`.
 
     With ``pdl`` the launch may begin before the kernel ahead of it has ended. Raises ValueError for more
     rows, for a norm of more than 16384 columns, and as ``Product.check`` does.
     """
-    product.check()
+    product.check(weight)
     m, k = product.x.shape
     if m > MAX_ROWS:
         raise ValueError(f"x has {m} rows; this kernel takes at most {MAX_ROWS}, gemm takes more.")
     if product.norm is not None and k > MAX_NORM_WIDTH:
         raise ValueError(f"A fused norm takes rows of at most {MAX_NORM_WIDTH}, got {k}; normalise first.")
-    out, n = product.output(), product.size
+    out, n, kind = product.output(len(weight)), product.width(len(weight)), activation_number(product)
     if not m or not n:
         return out
     padded = 1 if m == 1 else max(4, triton.next_power_of_2(m))  # a few kernels for all row counts
-    config = config or gemv_config(n, k, padded, bool(product.kind), product.weight.element_size())
+    config = config or gemv_config(n, k, padded, bool(kind), weight.element_size())
     _gemv_kernel[(triton.cdiv(n, config.rows),)](
         out,
         product.x,
-        product.weight,
+        weight,
         product.bias,
         product.residual,
         None if product.norm is None else product.norm.weight,
@@ -77,7 +82,7 @@ def gemv(product: Product, *, config: GemvConfig | None = None, pdl: bool = Fals
         M=padded,
         ROWS=config.rows,
         BLOCK_K=min(config.block_k, triton.next_power_of_2(k)),
-        KIND=product.kind,
+        KIND=kind,
         PDL=pdl,
         num_warps=config.num_warps,
         **({"launch_pdl": True} if pdl else {}),

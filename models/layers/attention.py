@@ -13,7 +13,7 @@ from .make import Heads, Make
 from .part import Part
 from .residual import Promise, Residual
 from .rotary import RotaryTable
-from .storage import NamedSlots
+from .slots import NamedSlots
 
 
 class Attention(Part):

@@ -18,16 +18,18 @@ from ...cache.kv_cache import KVCache, KVCacheSpec
 from ..config import ModelConfig
 from ..forward import ForwardInput
 from ..interface import Output
+from ..quantization.registry import read_scheme
 from .embedding import InputEmbedding
 from .head import Head
 from .make import Make
+from .matrices import DENSE
 from .names import USUAL_NAMES, dotted
 from .offload import offload
 from .part import Layer
 from .residual import Norm, Residual
 from .rope_config import RopeConfig
 from .rotary import RotaryTable
-from .storage import NamedSlots, prefixed
+from .slots import NamedSlots, prefixed
 from .weight_table import WeightTable
 
 
@@ -70,7 +72,7 @@ class CausalLM(ABC):
         self.output = self.output if output is None else output
         self.rotary = RotaryTable(RopeConfig.from_model(config), config.context_length, self.device)
         names = self.names
-        top = Make(config, dtype, self.device, names)
+        top = Make(config, dtype, self.device, names, read_scheme(config.raw) or DENSE)
         body = top.at("" if self.output is Output.STATES else names.body)
         self.layers: list[Layer] = [
             self.layer(index, body.at(names.layer.format(index))) for index in range(config.num_layers)
@@ -82,6 +84,7 @@ class CausalLM(ABC):
         self.embedding = self.input_embedding(body.at(names.embedding), self._tied_head)
         table = dotted(dotted(body.prefix, names.embedding), "weight")
         ties = {} if self._tied_head is None else {dotted(names.head, "weight"): table}
+        self._matrices = top.matrices
         self._weights = WeightTable(self._named_weights(body.prefix), ties, self.ignored_weights, names)
 
     # what a family says
@@ -174,9 +177,10 @@ class CausalLM(ABC):
     def use_batch_invariant_kernels(self) -> None:
         """Multiply with kernels whose result for a row depends, to the last bit, on that row alone.
 
-        Call before the weights are loaded.
+        Call before the weights are loaded. Raises ConfigError where a format of weights has no such kernel.
         """
-        self._weights.use_batch_invariant_kernels()
+        for matrix in self._matrices:
+            matrix.use_batch_invariant_kernels()
 
     def get_weight(self, name: str) -> Tensor | None:
         """The weight of a Hugging Face name, unmerged and unpacked; None if there is none.
@@ -189,6 +193,11 @@ class CausalLM(ABC):
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor that :meth:`load_weights` expects."""
         return self._weights.shapes
+
+    @property
+    def weight_dtypes(self) -> dict[str, torch.dtype]:
+        """Name and type of each of them, as it is kept; a float may come as any float."""
+        return self._weights.dtypes
 
     @property
     def weight_nbytes(self) -> int:

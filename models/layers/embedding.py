@@ -10,7 +10,8 @@ from torch import Tensor
 from ...kernels.embedding import embed
 from ..forward import ForwardInput
 from .linear import Linear
-from .storage import DenseStorage, NamedSlots, whole
+from .slots import NamedSlots, whole
+from .storage import TensorStore
 
 
 class InputEmbedding(Protocol):
@@ -29,7 +30,7 @@ class Embedding:
     __slots__ = ("table",)
 
     def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.table = DenseStorage((vocab_size, hidden_size), dtype, device)
+        self.table = TensorStore((vocab_size, hidden_size), dtype, device)
 
     def weights(self) -> NamedSlots:
         """Checkpoint names, relative to this part."""
@@ -53,12 +54,13 @@ class TiedEmbedding:
         self._head = head
 
     def weights(self) -> NamedSlots:
-        """Checkpoint names, relative to this part: the embedding's name fills the head's storage."""
-        yield "weight", whole(self._head.weight)
+        """Checkpoint names, relative to this part: the embedding's name fills the head's matrix."""
+        (segment,) = self._head.segments
+        yield from segment.slots(0, segment.shape[0], None)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of ids ``[T]`` int64 -> ``[T, H]``, a new tensor."""
-        return self._head.weight.packed.rows(ids)
+        return self._head.rows(ids)
 
     def forward(self, inp: ForwardInput) -> Tensor:
         """Where the residual stream of a step begins, ``[T, H]``, a new tensor."""

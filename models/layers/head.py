@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .linear import Linear
-from .storage import NamedSlots
+from .slots import NamedSlots
 
 
 class Head:

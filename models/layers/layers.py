@@ -7,7 +7,7 @@ from ..forward import ForwardInput
 from .names import Names
 from .part import Part
 from .residual import Norm, Residual
-from .storage import NamedSlots, prefixed
+from .slots import NamedSlots, prefixed
 
 
 class PreNormLayer:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, NamedTuple
 
 import torch
 
@@ -12,9 +12,11 @@ from ..config import ModelConfig
 from .embedding import Embedding, TiedEmbedding
 from .head import Head
 from .linear import Linear
+from .matrices import DENSE, MatrixStorage, Scheme, Split
 from .names import USUAL_NAMES, Names, dotted
 from .norm import LayerNorm, RMSNorm
-from .storage import DenseStorage, PackedStorage
+from .slots import Ranks
+from .storage import TensorStore
 
 
 class Heads(NamedTuple):
@@ -25,45 +27,15 @@ class Heads(NamedTuple):
     dim: int
 
 
-class Ranks(NamedTuple):
-    """Which of ``size`` processes, that compute a model together, this one is."""
-
-    rank: int = 0
-    size: int = 1
-
-
 ONE_RANK: Final = Ranks()
-
-
-class Scheme(Protocol):
-    """How matrices are held."""
-
-    def matrix(
-        self, name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-    ) -> PackedStorage:
-        """Where the matrix ``[N, K]`` of that dotted name will be; merged ones are named by their part."""
-
-
-class Dense:
-    """Matrices as checkpoints have them, in the model's dtype."""
-
-    def matrix(
-        self,
-        name: str,  # noqa: ARG002
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> PackedStorage:
-        """A matrix ``[N, K]``."""
-        return PackedStorage(shape, dtype, device)
-
-
-DENSE: Final = Dense()
 
 
 @dataclass(frozen=True)
 class Make:
-    """Makes a model's parts. ``prefix`` is the checkpoint's name of the part that is being made."""
+    """Makes a model's parts. ``prefix`` is the checkpoint's name of the part that is being made.
+
+    ``matrices`` are those of all parts made so far: what all of them are told goes there.
+    """
 
     config: ModelConfig
     dtype: torch.dtype
@@ -72,6 +44,7 @@ class Make:
     scheme: Scheme = DENSE
     ranks: Ranks = ONE_RANK
     prefix: str = ""
+    matrices: list[MatrixStorage] = field(default_factory=list, repr=False, compare=False)
 
     def at(self, name: str) -> Make:
         """For the part of that name within this one."""
@@ -101,10 +74,13 @@ class Make:
             in_features //= size
         elif split == "out":
             rows = {name: count // size for name, count in rows.items()}
-        out_features = sum(rows.values())
-        name = dotted(self.prefix, next(iter(rows))) if len(rows) == 1 else self.prefix
-        weight = self.scheme.matrix(name, (out_features, in_features), self.dtype, self.device)
-        return Linear(rows, weight, DenseStorage((out_features,), self.dtype, self.device) if bias else None)
+        named = {dotted(self.prefix, name): count for name, count in rows.items()}
+        segments = list(self.scheme.matrices(named, in_features, self.dtype, self.device))
+        self.matrices.extend(segments)
+        own_bias = TensorStore((sum(rows.values()),), self.dtype, self.device) if bias else None
+        return Linear(
+            rows, segments, own_bias, None if split is None or size == 1 else Split(split, self.ranks)
+        )
 
     def rms_norm(self, size: int | None = None, *, eps: float | None = None, offset: float = 0.0) -> RMSNorm:
         """A norm of ``size`` columns, by default H, with the configuration's ``rms_norm_eps``."""

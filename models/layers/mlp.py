@@ -12,7 +12,7 @@ from ..forward import ForwardInput
 from .make import Make
 from .part import Part
 from .residual import Promise, Residual
-from .storage import NamedSlots
+from .slots import NamedSlots
 
 # hidden_act -> name in kernels.activation; the names of one formula differ only in how it was once coded
 _ACTIVATIONS: Final = {

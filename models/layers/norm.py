@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.norm import NormWeight, add_rms_norm, rms_norm
-from .storage import DenseStorage, NamedSlots, whole
+from .slots import NamedSlots, whole
+from .storage import TensorStore
 
 
 class RMSNorm:
@@ -21,7 +22,7 @@ class RMSNorm:
     def __init__(
         self, size: int, eps: float, dtype: torch.dtype, device: torch.device, *, offset: float = 0.0
     ) -> None:
-        self.weight = DenseStorage((size,), dtype, device)
+        self.weight = TensorStore((size,), dtype, device)
         self.eps = eps
         self.offset = offset
 
@@ -50,8 +51,8 @@ class LayerNorm:
     def __init__(
         self, size: int, eps: float, dtype: torch.dtype, device: torch.device, *, bias: bool = True
     ) -> None:
-        self.weight = DenseStorage((size,), dtype, device)
-        self.bias = DenseStorage((size,), dtype, device) if bias else None
+        self.weight = TensorStore((size,), dtype, device)
+        self.bias = TensorStore((size,), dtype, device) if bias else None
         self.eps = eps
 
     def weights(self) -> NamedSlots:

@@ -27,7 +27,8 @@ from ...kernels.host_copies import HostCopies, host_copies
 from ..forward import ForwardInput
 from .part import Layer
 from .residual import Residual
-from .storage import NamedSlots, Room, Storage
+from .slots import NamedSlots, stores_of
+from .storage import Room, Store
 
 _logger = logging.getLogger("rootlet.models")
 
@@ -49,13 +50,13 @@ class WeightStream:
         self._buffers = list(torch.empty((num_buffers, max(sizes)), dtype=torch.uint8, device=device))
         self._homes = [copies.host_memory(size) for size in sizes]
 
-    def rooms(self, index: int, storages: Iterable[Storage]) -> list[Room]:
+    def rooms(self, index: int, stores: Iterable[Store]) -> list[Room]:
         """Places for the tensors of offloaded layer ``index``, one after the other on both sides."""
         rooms, start = [], 0
-        for storage in storages:
-            stop = start + _num_bytes(storage)
+        for store in stores:
+            stop = start + _num_bytes(store)
             home, seen = (
-                memory[start:stop].view(storage.dtype).view(storage.shape)
+                memory[start:stop].view(store.dtype).view(store.shape)
                 for memory in (self._homes[index], self._buffers[self._slot(index)])
             )
             rooms.append(Room(home, seen))
@@ -135,18 +136,18 @@ def offload(
 
     All of them if they have fewer. Raises ConfigError if the host has no room for them.
     """
-    storages = [_storages(layer) for layer in layers]
-    chosen = choose([_layer_bytes(held) for held in storages], num_bytes)
+    stores = [stores_of(layer.weights()) for layer in layers]
+    chosen = choose([_layer_bytes(held) for held in stores], num_bytes)
     if not chosen:
         return list(layers)
-    sizes = [_layer_bytes(storages[i]) for i in chosen]
+    sizes = [_layer_bytes(stores[i]) for i in chosen]
     _check_host(sum(sizes))
     # memory must be ordinary whatever mode the caller is in, as in WeightTable.load
     with torch.inference_mode(False):
         stream = WeightStream(sizes, device, make_copies(device, NUM_BUFFERS))
         for index, i in enumerate(chosen):
-            for storage, room in zip(storages[i], stream.rooms(index, storages[i])):
-                storage.move(room)
+            for store, room in zip(stores[i], stream.rooms(index, stores[i])):
+                store.move(room)
     _report(sizes, len(layers), device)
     result = list(layers)
     for index, i in enumerate(chosen):
@@ -168,17 +169,12 @@ def choose(sizes: Sequence[int], num_bytes: int) -> list[int]:
     return chosen
 
 
-def _storages(layer: Layer) -> list[Storage]:
-    """Every storage of a layer once."""
-    return list({id(slot.storage): slot.storage for _, slot in layer.weights()}.values())
+def _layer_bytes(stores: Iterable[Store]) -> int:
+    return sum(_aligned(_num_bytes(store)) for store in stores)
 
 
-def _layer_bytes(storages: Iterable[Storage]) -> int:
-    return sum(_aligned(_num_bytes(storage)) for storage in storages)
-
-
-def _num_bytes(storage: Storage) -> int:
-    return torch.Size(storage.shape).numel() * storage.dtype.itemsize
+def _num_bytes(store: Store) -> int:
+    return torch.Size(store.shape).numel() * store.dtype.itemsize
 
 
 def _aligned(num_bytes: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...cache.kv_cache import LayerKV
 from ..forward import ForwardInput
 from .residual import Promise, Residual
-from .storage import NamedSlots
+from .slots import NamedSlots
 
 
 class Part(ABC):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels.norm import NormWeight, rms_norm
 from ..forward import ForwardInput
-from .storage import NamedSlots
+from .slots import NamedSlots
 
 
 class Norm(Protocol):

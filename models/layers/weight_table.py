@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import WeightsError
 from ..fields import list_names
 from .names import USUAL_NAMES, Names
-from .storage import NamedSlots, PackedStorage, Storage, WeightSlot
+from .slots import NamedSlots, Slot, stores_of
 from .weight_names import describe_foreign, match_names
 
 _logger = logging.getLogger("rootlet.models")
@@ -87,15 +87,14 @@ class WeightTable:
         return {name: slot.shape for name, slot in self._slots.items()}
 
     @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The type that each of these tensors is kept in."""
+        return {name: slot.dtype for name, slot in self._slots.items()}
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by all weights, shared ones counted once."""
-        return sum(storage.nbytes for storage in self._storages())
-
-    def use_batch_invariant_kernels(self) -> None:
-        """Pack matrices that are loaded from now on for kernels whose rows do not affect each other."""
-        for storage in self._storages():
-            if isinstance(storage, PackedStorage):
-                storage.batch_invariant = True
+        return sum(store.nbytes for store in stores_of(self._slots.items()))
 
     def get(self, name: str) -> Tensor | None:
         """The tensor of a checkpoint name, also a tied one; None if unknown or not loaded."""
@@ -127,8 +126,8 @@ class WeightTable:
                     self._load_one(name, tensor, record)
                     record.seen.add(name)
             finally:
-                for storage in self._storages():
-                    storage.finish()
+                for store in stores_of(self._slots.items()):
+                    store.finish()
         record.raise_problems(self._slots)
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -151,9 +150,10 @@ class WeightTable:
                 record.leftover.append(name)
         elif name in record.seen:
             record.duplicate.append(name)
-        elif tuple(shape) != slot.shape or not (dtype is None or dtype.is_floating_point):
+        elif tuple(shape) != slot.shape or not (dtype is None or slot.accepts(dtype)):
             got = f"{dtype or ''} {list(shape)}".strip()
-            record.misshapen.append(f"{name} is {got}, expected floating point {list(slot.shape)}")
+            kind = "floating point" if slot.dtype.is_floating_point else slot.dtype
+            record.misshapen.append(f"{name} is {got}, expected {kind} {list(slot.shape)}")
             record.refused.add(source)
         else:
             return source
@@ -171,17 +171,13 @@ class WeightTable:
             slot.load(tensor)
             record.filled.add(source)
 
-    def _storages(self) -> list[Storage]:
-        """Every storage once."""
-        return list({id(slot.storage): slot.storage for slot in self._slots.values()}.values())
-
 
 def _example(shapes: Mapping[str, tuple[int, ...]], rename: Callable[[str], str]) -> str:
     name = next(name for name in shapes if rename(name) != name)
     return f"{name} to {rename(name)}"
 
 
-def _load_second(name: str, tensor: Tensor, slot: WeightSlot, *, wins: bool) -> None:
+def _load_second(name: str, tensor: Tensor, slot: Slot, *, wins: bool) -> None:
     """Load the second tensor of a tied pair, which replaces the first only if it ``wins``.
 
     Checkpoints that keep both normally keep the same values twice. Where they differ, the config

@@ -19,8 +19,8 @@ from rootlet.kernels.gpu.prefill_attention import (
     prefill_tiles,
     tile_tokens,
 )
-from rootlet.kernels.gpu.products import Product
 from rootlet.kernels.norm import NormWeight
+from rootlet.kernels.products import Product
 from rootlet.kernels.scoring import Scoring
 
 ON_GPU = torch.cuda.is_available()
@@ -61,7 +61,6 @@ def test_products(around, k, n, dtype, device):
     def product(rows: slice) -> Product:
         return Product(
             x[rows],
-            weight,
             bias if around == "bias" else None,
             norm=norm if around == "norm" else None,
             activation="silu" if around == "silu" else None,
@@ -69,12 +68,12 @@ def test_products(around, k, n, dtype, device):
             out_dtype=torch.float32 if around == "fp32 out" else None,
         )
 
-    whole = run(product(slice(None)), pdl=False, batch_invariant=True)
-    torch.testing.assert_close(whole, product(slice(None)).reference(), **TOLERANCE[dtype])
+    whole = run(product(slice(None)), weight, pdl=False, batch_invariant=True)
+    torch.testing.assert_close(whole, product(slice(None)).reference(weight), **TOLERANCE[dtype])
     for count in ROWS:
         first = max(ROWS) // 3 if count <= max(ROWS) // 2 else 0
         rows = slice(first, first + count)
-        assert_same(run(product(rows), pdl=False, batch_invariant=True), whole[rows])
+        assert_same(run(product(rows), weight, pdl=False, batch_invariant=True), whole[rows])
 
 
 def attend(q, k, v, pages, parts, window, soft_cap):

@@ -11,8 +11,8 @@ pytest.importorskip("supported_triton")
 
 from rootlet.kernels.gpu.gemm import GemmConfig, gemm, gemm_config
 from rootlet.kernels.gpu.gemv import GemvConfig, gemv, gemv_config
-from rootlet.kernels.gpu.products import Product
 from rootlet.kernels.norm import NormWeight
+from rootlet.kernels.products import Product
 
 # results are about 1: fp32 by the order of summation, bf16 by one rounding of the result
 TOLERANCE = {torch.float32: {"atol": 2e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 4e-3, "rtol": 2**-7}}
@@ -43,15 +43,15 @@ def inputs(device, m, n, k, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_alone_and_with_bias_and_residual(kernel, options, m, n, k, dtype, device):
     x, weight, bias = inputs(device, m, n, k, dtype)
-    plain = Product(x, weight)
-    torch.testing.assert_close(kernel(plain, **options), plain.reference(), **TOLERANCE[dtype])
-    wide = Product(x, weight, bias, out_dtype=torch.float32)
-    result = kernel(wide, **options)
+    plain = Product(x)
+    torch.testing.assert_close(kernel(plain, weight, **options), plain.reference(weight), **TOLERANCE[dtype])
+    wide = Product(x, bias, out_dtype=torch.float32)
+    result = kernel(wide, weight, **options)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result, wide.reference(), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(result, wide.reference(weight), atol=2e-5, rtol=1e-4)
     residual = torch.randn(m, n, device=device).to(dtype)
-    expected = Product(x, weight, bias, residual=residual.clone()).reference()
-    assert kernel(Product(x, weight, bias, residual=residual), **options) is residual
+    expected = Product(x, bias, residual=residual.clone()).reference(weight)
+    assert kernel(Product(x, bias, residual=residual), weight, **options) is residual
     torch.testing.assert_close(residual, expected, **TOLERANCE[dtype])
 
 
@@ -62,8 +62,9 @@ def test_alone_and_with_bias_and_residual(kernel, options, m, n, k, dtype, devic
 def test_gated(kernel, options, m, n, k, dtype, activation, device):
     x, weight, bias = inputs(device, m, 2 * n, k, dtype)
     for given in (None, bias):
-        product = Product(x, weight, given, activation=activation)
-        torch.testing.assert_close(kernel(product, **options), product.reference(), **TOLERANCE[dtype])
+        product = Product(x, given, activation=activation)
+        expected = product.reference(weight)
+        torch.testing.assert_close(kernel(product, weight, **options), expected, **TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("options", [{}, {"config": GemvConfig(4, 32, 2)}], ids=str)
@@ -74,8 +75,9 @@ def test_norm_before(options, m, n, k, dtype, activation, offset, device):
     x, weight, bias = inputs(device, m, 2 * n, k, dtype)
     norm = NormWeight(torch.randn(k, device=device).to(dtype), 1e-5, offset)
     before = x.clone()
-    product = Product(x, weight, bias, norm=norm, activation=activation)
-    torch.testing.assert_close(gemv(product, **options), product.reference(), **TOLERANCE[dtype])
+    product = Product(x, bias, norm=norm, activation=activation)
+    expected = product.reference(weight)
+    torch.testing.assert_close(gemv(product, weight, **options), expected, **TOLERANCE[dtype])
     assert torch.equal(x, before)
 
 
@@ -85,9 +87,9 @@ def test_norm_before(options, m, n, k, dtype, activation, offset, device):
 def test_gemm_of_many_tiles(config, device):
     x, weight, bias = inputs(device, 70, 90, 72, torch.bfloat16)
     residual = torch.zeros(70, 90, device=device).bfloat16()
-    for product in (Product(x, weight, bias, activation="silu"), Product(x, weight, residual=residual)):
-        expected = product._replace(residual=None).reference()
-        actual = gemm(product, config=config)
+    for product in (Product(x, bias, activation="silu"), Product(x, residual=residual)):
+        expected = product._replace(residual=None).reference(weight)
+        actual = gemm(product, weight, config=config)
         torch.testing.assert_close(actual, expected, **TOLERANCE[torch.bfloat16])
 
 
@@ -105,15 +107,15 @@ def test_measured_configurations_are_launchable():
 def test_more_rows(rows, device):
     x, weight, bias = inputs(device, rows, 5, 130, torch.float32)
     for kernel in (gemv, gemm):
-        product = Product(x, weight, bias)
-        torch.testing.assert_close(kernel(product), product.reference())
+        product = Product(x, bias)
+        torch.testing.assert_close(kernel(product, weight), product.reference(weight))
 
 
 def test_strided_rows(device):
     x, weight, _ = inputs(device, 3, 10, 64, torch.float32)
     wide = torch.cat((x, torch.full_like(x, float("nan"))), dim=1)
     for kernel in (gemv, gemm):
-        torch.testing.assert_close(kernel(Product(wide[:, :64], weight)), Product(x, weight).reference())
+        torch.testing.assert_close(kernel(Product(wide[:, :64]), weight), Product(x).reference(weight))
 
 
 @pytest.mark.parametrize("kernel", [gemv, gemm])
@@ -122,9 +124,9 @@ def test_a_row_is_the_same_alone_and_among_padding(kernel, device):
     x, weight, _ = inputs(device, 3, 5, 40, torch.float32)
     memory = torch.zeros((4, 5), device=device)
     memory[3] = float("nan")
-    kernel(Product(x, weight, residual=memory[:3]))
+    kernel(Product(x, residual=memory[:3]), weight)
     assert memory[3].isnan().all()
-    torch.testing.assert_close(memory[:1], kernel(Product(x[:1], weight)))
+    torch.testing.assert_close(memory[:1], kernel(Product(x[:1]), weight))
 
 
 @pytest.mark.parametrize("k", [8, 576, 896, 1536, 4096, 4864, 8192, 14336])
@@ -141,23 +143,25 @@ def test_gemv_configurations_fit_the_registers(n, k, m):
 def test_refusals(device):
     x, weight, bias = inputs(device, 2, 6, 8, torch.float32)
     with pytest.raises(ValueError, match="at most 8"):
-        gemv(Product(torch.zeros(9, 8, device=device), weight))
+        gemv(Product(torch.zeros(9, 8, device=device)), weight)
     with pytest.raises(ValueError, match="normalise"):
-        gemm(Product(x, weight, norm=NormWeight(x[0].clone(), 1e-5)))
-    for bad, match in (
-        (Product(x[:, :7], weight), "not \\[M, K\\]"),
-        (Product(x, weight, bias[:5]), "bias"),
-        (Product(x.bfloat16(), weight), "dtype"),
-        (Product(x, torch.zeros(8, 6, device=device).T), "contiguous"),
-        (Product(x, weight, residual=torch.zeros(2, 7, device=device)), "residual"),
+        gemm(Product(x, norm=NormWeight(x[0].clone(), 1e-5)), weight)
+    for bad, matrix, match in (
+        (Product(x[:, :7]), weight, "not \\[M, K\\]"),
+        (Product(x, bias[:5]), weight, "bias"),
+        (Product(x.bfloat16()), weight, "dtype"),
+        (Product(x), torch.zeros(8, 6, device=device).T, "contiguous"),
+        (Product(x, residual=torch.zeros(2, 7, device=device)), weight, "residual"),
         (
-            Product(x, weight, residual=torch.zeros(2, 6, device=device), out_dtype=torch.bfloat16),
+            Product(x, residual=torch.zeros(2, 6, device=device), out_dtype=torch.bfloat16),
+            weight,
             "out_dtype",
         ),
-        (Product(x, weight, norm=NormWeight(bias, 1e-5)), "norm"),
-        (Product(x, weight, activation="relu"), "activation"),
-        (Product(x, weight[:5], activation="silu"), "gate"),
+        (Product(x, norm=NormWeight(bias, 1e-5)), weight, "norm"),
+        (Product(x, activation="relu"), weight, "activation"),
+        (Product(x, activation="silu"), weight[:5], "gate"),
+        (Product(x, delta=torch.zeros(2, 6, device=device)), weight, "delta"),
     ):
         for kernel in (gemv, gemm):
             with pytest.raises(ValueError, match=match):
-                kernel(bad)
+                kernel(bad, matrix)

@@ -14,15 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rootlet.kernels import linear as linear_module
 from rootlet.kernels import native
-from rootlet.kernels.linear import (
-    PackedWeight,
-    linear,
-    linear_add,
-    linear_reference,
-    pack_weight,
-)
+from rootlet.kernels.linear import linear, linear_add, linear_reference
+from rootlet.kernels.matrices import dense, panels
+from rootlet.kernels.matrices.dense import DenseMatrix
+from rootlet.kernels.matrices.interface import Matrix
+from rootlet.kernels.matrices.packing import pack_weight
+from rootlet.kernels.matrices.panels import PanelMatrix
+from rootlet.kernels.norm import NormWeight
+from rootlet.kernels.products import Product, around
 from rootlet.kernels.threads import Team
 
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 257]
@@ -37,7 +37,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> t
 
 def have_c() -> bool:
     """Whether a C build stands behind the launcher; then weights can go into panels."""
-    return linear_module._C is not None
+    return panels.C is not None
 
 
 def assert_close(out: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -55,7 +55,7 @@ def assert_close(out: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torc
     assert ((out.double() - exact).abs() <= tolerance).all()
 
 
-def multiply(x: torch.Tensor, weight: PackedWeight, *args) -> torch.Tensor:
+def multiply(x: torch.Tensor, weight: Matrix, *args) -> torch.Tensor:
     """``linear`` where the C kernel runs; of torch the reference, which takes mixtures of dtypes too."""
     return (linear if have_c() else linear_reference)(x, weight, *args)
 
@@ -72,9 +72,9 @@ def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Each implementation in turn; the generic build differs from the best one in the width of its panels."""
     if request.param == "torch":
-        monkeypatch.setattr(linear_module, "_C", None)
+        monkeypatch.setattr(panels, "C", None)
     elif request.param == "generic" and have_c():
-        monkeypatch.setattr(linear_module, "_C", importlib.import_module("rootlet.kernels._cpu_base"))
+        monkeypatch.setattr(panels, "C", importlib.import_module("rootlet.kernels._cpu_base"))
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def threads():
     """``threads(n)``: what is computed inside is computed on so many; outside on one (busy machines)."""
 
     def bound(count: int) -> AbstractContextManager[None]:
-        return Team(count, kernels=linear_module._C).bound()
+        return Team(count, kernels=panels.C).bound()
 
     with bound(1):
         yield bound
@@ -187,7 +187,7 @@ def test_a_row_alone_is_the_row_in_any_batch(data, w_dtype: torch.dtype, x_dtype
         start, width = data.draw(st.integers(0, 20), "start"), k + data.draw(st.integers(20, 40), "gap")
         x = random(rows, width, seed=rows, dtype=x_dtype)[:, start : start + k]
         x[place] = row[0]
-        with Team(data.draw(st.integers(1, 3), "threads"), kernels=linear_module._C).bound():
+        with Team(data.draw(st.integers(1, 3), "threads"), kernels=panels.C).bound():
             assert_same(multiply(x, weight, bias, torch.float32)[place], alone[0])
 
 
@@ -272,8 +272,8 @@ def test_unpack_returns_every_bit(dtype: torch.dtype, in_panels: bool, n: int, k
     limit = torch.iinfo(words).max
     bits = torch.randint(-limit - 1, limit, (n, k), generator=torch.Generator().manual_seed(0), dtype=words)
     weight = pack_weight(bits.view(dtype).clone(), in_panels=in_panels and have_c())
-    assert torch.equal(weight.unpack().view(words), bits)
-    assert (weight.shape, weight.dtype, weight.device.type) == ((n, k), dtype, "cpu")
+    assert torch.equal(weight.dense().view(words), bits)
+    assert (weight.shape, weight.dtype, weight.dense().device.type) == ((n, k), dtype, "cpu")
     ids = torch.randint(0, n, (2 * n + 3,), generator=torch.Generator().manual_seed(1))
     assert torch.equal(weight.rows(ids).view(words), bits[ids])
 
@@ -296,7 +296,7 @@ def test_copy_overwrites_in_place(in_panels: bool, dtype: torch.dtype):
         random(37, 19, seed=7, dtype=torch.float32),
     ):
         assert weight.copy_(new) is weight
-        assert torch.equal(weight.unpack(), new.to(dtype))
+        assert torch.equal(weight.dense(), new.to(dtype))
         x = random(3, 19, dtype=dtype)
         assert_close(linear(x, weight), x, new.to(dtype), None)
     assert weight._storage.data_ptr() == address
@@ -331,8 +331,29 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_packing_chooses_a_layout_by_dtype():
     vectors = native.describe() in ("c-avx512", "c-avx2")
-    assert (pack_weight(random(4, 4, dtype=torch.float32)).panel > 0) == (have_c() and vectors)
-    assert pack_weight(random(4, 4, dtype=torch.float16)).panel == 0
-    chosen = pack_weight(random(4, 4))
-    assert isinstance(chosen, PackedWeight)
-    assert (chosen.panel > 0) == (have_c() and not linear_module._ONEDNN_BF16)
+    chosen = pack_weight(random(4, 4, dtype=torch.float32))
+    assert isinstance(chosen, PanelMatrix) == (have_c() and vectors)
+    assert isinstance(pack_weight(random(4, 4, dtype=torch.float16)), DenseMatrix)
+    assert isinstance(pack_weight(random(4, 4)), PanelMatrix) == (have_c() and not dense.ONEDNN_BF16)
+
+
+@pytest.mark.parametrize("in_panels", [False, True])
+@pytest.mark.parametrize("activation", [None, "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_what_stands_around_a_product(in_panels: bool, activation: str | None, with_residual: bool):
+    """Norm, bias, delta, activation and residual, in that order."""
+    w, x = random(24, 20, dtype=torch.float32), random(3, 20, seed=1, dtype=torch.float32)
+    bias, delta = random(24, seed=2, dtype=torch.float32), random(3, 24, seed=3, dtype=torch.float32)
+    norm = NormWeight(random(20, seed=4, dtype=torch.float32), 1e-5, 1.0)
+    residual = random(3, 12 if activation else 24, seed=5, dtype=torch.float32)
+    whole = Product(x, bias, norm, activation, residual.clone() if with_residual else None, None, delta)
+    expected = whole._replace(residual=residual.clone() if with_residual else None).reference(w)
+    result = pack_weight(w, in_panels=in_panels and have_c()).product(whole)
+    torch.testing.assert_close(result, expected)
+    assert (result is whole.residual) == with_residual
+
+
+def test_a_format_is_a_multiplication():
+    x = random(3, 20, dtype=torch.float32)
+    product = Product(x, out_dtype=torch.bfloat16)
+    assert torch.equal(around(product, lambda x, bias, out_dtype: (2 * x).to(out_dtype)), (2 * x).bfloat16())

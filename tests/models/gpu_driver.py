@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rootlet.kernels import activation, linear, norm, rotary
+from rootlet.kernels import activation, norm, rotary
 from rootlet.kernels.attention import PagedAttentionPlan
-from rootlet.models.layers import linear as linear_layer
+from rootlet.kernels.matrices import dense
 
 pytest.importorskip("supported_triton")
 
@@ -20,7 +20,7 @@ from .driver import Driver
 @pytest.fixture
 def gpu_kernels(monkeypatch):
     """Operations on any tensor are the GPU's."""
-    for module in (activation, linear, norm, rotary, linear_layer):
+    for module in (activation, dense, norm, rotary):
         monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
 
 

@@ -12,10 +12,10 @@ from rootlet.errors import WeightsError
 from rootlet.models.config import ModelConfig
 from rootlet.models.layers.attention import Attention
 from rootlet.models.layers.make import Make, Ranks
+from rootlet.models.layers.matrices import DENSE
 from rootlet.models.layers.mlp import GatedMLP
 from rootlet.models.layers.names import Names
 from rootlet.models.layers.norm import LayerNorm
-from rootlet.models.layers.storage import PackedStorage
 from rootlet.models.layers.weight_names import match_names
 from rootlet.models.layers.weight_table import WeightTable
 from rootlet.models.llama import LlamaForCausalLM
@@ -203,14 +203,14 @@ def test_loading_again_copies_into_the_same_memory():
     model.load_weights(checkpoint(model).items())
     layer = model.layers[0]
     packed, bias, norm = (
-        layer.attention.qkv.weight.packed,
+        layer.attention.qkv.segments[0].matrix,
         layer.attention.qkv.bias.data,
         layer.input_norm.weight.data,
     )
     addresses = bias.data_ptr(), norm.data_ptr()
     new = checkpoint(model, seed=1)
     model.load_weights(new.items())
-    assert layer.attention.qkv.weight.packed is packed
+    assert layer.attention.qkv.segments[0].matrix is packed
     assert (layer.attention.qkv.bias.data.data_ptr(), layer.input_norm.weight.data.data_ptr()) == addresses
     assert_holds(model, new)
 
@@ -222,7 +222,7 @@ def test_rows_of_a_merged_weight_can_be_replaced_alone():
     weights = {name: torch.randn(slot.shape) for name, slot in slots.items()}
     WeightTable(slots.items(), {}).load(weights.items())
     slots["b.weight"].load(torch.ones(3, 4))
-    layer.weight.finish()
+    layer.segments[0].finish()
     assert torch.equal(slots["a.weight"].get(), weights["a.weight"])
     assert torch.equal(slots["b.weight"].get(), torch.ones(3, 4))
 
@@ -271,41 +271,62 @@ class Recording:
     def __init__(self):
         self.asked = {}
 
-    def matrix(self, name, shape, dtype, device):
-        self.asked[name] = shape
-        return PackedStorage(shape, dtype, device)
+    def matrices(self, rows, in_features, dtype, device):
+        self.asked[tuple(rows)] = (*rows.values(), in_features)
+        return DENSE.matrices(rows, in_features, dtype, device)
 
 
 def test_a_scheme_is_told_the_full_names():
     scheme = Recording()
     at = make(scheme=scheme).at("model").at("layers.3")
     assert at.prefix == "model.layers.3"
-    Attention(at.at("self_attn"), None, at.heads)
+    attention = Attention(at.at("self_attn"), None, at.heads)
     GatedMLP(at.at("mlp"))
     make(scheme=scheme).head({"lm_head": 11})
+    qkv = tuple(f"model.layers.3.self_attn.{name}_proj" for name in "qkv")
     assert scheme.asked == {
-        "model.layers.3.self_attn": (32, 16),  # q, k and v in one
-        "model.layers.3.self_attn.o_proj": (16, 16),
-        "model.layers.3.mlp": (48, 16),
-        "model.layers.3.mlp.down_proj": (16, 24),
-        "lm_head": (11, 16),
+        qkv: (16, 8, 8, 16),
+        ("model.layers.3.self_attn.o_proj",): (16, 16),
+        ("model.layers.3.mlp.gate_proj", "model.layers.3.mlp.up_proj"): (24, 24, 16),
+        ("model.layers.3.mlp.down_proj",): (16, 24),
+        ("lm_head",): (11, 16),
     }
+    assert at.matrices[:2] == [*attention.qkv.segments, *attention.output.segments]
 
 
-def test_ranks_divide_rows_of_one_product_and_columns_of_the_next():
-    at = make(ranks=Ranks(0, 2))
-    attention, mlp = Attention(at, None, at.heads), GatedMLP(at)
-    shapes = {name: slot.shape for part in (attention, mlp) for name, slot in part.weights()}
-    assert shapes == {
-        "q_proj.weight": (8, 16),
-        "k_proj.weight": (4, 16),
-        "v_proj.weight": (4, 16),
-        "o_proj.weight": (16, 8),
-        "gate_proj.weight": (12, 16),
-        "up_proj.weight": (12, 16),
-        "down_proj.weight": (16, 12),
-    }
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_divide_rows_of_one_product_and_columns_of_the_next(size):
+    """Of one checkpoint each rank keeps its part; what the ranks compute adds up."""
+    whole = GatedMLP(make(), bias=True)
+    weights = {name: torch.randn(slot.shape) for name, slot in whole.weights()}
+    parts = [GatedMLP(make(ranks=Ranks(rank, size)), bias=True) for rank in range(size)]
+    for mlp in (whole, *parts):
+        assert {name: slot.shape for name, slot in mlp.weights()} == {
+            name: tensor.shape for name, tensor in weights.items()
+        }
+        WeightTable(mlp.weights(), {}).load(weights.items())
+    for rank, mlp in enumerate(parts):
+        width = 24 // size
+        mine = slice(rank * width, (rank + 1) * width)
+        kept = {name: slot.get() for name, slot in mlp.weights()}
+        assert torch.equal(kept["up_proj.weight"], weights["up_proj.weight"][mine])
+        assert torch.equal(kept["up_proj.bias"], weights["up_proj.bias"][mine])
+        assert torch.equal(kept["down_proj.weight"], weights["down_proj.weight"][:, mine])
+    x = torch.randn(3, 16)
+    results = [mlp.forward(x, None, None) for mlp in (whole, *parts)]
+    torch.testing.assert_close(sum(results[1:]), results[0])
+
+
+def test_ranks_divide_heads():
+    at = make(ranks=Ranks(1, 2))
+    attention = Attention(at, None, at.heads)
+    weights = {name: torch.randn(slot.shape) for name, slot in attention.weights()}
+    WeightTable(attention.weights(), {}).load(weights.items())
+    kept = {name: slot.get() for name, slot in attention.weights()}
     assert attention.num_heads == 2
+    assert torch.equal(kept["q_proj.weight"], weights["q_proj.weight"][8:])
+    assert torch.equal(kept["k_proj.weight"], weights["k_proj.weight"][4:])
+    assert torch.equal(kept["o_proj.weight"], weights["o_proj.weight"][:, 8:])
 
 
 def test_a_family_may_have_names_of_its_own():

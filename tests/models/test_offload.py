@@ -10,11 +10,13 @@ import torch
 
 import rootlet
 from rootlet.errors import ConfigError
-from rootlet.kernels import linear
 from rootlet.kernels.host_copies import InlineCopies
+from rootlet.kernels.matrices import packing
+from rootlet.kernels.matrices.dense import DenseMatrix
 from rootlet.models.build import build_model
 from rootlet.models.layers import offload as offloading
 from rootlet.models.layers.offload import GIB, choose, offload
+from rootlet.models.layers.slots import stores_of
 from rootlet.models.loader import load_model
 from rootlet.models.registry import resolve
 
@@ -50,7 +52,7 @@ class LostCopies(InlineCopies):
 @pytest.fixture(autouse=True)
 def rows_as_they_are(monkeypatch):
     """Resident weights laid out as offloaded ones are, so that one product computes both: as on a GPU."""
-    monkeypatch.setattr(linear, "is_multiplied_in_c", lambda dtype: False)
+    monkeypatch.setattr(packing, "is_multiplied_in_c", lambda dtype: False)
 
 
 @pytest.fixture(scope="module", params=["Llama", "Qwen2"])
@@ -70,8 +72,8 @@ def build_offloaded(hf, num_layers, copies=None, dtype=torch.float32):
 
 def layer_bytes(model) -> int:
     """Bytes of layer 0, each tensor beginning at a multiple of 512."""
-    storages = {id(slot.storage): slot.storage for _, slot in model.layers[0].weights()}.values()
-    return sum(-(-torch.Size(s.shape).numel() * s.dtype.itemsize // 512) * 512 for s in storages)
+    stores = stores_of(model.layers[0].weights())
+    return sum(-(-torch.Size(s.shape).numel() * s.dtype.itemsize // 512) * 512 for s in stores)
 
 
 def logits_of(model) -> torch.Tensor:
@@ -153,13 +155,13 @@ def test_rows_of_an_offloaded_layer_are_whole_on_both_sides():
     hf = build_hf("Llama", num_hidden_layers=2)
     model, _ = build_offloaded(hf, 2, dtype=torch.bfloat16)
     model.load_weights(state_of(hf).items())
-    packed = model.layers[1]._layer.attention.output.weight.packed
-    assert packed.panel == 0
+    matrix = model.layers[1]._layer.attention.output.segments[0].matrix
+    assert isinstance(matrix, DenseMatrix)
     logits_of(model)
     home = model.get_weight("model.layers.1.self_attn.o_proj.weight")
-    assert torch.equal(packed.unpack(), home)
-    assert packed.unpack().data_ptr() != home.data_ptr()
-    assert packed.unpack().data_ptr() % 512 == model.layers[1]._weight_stream._buffers[0].data_ptr() % 512
+    assert torch.equal(matrix.dense(), home)
+    assert matrix.dense().data_ptr() != home.data_ptr()
+    assert matrix.dense().data_ptr() % 512 == model.layers[1]._weight_stream._buffers[0].data_ptr() % 512
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rootlet.kernels import device, linear, norm
+from rootlet.kernels import device, norm
 from rootlet.kernels.attention import PagedAttentionPlan
+from rootlet.kernels.matrices import dense
 from rootlet.models.forward import ForwardInput, WantedTokens
-from rootlet.models.layers import linear as linear_layer
 from rootlet.models.layers.linear import Linear
+from rootlet.models.layers.matrices import FloatMatrix
 from rootlet.models.layers.norm import RMSNorm
 from rootlet.models.layers.residual import Promise, Residual, as_tensor
-from rootlet.models.layers.storage import PackedStorage, whole
+from rootlet.models.layers.slots import whole
 
 HIDDEN, TOKENS = 32, 3
 
@@ -22,7 +23,7 @@ def kernels(request, monkeypatch):
     """The CPU's kernels, then the GPU's in Triton's interpreter, which add while they multiply."""
     if request.param == "gpu":
         pytest.importorskip("supported_triton")
-        for module in (linear, norm, linear_layer):
+        for module in (dense, norm):
             monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
     return request.param
 
@@ -34,7 +35,7 @@ def make_norm(seed: int) -> RMSNorm:
 
 
 def make_linear(seed: int) -> Linear:
-    made = Linear({"a": HIDDEN}, PackedStorage((HIDDEN, HIDDEN), torch.float32, torch.device("cpu")), None)
+    made = Linear({"a": HIDDEN}, [FloatMatrix((HIDDEN, HIDDEN), torch.float32, torch.device("cpu"))])
     dict(made.weights())["a.weight"].load(0.2 * randn(HIDDEN, HIDDEN, seed=seed))
     return made
 

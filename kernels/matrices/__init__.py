@@ -1,0 +1,1 @@
+"""Formats of matrices: each class holds ``[N, K]`` in the memory layout that its multiplication reads."""

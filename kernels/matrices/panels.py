@@ -1,0 +1,98 @@
+"""Rows interleaved in panels, multiplied by our own kernel on the CPU (``csrc/gemm.c``).
+
+It sums every output in one fixed order in fp32: a row of the result depends, to the last bit, on neither the
+other rows nor their number nor the number of threads. torch promises no such thing.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..native import ELEMENT_TYPES, load
+from ..products import Product, around
+from .dense import check_same_shape, multiply_widened
+
+C = load()
+"""The build of the C kernels for this CPU; None if there is none."""
+
+
+class PanelMatrix:
+    """A matrix ``[N, K]`` of bf16 or fp32 in panels of ``panel`` rows; :meth:`copy_` fills it."""
+
+    __slots__ = ("_storage", "dtype", "panel", "shape")
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        n, k = shape
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+        self.panel: int = C.gemm_panel()
+        self._storage = torch.empty(-(-n // self.panel) * self.panel * k, dtype=dtype, device="cpu")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, with the zeros that fill up the last panel."""
+        return self._storage.nbytes
+
+    def product(self, product: Product) -> torch.Tensor:
+        """The multiplication with its bias, then what else there is."""
+        return around(product, self._multiply)
+
+    def adds_in_product(self, x: torch.Tensor) -> bool:  # noqa: ARG002
+        """Adding is a pass of its own here: better done with what comes next."""
+        return False
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows ids ``[T]`` int64 as ``[T, K]``. Raises IndexError for an id outside ``0..N-1``."""
+        n, k = self.shape
+        ids = ids.to(torch.int64).contiguous()
+        out = self._storage.new_empty((ids.numel(), k))
+        kind = ELEMENT_TYPES[self.dtype]
+        C.gemm_rows(out.data_ptr(), self._storage.data_ptr(), ids.data_ptr(), ids.numel(), n, k, kind)
+        return out
+
+    def dense(self) -> torch.Tensor:
+        """A copy ``[N, K]``, bit for bit as packed."""
+        return self.rows(torch.arange(self.shape[0], dtype=torch.int64, device="cpu"))
+
+    def memory(self) -> None:
+        """Rows do not lie as they are."""
+
+    def copy_(self, weight: torch.Tensor) -> PanelMatrix:
+        """Pack weight ``[N, K]`` (any dtype and device) into the memory. Raises ValueError by shape."""
+        check_same_shape(self.shape, weight.shape)
+        weight = weight.to(self._storage).contiguous()
+        kind = ELEMENT_TYPES[self.dtype]
+        C.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), *self.shape, kind)
+        return self
+
+    def _multiply(
+        self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        out_dtype = x.dtype if out_dtype is None else out_dtype
+        x_type, out_type = ELEMENT_TYPES.get(x.dtype), ELEMENT_TYPES.get(out_dtype)
+        bias_type = 0 if bias is None else ELEMENT_TYPES.get(bias.dtype)
+        if x_type is None or out_type is None or bias_type is None or not x.is_cpu:
+            return multiply_widened(x, self.dense(), bias, out_dtype)
+        rows, k = x.shape
+        row_stride, stride = x.stride()
+        if stride != 1:
+            x, row_stride = x.contiguous(), k
+        if bias is not None:
+            bias = bias.contiguous()
+        n = self.shape[0]
+        out = torch.empty(rows, n, dtype=out_dtype, device="cpu")
+        C.gemm(
+            out.data_ptr(),
+            out_type,
+            x.data_ptr(),
+            x_type,
+            row_stride,
+            self._storage.data_ptr(),
+            ELEMENT_TYPES[self.dtype],
+            0 if bias is None else bias.data_ptr(),
+            bias_type,
+            rows,
+            n,
+            k,
+        )
+        return out
