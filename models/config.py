@@ -15,6 +15,7 @@ import torch
 
 from ..errors import ModelError
 from .fields import REQUIRED, matches, read_field, shorten
+from .quantization.registry import check_quantization
 from .registry import default_architecture
 from .rope_fields import DEFAULT_CONTEXT_LENGTH, MAX_POSITIONS, derive_context_length
 
@@ -50,7 +51,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Read a parsed ``config.json`` (overrides already merged); ModelError names a bad field."""
-        refuse_quantized(raw)
+        check_quantization(raw)
         hidden_size = read_field(raw, _HIDDEN_SIZE, int, minimum=1)
         num_heads = read_field(raw, _NUM_HEADS, int, minimum=1)
         return cls(
@@ -89,23 +90,6 @@ def read_architectures(raw: Mapping[str, Any]) -> tuple[str, ...]:
         read_field(raw, "architectures", list[str], REQUIRED)
         raise ModelError("config.json: field 'architectures' is empty, and there is no model_type.")
     return (default_architecture(model_type),)
-
-
-def refuse_quantized(raw: Mapping[str, Any]) -> None:
-    """Raise ModelError naming the quantization of the weights, if ``config.json`` has one."""
-    quantization = raw.get("quantization_config") or raw.get("quantization")
-    if not quantization:
-        return
-    method = quantization
-    if isinstance(quantization, dict):
-        # MLX names no method: {"group_size": 64, "bits": 4}
-        method = quantization.get("quant_method", "mlx" if "bits" in quantization else None)
-    raise ModelError(
-        f"config.json: quantization_config with quant_method {shorten(method)} is not supported. Use the"
-        " unquantised weights, or a GGUF file of the model (Q4_0, Q4_K, Q8_0 and the like are read). Where a"
-        " merge to 16 bits has left the entry behind, override it with json_model_override_args:"
-        ' {"quantization_config": null}.'
-    )
 
 
 def _read_num_kv_heads(raw: Mapping[str, Any], num_heads: int) -> int:

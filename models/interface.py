@@ -81,7 +81,7 @@ class Model(RequiredModel, Protocol):
 
     @property
     def multiplies_in_kernels(self) -> bool:
-        """Whether all its products are those of ``kernels/linear.py``, so that torch needs no threads. No."""
+        """Whether all its products are those of ``kernels/matrices/``, so that torch needs no threads. No."""
 
     @property
     def token_columns(self) -> Sequence[Any]:
@@ -90,6 +90,10 @@ class Model(RequiredModel, Protocol):
     @property
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint. ModelError where a class does not tell."""
+
+    @property
+    def weight_dtypes(self) -> Mapping[str, torch.dtype]:
+        """The types of those that are not of the model's dtype, and perhaps of others. Default: none."""
 
     def check_embeddings(self) -> None:
         """Raise ConfigError unless there are embeddings or scores to compute."""
@@ -125,6 +129,7 @@ class CompletedModel:
         self.hidden_size: int = getattr(model, "hidden_size", hidden_size)
         self.multiplies_in_kernels: bool = getattr(model, "multiplies_in_kernels", False)
         self.token_columns: Sequence[Any] = getattr(model, "token_columns", ())
+        self.weight_dtypes: Mapping[str, torch.dtype] = getattr(model, "weight_dtypes", {})
 
     def forward(self, inp: ForwardInput, kv: KVCache) -> torch.Tensor:
         """That of the class."""

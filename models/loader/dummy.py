@@ -17,16 +17,21 @@ are equal at any usual row length; drawing billions of normal values would take 
 def make_dummy(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    *,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Checkpoint:
     """A checkpoint of small random values for tensors of these names and shapes, in ``dtype`` on ``device``.
 
+    ``dtypes`` names the tensors that are of another type; integers are drawn from all that theirs has.
+
     A tensor depends on its name, its shape and ``seed``, not on the order, other names or the device.
     Matrices have variance 1/columns, so that a layer keeps the size of its input and activations
     stay finite at any depth; the scales of norms are near 1, biases near 0.
     """
-    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
+    kinds = {name: (dtypes or {}).get(name, dtype) for name in shapes}
+    sizes = {name: torch.Size(shape).numel() * kinds[name].itemsize for name, shape in shapes.items()}
 
     def stream() -> Iterator[StoredTensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -34,7 +39,9 @@ def make_dummy(
             torch.empty(_POOL_SIZE, dtype=torch.float32, device="cpu").normal_(generator=generator).to(device)
         )
         for name, shape in shapes.items():
-            yield StoredTensor(name, _random_tensor(pool, name, torch.Size(shape), dtype, seed), sizes[name])
+            yield StoredTensor(
+                name, _random_tensor(pool, name, torch.Size(shape), kinds[name], seed), sizes[name]
+            )
 
     return Checkpoint(stream(), sum(sizes.values()), dtype)
 
@@ -43,7 +50,10 @@ def _random_tensor(
     pool: torch.Tensor, name: str, shape: torch.Size, dtype: torch.dtype, seed: int
 ) -> torch.Tensor:
     values = pool.roll(zlib.crc32(f"{seed}:{name}".encode()) % _POOL_SIZE)
-    if len(shape) > 1:
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        values = (values * 2**16).long().remainder(limits.max - limits.min + 1) + limits.min
+    elif len(shape) > 1:
         values *= shape[-1] ** -0.5
     else:
         values = values * 0.02 + (1.0 if name.endswith("weight") else 0.0)

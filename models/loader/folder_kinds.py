@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...errors import ModelError
-from ..config import read_architectures, refuse_quantized
+from ..config import read_architectures
 from ..fields import list_names, shorten
+from ..quantization.registry import check_quantization
 from ..registry import resolve
 from ..rope_fields import merge_overrides
 from .files import check_regular, check_size, read_json
@@ -31,7 +32,7 @@ def check_folder(folder: Path, overrides: Mapping[str, Any]) -> None:
         raise ModelError(f"{folder}: {_what_it_is(folder)}.")
     raw = merge_overrides(read_json(config), overrides)
     resolve(read_architectures(raw))
-    refuse_quantized(raw)
+    check_quantization(raw)
 
 
 def refuse_special_files(folder: Path) -> None:

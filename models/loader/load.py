@@ -123,15 +123,15 @@ def _open_folder(source: ModelSource) -> Checkpoint | None:
 
 
 def _open_dummy(model: Model, dtype: torch.dtype, device: str | torch.device) -> Checkpoint:
-    shapes = model.weight_shapes
-    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    shapes, dtypes = model.weight_shapes, model.weight_dtypes
+    needed = sum(math.prod(shape) * dtypes.get(name, dtype).itemsize for name, shape in shapes.items())
     free = free_memory(torch.device(device))
     if free is not None and needed > free:
         raise ConfigError(
             f"load_format='dummy': weights of these sizes take {needed / 2**30:.1f} GiB, and"
             f" {free / 2**30:.1f} GiB are free. Make the model smaller with json_model_override_args."
         )
-    return make_dummy(shapes, dtype, device=device)
+    return make_dummy(shapes, dtype, dtypes, device=device)
 
 
 def _read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:

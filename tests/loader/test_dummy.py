@@ -44,6 +44,18 @@ def test_sizes():
     assert len(torch.unique(values["big.weight"], dim=0)) == 1200
 
 
+def test_integers_are_drawn_from_all_that_their_type_has():
+    shapes = {**SHAPES, "a.scale": (8,)}
+    whole = tensors(shapes, dtypes={"big.weight": torch.int8, "a.scale": torch.float16})
+    assert {name: tensor.dtype for name, tensor in whole.items() if tensor.dtype != torch.float32} == {
+        "big.weight": torch.int8,
+        "a.scale": torch.float16,
+    }
+    counts = torch.bincount(whole["big.weight"].flatten().long() + 128, minlength=256)
+    assert counts.min() > 0.8 * counts.float().mean()
+    assert torch.equal(whole["b.weight"], tensors(SHAPES)["b.weight"])
+
+
 def test_only_a_config_is_needed(tmp_path, llama):
     llama.config.save_pretrained(tmp_path)
     first, second = (load_model(tmp_path, load_format="dummy", dtype="float32").model for _ in range(2))
