@@ -30,7 +30,10 @@ class MatrixStorage(Protocol):
     """A matrix ``[N, K]`` of some format, and the tensors of a checkpoint that it comes from."""
 
     shape: tuple[int, int]
-    matrix: Matrix | None  # to multiply by; None before all values arrived
+
+    @property
+    def matrix(self) -> Matrix:
+        """What to multiply by, once all values arrived; the same one through all loads."""
 
     def slots(self, start: int, stop: int, split: Split | None) -> NamedSlots:
         """What a checkpoint has for the projection in rows ``start..stop``, by the ends of its names.
@@ -91,6 +94,8 @@ class FloatMatrix:
         "shape",
     )
 
+    matrix: Matrix
+
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
         self.dtype = dtype
@@ -99,7 +104,6 @@ class FloatMatrix:
         self._open: Tensor | None = None  # what a load writes to, while one is under way
         self._missing = 0  # values that this load has not brought
         self._home: Matrix | None = None
-        self.matrix: Matrix | None = None
         self.batch_invariant = False
 
     def slots(self, start: int, stop: int, split: Split | None) -> NamedSlots:
@@ -113,7 +117,7 @@ class FloatMatrix:
 
     def move(self, room: Room) -> None:
         """Take this memory for the rows, which are then those of a GPU: as they are."""
-        check_empty(self.matrix, self._open, self._room)
+        check_empty(self._home, self._open, self._room)
         self._room = room
         self._device = room.home.device
 

@@ -52,10 +52,12 @@ class Store(Protocol):
 class TensorStore:
     """A plain tensor: scales of norms, biases, embedding tables, what formats of matrices are made of.
 
-    ``data`` is where the layer finds it, None before the first values arrive.
+    ``data`` is where the layer finds it, from the first values on.
     """
 
     __slots__ = ("_device", "_home", "_room", "data", "dtype", "shape")
+
+    data: Tensor
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.shape = shape
@@ -63,11 +65,10 @@ class TensorStore:
         self._device = device
         self._room: Room | None = None
         self._home: Tensor | None = None
-        self.data: Tensor | None = None
 
     def move(self, room: Room) -> None:
         """Take this memory at the first write."""
-        check_empty(self.data, self._room)
+        check_empty(self._home, self._room)
         self._room = room
 
     def write(self, place: Place, values: Tensor) -> None:

@@ -184,6 +184,7 @@ def _load_second(name: str, tensor: Tensor, slot: Slot, *, wins: bool) -> None:
     contradicts the checkpoint: transformers 4 ties all the same, as we do, transformers 5 does not.
     """
     stored = slot.get()
+    assert stored is not None  # the first of the pair has come
     if torch.equal(stored, tensor.to(stored.device, stored.dtype)):
         return
     _logger.warning(
