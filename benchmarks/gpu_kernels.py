@@ -377,7 +377,7 @@ def rowwise() -> None:
                     call = partial(gpu_argmax.argmax, logits, splits=splits)
                     line(f"argmax [{rows}, 128256] {dtype} splits={splits}", call, logits.nbytes)
             line(f"torch.argmax [{rows}, 128256] {dtype}", partial(torch.argmax, logits, -1), logits.nbytes)
-    data = torch.zeros(2, 32, 256, 16, 8, 128, device="cuda", dtype=DTYPE)
+    data = torch.zeros(64, 256, 16, 8, 128, device="cuda", dtype=DTYPE)
     for count in (1, 16):
         ids = torch.randperm(256, device="cuda", dtype=torch.int32)
         call = partial(page_copy.copy_pages, data, ids[:count], ids[-count:])

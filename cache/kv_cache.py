@@ -1,57 +1,48 @@
-"""The tensors that hold keys and values, page by page, and how many pages fit."""
+"""The memory of what a model keeps of every token, page by page, and how many pages fit."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..errors import ConfigError
+from .kv_spec import KVCacheSpec
 from .memory import free_memory, zeros
 
 _log = logging.getLogger("rootlet.cache")
 
 
-@dataclass(frozen=True)
-class KVCacheSpec:
-    """Shape of one model's KV cache: ``head_dim`` of keys and of values alike, ``page_size`` in tokens."""
+class LayerKV:
+    """Where one layer keeps what it keeps: its planes by name, each ``[num_pages, page_size, *shape]``.
 
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    page_size: int
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of keys and values of one token over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
-
-    @property
-    def bytes_per_page(self) -> int:
-        """Bytes of keys and values of one page over all layers."""
-        return self.page_size * self.bytes_per_token
-
-
-class LayerKV(NamedTuple):
-    """Where one layer keeps keys and values, each ``[num_pages, page_size, Hkv, D]``.
-
-    ``group``: layers of one group share page tables, and with them a step's places and attention plan.
+    ``k`` and ``v`` are the planes of these names; a layer without them has no such attributes. ``group``:
+    the layer's KV group, by which it finds its places and its attention plan in a step.
     """
+
+    __slots__ = ("group", "k", "planes", "v")
 
     k: torch.Tensor
     v: torch.Tensor
-    group: int = 0
+
+    def __init__(self, planes: Mapping[str, torch.Tensor], group: int = 0) -> None:
+        self.planes = planes
+        self.group = group
+        if "k" in planes:
+            self.k = planes["k"]
+        if "v" in planes:
+            self.v = planes["v"]
 
 
 class KVCache:
-    """Keys and values of all layers: ``layers[i].k`` and ``.v`` are ``[num_pages, page_size, Hkv, D]``.
+    """All planes of all layers: ``layers[i].planes[name]`` is ``[num_pages, page_size, *shape]``, contiguous.
 
-    All are contiguous views of one tensor ``[2, num_layers, num_pages, page_size, Hkv, D]``, so that one call
-    copies a page in every layer. ``num_pages`` includes page 0, the padding page.
+    Planes with pages of the same size lie in one tensor, so that one call copies a page in all of them;
+    uniform keys and values are one. ``num_pages`` includes page 0, the padding page. A page is the same page
+    in every plane; groups whose sequences need pages for different times would get page tables of their own
+    here, which layers would not notice: they are told their places step by step.
 
     Everything starts as zeros, not as whatever the memory held: attention gives masked positions the weight
     zero, and zero times a stray NaN or infinity is NaN. (What sequences write later is finite unless the
@@ -62,27 +53,40 @@ class KVCache:
         self.spec = spec
         self.num_pages = num_pages
         self.device = torch.device(device)
-        shape = (2, spec.num_layers, num_pages, spec.page_size, spec.num_kv_heads, spec.head_dim)
-        self._data: torch.Tensor | None = zeros(shape, spec.dtype, self.device)
-        # the same bytes for copy_pages: torch's indexed copies know no float8
-        is_float8 = spec.dtype.itemsize == 1
-        self._raw: torch.Tensor | None = self._data.view(torch.uint8) if is_float8 else self._data
-        self.k: tuple[torch.Tensor, ...] = tuple(self._data[0])
-        self.v: tuple[torch.Tensor, ...] = tuple(self._data[1])
-        self.layers: tuple[LayerKV, ...] = tuple(map(LayerKV, self.k, self.v))
+        counts: Counter[int] = Counter()  # planes of layers, by bytes per page
+        for group in spec.groups:
+            for plane in group.planes:
+                counts[spec.page_size * plane.nbytes] += len(group.layers)
+        self._data = {size: _pages(count, num_pages, size, self.device) for size, count in counts.items()}
+        self.layers: tuple[LayerKV, ...] = self._lay_out()
+
+    def _lay_out(self) -> tuple[LayerKV, ...]:
+        """Give every plane of every layer its part of the memory, plane by plane."""
+        spec = self.spec
+        free = {size: iter(pages) for size, pages in self._data.items()}
+        layers: dict[int, LayerKV] = {}
+        for index, group in enumerate(spec.groups):
+            planes: dict[int, dict[str, torch.Tensor]] = {layer: {} for layer in group.layers}
+            for plane in group.planes:
+                shape = (self.num_pages, spec.page_size, *plane.shape)
+                for layer in group.layers:
+                    part = next(free[spec.page_size * plane.nbytes])
+                    planes[layer][plane.name] = part.view(plane.dtype).view(shape)
+            layers |= {layer: LayerKV(own, index) for layer, own in planes.items()}
+        return tuple(layers[layer] for layer in range(spec.num_layers))
 
     @property
-    def data(self) -> torch.Tensor | None:
-        """All of it, ``[2, num_layers, num_pages, page_size, Hkv, D]``; None after :meth:`close`."""
-        return self._data
+    def data(self) -> tuple[torch.Tensor, ...]:
+        """All of it, ``[planes, num_pages, words]`` integers by size of a page; empty after :meth:`close`."""
+        return tuple(self._data.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes held now; 0 after :meth:`close`."""
-        return 0 if self._data is None else self._data.nbytes
+        return sum(pages.nbytes for pages in self._data.values())
 
     def copy_pages(self, src: Sequence[int], dst: Sequence[int]) -> None:
-        """Copy page ``src[i]`` to page ``dst[i]`` in every layer, for all i as if at once.
+        """Copy page ``src[i]`` to page ``dst[i]`` in every plane, for all i as if at once.
 
         Everything is read before anything is written, so a page may be the target of one copy and the source
         of another. ``dst`` may not name a page twice (AssertionError). One small host-to-device copy, no
@@ -94,16 +98,26 @@ class KVCache:
             )
         if not src:
             return
-        assert self._raw is not None  # no step runs after close()
         pairs = torch.tensor([list(src), list(dst)], dtype=torch.int64, device="cpu")
         if self.device.type == "cuda":
             pairs = pairs.pin_memory().to(self.device, non_blocking=True)
-        self._raw.index_copy_(2, pairs[1], self._raw.index_select(2, pairs[0]))
+        for pages in self._data.values():
+            pages.index_copy_(1, pairs[1], pages.index_select(1, pairs[0]))
 
     def close(self) -> None:
         """Let the memory go (views that others still hold keep it alive). Idempotent."""
-        self._data = self._raw = None
-        self.k = self.v = self.layers = ()
+        self._data = {}
+        self.layers = ()
+
+
+def _pages(count: int, num_pages: int, size: int, device: torch.device) -> torch.Tensor:
+    """Pages of ``size`` bytes for so many planes: ``[count, num_pages, words]``, in the widest integers.
+
+    Integers, for torch's indexed copies know no float8.
+    """
+    words = (torch.int64, torch.int32, torch.int16, torch.uint8)
+    word = next(dtype for dtype in words if size % dtype.itemsize == 0)
+    return zeros((count, num_pages, size // word.itemsize), word, device)
 
 
 def plan_num_pages(

@@ -8,6 +8,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Final, Protocol
 
+import numpy as np
 import torch
 
 from ..errors import ModelError
@@ -46,6 +47,25 @@ class PagedAttentionPlan:
     page_size: int  # tokens in a page
     max_q: int  # largest number of q tokens of a row
     max_kv: int  # largest of kv_lens
+
+    @classmethod
+    def of(
+        cls, pages: torch.Tensor, slots: np.ndarray, q_starts: np.ndarray, kv_lens: np.ndarray, page_size: int
+    ) -> PagedAttentionPlan:
+        """R rows, at least one, whose pages stand in the rows ``slots`` of ``pages`` [num_slots, max_pages].
+
+        The arrays are int32, as the fields of these names; the plan is on the device of ``pages``.
+        """
+        device, max_kv = pages.device, int(kv_lens.max())
+        rows = torch.from_numpy(slots).to(device, torch.int64)
+        return cls(
+            page_table=pages[rows, : -(-max_kv // page_size)].contiguous(),
+            q_starts=torch.from_numpy(q_starts).to(device, torch.int32),
+            kv_lens=torch.from_numpy(kv_lens).to(device, torch.int32),
+            page_size=page_size,
+            max_q=int(np.diff(q_starts).max()),
+            max_kv=max_kv,
+        )
 
     def attend(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scoring: Scoring

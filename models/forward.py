@@ -1,10 +1,10 @@
-"""What a model's forward pass takes: the tokens of one step, where they stand and where their K/V go."""
+"""What a forward pass takes: the tokens of one step, where they stand, what is kept of them and where."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,15 +20,27 @@ class TokenEmbeds(NamedTuple):
     values: torch.Tensor
 
 
+class GroupStep(NamedTuple):
+    """One step for the layers of one KV group.
+
+    ``kv_slots`` [T] int64, ``page * page_size + offset``: where what is kept of each token is written.
+    ``attention``: what the group's planner made for all T tokens, an :class:`AttentionPlan` in groups
+    without a kind of their own.
+    """
+
+    kv_slots: torch.Tensor
+    attention: Any
+
+
 class WantedTokens(NamedTuple):
     """The tokens of a step whose states somebody reads: the last layer computes no others.
 
-    ``tokens`` [S] int64 or int32, ascending indices into the step's T; ``attention`` is planned for these
-    alone, each a row of one token.
+    ``tokens`` [S] int64 or int32, ascending indices into the step's T; ``attention``, per KV group, is
+    planned for these alone, each a row of one token.
     """
 
     tokens: torch.Tensor
-    attention: AttentionPlan
+    attention: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,7 @@ class ForwardInput:
 
     input_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64 (int32 too on a GPU), index of each token within its sequence
-    kv_slots: torch.Tensor  # [T] int64, page * page_size + offset: where K and V of the token are written
-    attention: AttentionPlan
+    groups: Sequence[GroupStep]  # per KV group; a layer's is groups[kv.group]
     embeds: TokenEmbeds | None = None  # instead of the embeddings of those tokens
     wanted: WantedTokens | None = None  # None: all
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [T] int32 each, of features, by name
@@ -51,8 +62,17 @@ class ForwardInput:
         """Rows of the wanted tokens ``[S, ...]`` of x ``[T, ...]``; x itself if all are wanted."""
         return x if self.wanted is None else x.index_select(0, self.wanted.tokens)
 
+    def plan(self, kv: LayerKV) -> Any:
+        """What the planner of the layer's group made, for the wanted tokens alone if not all are."""
+        if self.wanted is None:
+            return self.groups[kv.group].attention
+        return self.wanted.attention[kv.group]
+
     def attend(self, q: torch.Tensor, kv: LayerKV, scoring: Scoring) -> torch.Tensor:
         """One layer's attention of q ``[T, Hq, D]``: ``[T, Hq, D]``, or ``[S, Hq, D]`` if S are wanted."""
+        plan: AttentionPlan
         if self.wanted is None:
-            return self.attention.attend(q, kv.k, kv.v, scoring)
-        return self.wanted.attention.attend(self.keep(q), kv.k, kv.v, scoring)
+            plan = self.groups[kv.group].attention
+            return plan.attend(q, kv.k, kv.v, scoring)
+        plan = self.wanted.attention[kv.group]
+        return plan.attend(self.keep(q), kv.k, kv.v, scoring)

@@ -16,7 +16,8 @@ from ..errors import ConfigError, ModelError
 if TYPE_CHECKING:  # `rootlet.register_model` needs no torch
     import torch
 
-    from ..cache.kv_cache import KVCache, KVCacheSpec
+    from ..cache.kv_cache import KVCache
+    from ..cache.kv_spec import KVCacheSpec
     from .forward import ForwardInput
 
 

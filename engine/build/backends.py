@@ -1,13 +1,12 @@
-"""Who computes attention: what the user may ask for where, and how each backend's inputs are built."""
+"""Who computes attention: what the user may ask for where, and who builds and plans its steps."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -15,28 +14,50 @@ from ...errors import ConfigError
 from ...kernels.native import load as native_kernels
 from ..config import EngineConfig
 from ..replies.progress_bar import ProgressBar
+from ..steps.planners import MakePlanner, PagedPlanner, make_planners
 from ..steps.torch_inputs import TorchInputs
 
 if TYPE_CHECKING:
-    from ...cache.kv_cache import KVCacheSpec
+    from collections.abc import Sequence
+
+    from ...cache.kv_kind import KVPlanner
+    from ...cache.kv_spec import KVCacheSpec, KVGroup
     from ...cache.slot_tables import SlotTables
     from ...models.loader import LoadedModel
-    from ..steps.gpu_inputs import GpuInputs
     from ..steps.runner import Inputs
 
 logger = logging.getLogger("rootlet.engine")
 
 
+class MakeInputs(Protocol):
+    """Makes what turns layouts into tensors, with a planner per KV group: a class of engine/steps."""
+
+    def __call__(self, tables: SlotTables, page_size: int, planners: Sequence[KVPlanner]) -> Inputs:
+        """Of one engine's slot tables."""
+
+
 @dataclass(frozen=True)
 class Backend:
-    """One engine's attention backend. ``make_inputs`` builds what turns batches into tensors."""
+    """One engine's attention backend."""
 
     name: str
-    make_inputs: Callable[[SlotTables, KVCacheSpec], Inputs]
+    inputs: MakeInputs
+    planner: MakePlanner  # of groups without a kind of their own
     can_record: bool = False  # decode steps as CUDA graphs
-    rehearsal_inputs: Callable[[SlotTables, KVCacheSpec], GpuInputs] | None = None  # of rows without requests
+    rehearsed: MakePlanner | None = None  # the planner of rows without requests; None: nothing to rehearse
     in_turn: bool = False  # what is planned holds for one step at a time
     preparing: str | None = None  # what to tell somebody who waits for the first steps
+
+    def make_inputs(self, tables: SlotTables, spec: KVCacheSpec) -> Inputs:
+        """What builds the steps of an engine."""
+        return self._inputs(tables, spec, self.planner)
+
+    def rehearsal_inputs(self, tables: SlotTables, spec: KVCacheSpec) -> Inputs:
+        """What builds steps of padding."""
+        return self._inputs(tables, spec, self.rehearsed or self.planner)
+
+    def _inputs(self, tables: SlotTables, spec: KVCacheSpec, planner: MakePlanner) -> Inputs:
+        return self.inputs(tables, spec.page_size, make_planners(spec, tables.pages, planner))
 
 
 def choose_backend(config: EngineConfig, device: torch.device) -> str:
@@ -61,22 +82,28 @@ def choose_backend(config: EngineConfig, device: torch.device) -> str:
 
 
 def make_backend(name: str, config: EngineConfig, loaded: LoadedModel, device: torch.device) -> Backend:
-    """The backend of that name for a model. Raises ConfigError for a model it does not know."""
-    if name == "torch":
-        return Backend(name, lambda tables, spec: TorchInputs(tables, spec.page_size))
-    if name == "flashinfer":
-        return _flashinfer(loaded, device)
-    from ..steps.gpu_inputs import TritonInputs  # loads Triton
+    """The backend of that name for a model. Raises ConfigError for a model it does not know.
 
-    make_inputs = partial(
-        TritonInputs,
-        num_q_heads=loaded.config.num_heads,
-        share_prefixes=not config.disable_shared_prefix_attention,
-        deterministic=config.deterministic,
+    So it does for options that a kind of the model's own does not take.
+    """
+    spec = loaded.model.kv_spec(1)  # pages of any size
+    _check_kinds(config, spec)
+    if name == "torch":
+        return Backend(name, TorchInputs, lambda pages, _, page_size: PagedPlanner(pages, page_size))
+    if name == "flashinfer":
+        return _flashinfer(spec, device)
+    from ..steps.gpu_inputs import GpuInputs  # loads Triton
+    from ..steps.triton_planner import TritonPlanner
+
+    make = partial(TritonPlanner, deterministic=config.deterministic)
+    return Backend(
+        name,
+        GpuInputs,
+        partial(make, share_prefixes=not config.disable_shared_prefix_attention),
+        can_record=True,
+        rehearsed=partial(make, share_prefixes=False),
+        in_turn=config.cpu_offload_gb > 0,  # steps share the memory that weights pass through
     )
-    in_turn = config.cpu_offload_gb > 0  # steps share the memory that weights pass through
-    alone = partial(make_inputs, share_prefixes=False)
-    return Backend(name, make_inputs, can_record=True, rehearsal_inputs=alone, in_turn=in_turn)
 
 
 def announced(backend: Backend) -> contextlib.AbstractContextManager[Any]:
@@ -87,20 +114,51 @@ def announced(backend: Backend) -> contextlib.AbstractContextManager[Any]:
     return ProgressBar(desc=f"Preparing {backend.preparing}", bar_format="{desc}", leave=False, disable=None)
 
 
-def _flashinfer(loaded: LoadedModel, device: torch.device) -> Backend:
+def _flashinfer(spec: KVCacheSpec, device: torch.device) -> Backend:
+    if len(spec.groups) > 1 or spec.kinds:
+        raise ConfigError(
+            "attention_backend='flashinfer' plans one group of layers, that keep 'k' and 'v'. "
+            + " ".join(f"{group} keeps {_planes(group)}." for group in spec.groups)
+            + " Use attention_backend='auto'."
+        )
     from ...kernels.gpu.flashinfer import Wrappers
-    from ..steps.flashinfer_inputs import FlashInferInputs
+    from ..steps.flashinfer_planner import FlashInferPlanner
+    from ..steps.gpu_inputs import GpuInputs
 
-    spec = loaded.model.kv_spec(1)  # pages of any size
-    wrappers = Wrappers(loaded.config.num_heads, spec.num_kv_heads, spec.head_dim, spec.dtype, device)
-    make_inputs = partial(FlashInferInputs, planner=wrappers)
+    [group] = spec.groups
+    _, (num_kv_heads, head_dim), dtype = group.plane("k")
+    wrappers = Wrappers(group.num_q_heads, num_kv_heads, head_dim, dtype, device)
+
+    def planner(pages: torch.Tensor, _: KVGroup, page_size: int) -> KVPlanner:
+        return FlashInferPlanner(pages, page_size, wrappers)
+
     return Backend(
         "flashinfer",
-        make_inputs,
-        rehearsal_inputs=make_inputs,
+        GpuInputs,
+        planner,
+        rehearsed=planner,
         in_turn=True,
         preparing="flashinfer's kernels; those not in its cache on disk are compiled, once: minutes.",
     )
+
+
+def _planes(group: KVGroup) -> str:
+    return " and ".join(f"{plane.name!r} {list(plane.shape)}" for plane in group.planes)
+
+
+def _check_kinds(config: EngineConfig, spec: KVCacheSpec) -> None:
+    """Refuse what a kind of the model's own does not promise."""
+    for kind in spec.kinds:
+        if config.deterministic and not kind.is_batch_invariant:
+            raise ConfigError(
+                "deterministic=True needs attention that is the same to the bit in any batch, and this"
+                f" model's kind {kind.name!r} does not promise that. Leave the option out."
+            )
+        if config.cuda_graph_max_bs is not None and not kind.can_record:
+            raise ConfigError(
+                f"cuda_graph_max_bs={config.cuda_graph_max_bs} does not go with this model: steps with"
+                f" attention of its kind {kind.name!r} cannot be recorded. Leave the option out."
+            )
 
 
 def _check_deterministic(config: EngineConfig, name: str, on_gpu: bool) -> None:

@@ -47,7 +47,7 @@ def _rehearse(
     embeds: bool,
 ) -> int:
     """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only."""
-    if backend.rehearsal_inputs is None:
+    if backend.rehearsed is None:
         return 0
     from ..steps.rehearsal import rehearse  # loads Triton
 

@@ -181,7 +181,8 @@ def _runner(
     inputs = backend.make_inputs(tables, kv.spec)
     columns = checked(loaded.model.token_columns)  # a feature of the engine adds its own here
     graphs = None
-    if backend.can_record and not config.disable_cuda_graph and resolved.kind.is_text:  # which never decodes
+    can_record = backend.can_record and all(kind.can_record for kind in kv.spec.kinds)
+    if can_record and not config.disable_cuda_graph and resolved.kind.is_text:  # others never decode
         from ..steps.decode_graphs import DecodeGraphs  # loads Triton
 
         limit = config.cuda_graph_max_bs or resolved.max_decode_rows

@@ -1,7 +1,7 @@
 """Decode steps recorded as CUDA graphs: one launch instead of hundreds, nothing built on the host.
 
 A graph is recorded for a batch size at its first use, on padding rows, and reads everything that changes
-(the columns of a layout, shared prefixes) from tensors of its own. A batch is padded to the next size.
+(the columns of a layout, data of planners) from tensors of its own. A batch is padded to the next size.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,15 +17,15 @@ import torch
 
 from ...kernels.device import RECORDING
 from ...kernels.gpu.argmax import argmax
-from ...kernels.gpu.attention import SharedPrefixes
 from ...kernels.gpu.step_inputs import store_tokens
-from .gpu_inputs import TritonInputs, upload
+from ...kernels.upload import upload
+from .gpu_inputs import GpuInputs
 from .layout import StepLayout
-from .shared_prefixes import padded
 from .step_input import SampledPlaces
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache
+    from ...cache.kv_kind import RecordedData
     from ...models.interface import Model
 
 
@@ -42,19 +43,19 @@ class _Graph:
 
     graph: torch.cuda.CUDAGraph
     columns: torch.Tensor  # [C, B or more] int32: what a layout has per token, and the lengths
-    shared: SharedPrefixes | None
+    data: Sequence[Sequence[torch.Tensor]]  # per planner, where its RecordedData go
     output: torch.Tensor  # greedy token ids [B] int64, or hidden states [B, H]
 
 
 class DecodeGraphs:
     """Records and replays decode steps of up to ``max_batch_size`` rows. Call on the runner's stream."""
 
-    def __init__(self, model: Model, kv: KVCache, inputs: TritonInputs, max_batch_size: int) -> None:
+    def __init__(self, model: Model, kv: KVCache, inputs: GpuInputs, max_batch_size: int) -> None:
         self._model = model
         self._kv = kv
         self._inputs = inputs
         self._sizes = graph_sizes(max_batch_size)
-        self._graphs: dict[tuple[int, bool, int], _Graph] = {}
+        self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._pool: tuple[int, int] | None = None  # one memory pool: steps never run at the same time
 
     def fits(self, layout: StepLayout) -> bool:
@@ -79,54 +80,51 @@ class DecodeGraphs:
         columns["length"] = layout.positions + 1
         count = layout.num_tokens  # each is a row: drafts too find the tokens before them in the cache
         size = self._sizes[bisect_left(self._sizes, count)]
-        finder = self._inputs.groups
-        groups = None if finder is None else finder.of(layout.token_tables, layout.positions)
-        num_tiles = 0 if groups is None else finder.capacity(groups)
-        recorded = self._graphs.get((size, greedy, num_tiles))
+        data = [planner.recorded_data(layout, size) for planner in self._inputs.planners]
+        key = (size, greedy, *(one.key for one in data))
+        recorded = self._graphs.get(key)
         if recorded is None:
-            recorded = self._record(tuple(columns), size, greedy, num_tiles)
-            self._graphs[size, greedy, num_tiles] = recorded
+            recorded = self._graphs[key] = self._record(tuple(columns), size, greedy, data)
         rows = np.zeros(recorded.columns.shape, dtype=np.int32)  # padding: slot 0, nothing to attend to
         for row, values in zip(rows, columns.values(), strict=True):
             row[:count] = values
-        if groups is None:
-            [sent] = upload(self._inputs.device, rows)
-        else:
-            sent, *shared = upload(self._inputs.device, rows, *padded(groups, size, num_tiles))
-            for target, values in zip(
-                (recorded.shared.rows, recorded.shared.lens, recorded.shared.starts), shared
-            ):
-                target.copy_(values)
+        arrays = [array for one in data for array in one.arrays]
+        sent, *more = upload(self._inputs.device, rows, *arrays)
+        for target, values in zip(chain.from_iterable(recorded.data), more, strict=True):
+            target.copy_(values)
         recorded.columns.copy_(sent)
         recorded.graph.replay()
         return recorded.output[:count], sent
 
-    def _record(self, names: Sequence[str], size: int, greedy: bool, num_tiles: int) -> _Graph:
+    def _record(self, names: Sequence[str], size: int, greedy: bool, data: Sequence[RecordedData]) -> _Graph:
         device = self._inputs.device
         width = -(-size // 4) * 4  # each column begins at a multiple of 16 bytes
         rows = torch.zeros((len(names), width), dtype=torch.int32, device=device)
         columns = dict(zip(names, rows[:, :size]))
-        shared = self._inputs.groups.empty(size, num_tiles, device) if num_tiles else None
-        self._step(columns, shared, greedy)  # compiles and fills caches, which a recording must not do
+        rooms = [one.room(device) for one in data]
+        self._step(columns, rooms, greedy)  # compiles and fills caches, which a recording must not do
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads of the process may go on using the GPU while this one records
         pool = {} if self._pool is None else {"pool": self._pool}
         with RECORDING:
             graph.capture_begin(**pool, capture_error_mode="thread_local")
             try:
-                output = self._step(columns, shared, greedy)
+                output = self._step(columns, rooms, greedy)
             finally:
                 graph.capture_end()
         self._pool = graph.pool()
-        return _Graph(graph, rows, shared, output)
+        return _Graph(graph, rows, rooms, output)
 
     def _step(
-        self, columns: Mapping[str, torch.Tensor], shared: SharedPrefixes | None, greedy: bool
+        self, columns: Mapping[str, torch.Tensor], data: Sequence[Sequence[torch.Tensor]], greedy: bool
     ) -> torch.Tensor:
         inputs, slots, lengths = self._inputs, columns["slot"], columns["length"]
         gathered = inputs.gather(columns)
-        plan = inputs.plan_decodes(slots, lengths, shared)
-        hidden = self._model.forward(inputs.forward_input(columns, gathered, plan), self._kv)
+        plans = [
+            planner.plan_recorded(slots, lengths, own)
+            for planner, own in zip(inputs.planners, data, strict=True)
+        ]
+        hidden = self._model.forward(inputs.forward_input(columns, gathered, plans), self._kv)
         if not greedy:
             return hidden
         token_ids = argmax(self._model.compute_logits(hidden))

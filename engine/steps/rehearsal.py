@@ -17,9 +17,9 @@ from ...kernels.gpu.argmax import argmax
 from .layout import StepLayout
 
 if TYPE_CHECKING:
-    from ...cache.kv_cache import KVCacheSpec
+    from ...cache.kv_spec import KVCacheSpec
     from ...models.interface import Model
-    from .gpu_inputs import GpuInputs
+    from .runner import Inputs
 
 # What no rehearsal shows: recorded graphs, sampling with filters, fragments between blocks.
 _MARGIN = 512 * 2**20
@@ -30,7 +30,7 @@ def rehearse(
     device: torch.device,
     context_length: int,
     page_size: int,
-    make_inputs: Callable[[SlotTables, KVCacheSpec], GpuInputs],
+    make_inputs: Callable[[SlotTables, KVCacheSpec], Inputs],
     *,
     num_prefill_tokens: int,
     num_decodes: int,
@@ -81,7 +81,7 @@ class _Stage:
         device: torch.device,
         context_length: int,
         page_size: int,
-        make_inputs: Callable[[SlotTables, KVCacheSpec], GpuInputs],
+        make_inputs: Callable[[SlotTables, KVCacheSpec], Inputs],
         embeds: bool,
     ) -> None:
         self._model = model

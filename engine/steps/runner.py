@@ -54,7 +54,7 @@ class Inputs(Protocol):
         """Put sampled ids [S] where the next step finds them."""
 
     def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy pages (source, destination) in every layer, all as if at once."""
+        """Copy pages (source, destination) in every plane, all as if at once."""
 
 
 class Graphs(Protocol):

@@ -45,14 +45,9 @@ class PrefixGroups:
         """Tiles to make room for in a graph that is to serve groups like these: a power of two."""
         return 1 << (len(groups.tile_lens) - 1).bit_length()
 
-    def empty(self, num_rows: int, num_tiles: int, device: torch.device) -> SharedPrefixes:
-        """Tensors for that many decode rows and tiles, describing no group at all."""
-        return SharedPrefixes(
-            rows=torch.full((num_tiles, self._rows_per_tile), -1, dtype=torch.int32, device=device),
-            lens=torch.zeros(num_tiles, dtype=torch.int32, device=device),
-            starts=torch.zeros(num_rows, dtype=torch.int32, device=device),
-            num_splits=num_prefix_splits(num_tiles, self._num_kv_heads),
-        )
+    def recorded(self, rows: torch.Tensor, lens: torch.Tensor, starts: torch.Tensor) -> SharedPrefixes:
+        """The tensors of :func:`padded` as a recorded step reads them."""
+        return SharedPrefixes(rows, lens, starts, num_prefix_splits(len(lens), self._num_kv_heads))
 
     def num_splits(self, groups: SharedGroups) -> int:
         """Parts to divide the prefixes into when they are all there is."""

@@ -6,28 +6,32 @@ The GPU's counterpart, which the Triton kernels read, is ``gpu_inputs.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ...kernels.attention import PagedAttentionPlan
-from ...models.forward import ForwardInput, WantedTokens
+from ...models.forward import ForwardInput, GroupStep
 from .layout import StepLayout
+from .planners import plan_wanted
 from .step_input import SampledPlaces, StepInput
 
 if TYPE_CHECKING:
     from ...cache.kv_cache import KVCache
+    from ...cache.kv_kind import KVPlanner
     from ...cache.slot_tables import SlotTables
 
 
 class TorchInputs:
-    """Builds inputs with torch operations; token ids and pages come from the slot tables."""
+    """Builds inputs with torch operations; token ids and pages come from the slot tables.
 
-    def __init__(self, tables: SlotTables, page_size: int) -> None:
+    ``planners``: one per KV group, in their order.
+    """
+
+    def __init__(self, tables: SlotTables, page_size: int, planners: Sequence[KVPlanner]) -> None:
         self._tables = tables
         self._page_size = page_size
+        self._planners = planners
 
     def build(self, layout: StepLayout, *, all_states: bool = False) -> StepInput:
         """The inputs of one step; with ``all_states`` the forward pass computes those of every token."""
@@ -37,37 +41,19 @@ class TorchInputs:
             return torch.from_numpy(values).to(device, dtype)
 
         token_slots, positions = on_device(layout.token_slots), on_device(layout.positions)
-        max_kv = int(layout.kv_lens.max())
-        page_table = tables.pages[on_device(layout.slots), : -(-max_kv // page_size)]
         pages = tables.pages[token_slots, positions // page_size].long()
-        plan = PagedAttentionPlan(
-            page_table=page_table.contiguous(),
-            q_starts=on_device(layout.q_starts, torch.int32),
-            kv_lens=on_device(layout.kv_lens, torch.int32),
-            page_size=page_size,
-            max_q=int(layout.counts.max()),
-            max_kv=max_kv,
-        )
+        kv_slots = pages * page_size + positions % page_size
+        groups = [GroupStep(kv_slots, planner.plan(layout)) for planner in self._planners]
         last = None if layout.all_sample else on_device(layout.last_tokens)
         wanted = None
         if last is not None and not all_states:
-            rows = on_device(layout.sample_rows)
-            single = torch.arange(len(last) + 1, dtype=torch.int32, device=device)
-            wanted = WantedTokens(
-                last,
-                replace(
-                    plan,
-                    page_table=plan.page_table[rows],
-                    q_starts=single,
-                    kv_lens=on_device(layout.sample_positions, torch.int32),  # what stands before a token
-                    max_q=1,
-                ),
-            )
+            slots = on_device(layout.sample_slots, torch.int32)
+            lens = on_device(layout.sample_positions, torch.int32)  # what stands before a token
+            wanted = plan_wanted(self._planners, last, slots, lens)
         forward = ForwardInput(
             input_ids=tables.tokens[token_slots, positions].long(),
             positions=positions,
-            kv_slots=pages * page_size + positions % page_size,
-            attention=plan,
+            groups=groups,
             wanted=wanted,
             columns={name: on_device(v, torch.int32) for name, v in layout.more_columns.items()},
         )
@@ -82,6 +68,6 @@ class TorchInputs:
         tokens[places.slots, inside] = token_ids.to(tokens.dtype)
 
     def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy pages (source, destination) in every layer, all as if at once."""
+        """Copy pages (source, destination) in every plane, all as if at once."""
         sources, destinations = zip(*copies)
         kv.copy_pages(sources, destinations)

@@ -1,4 +1,4 @@
-"""Copying whole pages of the KV cache in every layer at once."""
+"""Copying whole pages of the KV cache in many planes at once."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import triton.language as tl
 def copy_pages(
     data: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, *, block: int = 1024, num_warps: int = 4
 ) -> None:
-    """Copy page ``src[i]`` to page ``dst[i]`` in every layer, for all i as if at once.
+    """Copy page ``src[i]`` to page ``dst[i]`` in every plane, for all i as if at once.
 
-    data ``[2, L, num_pages, page_size, Hkv, D]`` is contiguous, of any dtype; src and dst ``[n]`` int32 on
+    data ``[P, num_pages, ...]`` is contiguous, P planes of any dtype; src and dst ``[n]`` int32 on
     its device. Everything is read before anything is written, through n pages of temporary memory, so a
     page may be the target of one copy and the source of another; dst may not name a page twice, unless
     from the same src. ``block`` is the number of words (8 bytes, where a page divides into them) that a
     program moves. Raises ValueError for shapes, dtypes or strides that do not fit; the page ids are
     trusted.
     """
-    if data.dim() != 6 or not data.is_contiguous():
+    if data.dim() < 3 or not data.is_contiguous():
         raise ValueError(
-            f"data is {list(data.shape)}, strides {data.stride()}; it must be contiguous"
-            " [2, L, num_pages, page_size, Hkv, D]."
+            f"data is {list(data.shape)}, strides {data.stride()}; it must be contiguous [P, num_pages, ...]."
         )
     if src.dim() != 1 or src.shape != dst.shape or {src.dtype, dst.dtype} != {torch.int32}:
         raise ValueError(
@@ -55,12 +54,12 @@ def copy_pages(
 def copy_pages_reference(data: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
     """Compute :func:`copy_pages` in torch."""
     raw = data.view(torch.uint8)  # torch's indexed copies know no float8
-    raw.index_copy_(2, dst.long(), raw.index_select(2, src.long()))
+    raw.index_copy_(1, dst.long(), raw.index_select(1, src.long()))
 
 
 def _as_words(data: torch.Tensor) -> torch.Tensor:
-    """The same memory as ``[2 L, num_pages, words]`` integers, the widest that divide a page."""
-    planes, num_pages = data.shape[0] * data.shape[1], data.shape[2]
+    """The same memory as ``[P, num_pages, words]`` integers, the widest that divide a page."""
+    planes, num_pages = data.shape[:2]
     flat = data.view(torch.uint8).view(planes, num_pages, -1)
     for dtype in (torch.int64, torch.int32, torch.int16):
         if flat.shape[2] % dtype.itemsize == 0 and data.data_ptr() % dtype.itemsize == 0:

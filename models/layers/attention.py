@@ -71,7 +71,7 @@ class Attention(Part):
             self.project(x, inp),
             self.rotary.cos_sin,
             inp.positions,
-            inp.kv_slots,
+            inp.groups[kv.group].kv_slots,
             kv.k,
             kv.v,
             self.num_heads,

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cache.kv_cache import KVCache, KVCacheSpec
+from ...cache.kv_cache import KVCache
+from ...cache.kv_spec import KVCacheSpec, KVGroup
 from ..config import ModelConfig
 from ..forward import ForwardInput
 from ..interface import Output
@@ -109,6 +110,18 @@ class CausalLM(ABC):
         """What the residual stream begins with; ``tied`` is the head whose rows it shares."""
         return make.embedding(tied)
 
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        """What layers keep of each token, and which of them the same. Default: keys and values, all alike."""
+        config = self.config
+        group = KVGroup.paged(
+            range(config.num_layers),
+            num_q_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=self.dtype,
+        )
+        return (group,)
+
     # what the engine uses
 
     def forward(self, inp: ForwardInput, kv: KVCache) -> Tensor:
@@ -146,9 +159,8 @@ class CausalLM(ABC):
         return self.config.hidden_size
 
     def kv_spec(self, page_size: int) -> KVCacheSpec:
-        """Shape of the KV cache this model needs, in pages of ``page_size`` tokens."""
-        config = self.config
-        return KVCacheSpec(config.num_layers, config.num_kv_heads, config.head_dim, self.dtype, page_size)
+        """What the layers keep of each token, in pages of ``page_size`` tokens."""
+        return KVCacheSpec(self.kv_groups(), page_size)
 
     def set_context_length(self, num_tokens: int) -> None:
         """Serve sequences of at most ``num_tokens`` (default: ``config.context_length``)."""

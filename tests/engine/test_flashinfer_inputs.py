@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-import torch
 from torch_planner import TorchPlanner
 
 pytest.importorskip("supported_triton")
 
 import rootlet
-from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.engine.build import backends
-from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
-from rootlet.engine.steps.torch_inputs import TorchInputs
+from rootlet.engine.steps.flashinfer_planner import FlashInferPlanner
 
 from ..gpu.tiny import generate, requests
 from ..models.hf import build_hf
@@ -23,17 +18,9 @@ from ..models.hf import build_hf
 PROMPTS, LENGTHS = (part[:20] for part in requests())
 
 
-class PlannedInputs(TorchInputs):
-    """The CPU's inputs with flashinfer's plan, which the torch reference stands in for."""
-
-    def __init__(self, tables, page_size):
-        super().__init__(tables, page_size)
-        spec = KVCacheSpec(1, 1, 64, torch.float32, page_size)
-        self._planned = FlashInferInputs(tables, spec, TorchPlanner())
-
-    def build(self, layout, *, all_states=False):
-        step = super().build(layout, all_states=True)  # as flashinfer's does
-        return step._replace(forward=replace(step.forward, attention=self._planned.plan(layout)))
+def planner(pages, page_size):
+    """Flashinfer's plan in the CPU's inputs, which the torch reference stands in for."""
+    return FlashInferPlanner(pages, page_size, TorchPlanner())
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +56,7 @@ def expected(folder):
 )
 def test_the_same_tokens(folder, expected, monkeypatch, options):
     """Chunks, mixed steps, prefix hits, copied pages, a step in flight; with little memory, preemption."""
-    monkeypatch.setattr(backends, "TorchInputs", PlannedInputs)
+    monkeypatch.setattr(backends, "PagedPlanner", planner)
     tokens, num_preemptions = run(folder, **options)
     assert tokens == expected
     assert (num_preemptions > 0) == ("max_total_tokens" in options)

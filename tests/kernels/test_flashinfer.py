@@ -13,9 +13,8 @@ from torch_planner import TorchPlanner
 
 pytest.importorskip("supported_triton")
 
-from rootlet.cache.kv_cache import KVCacheSpec
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine.steps.flashinfer_inputs import FlashInferInputs
+from rootlet.engine.steps.flashinfer_planner import FlashInferPlanner
 from rootlet.engine.steps.layout import StepLayout
 from rootlet.errors import ConfigError, ModelError
 from rootlet.kernels.attention import paged_attention_reference
@@ -40,7 +39,6 @@ SCORINGS = [
 def planned(case, num_decodes, planner, device="cpu"):
     """The plan of a batch with the case's rows, through the slot tables."""
     page_size, table = case.plan.page_size, case.plan.page_table
-    spec = KVCacheSpec(1, case.k.shape[2], case.k.shape[3], case.k.dtype, page_size)
     tables = SlotTables(len(case.rows) + 2, table.shape[1] * page_size, page_size, device)
     slots = [len(case.rows) + 1 - row for row in range(len(case.rows))]
     for row, slot in enumerate(slots):
@@ -54,7 +52,7 @@ def planned(case, num_decodes, planner, device="cpu"):
         num_decodes=num_decodes,
         only_decodes=False,
     )
-    return FlashInferInputs(tables, spec, planner).plan(layout)
+    return FlashInferPlanner(tables.pages, page_size, planner).plan(layout)
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 64])

@@ -10,9 +10,9 @@ import torch
 
 pytest.importorskip("supported_triton")
 
-from rootlet.cache.kv_cache import KVCacheSpec
+from rootlet.cache.kv_spec import KVGroup
 from rootlet.cache.slot_tables import SlotTables
-from rootlet.engine.steps import gpu_inputs
+from rootlet.engine.steps import triton_planner
 from rootlet.kernels.attention import paged_attention_reference
 from rootlet.kernels.gpu import long_prefill
 from rootlet.kernels.gpu.attention import PrefillRows, TritonAttentionPlan
@@ -242,10 +242,10 @@ def test_plan_of_a_single_long_row_copies_nothing(paged_case, device, exact):
 
 
 def test_inputs_plan_long_rows(monkeypatch):
-    monkeypatch.setattr(gpu_inputs, "can_use", lambda *_: True)
-    spec = KVCacheSpec(1, 2, 64, torch.bfloat16, 128)
+    monkeypatch.setattr(triton_planner, "can_use", lambda *_: True)
+    group = KVGroup.paged([0], num_q_heads=8, num_kv_heads=2, head_dim=64, dtype=torch.bfloat16)
     tables = SlotTables(4, 20000, 128, "cpu")
-    inputs = gpu_inputs.TritonInputs(tables, spec, 8, share_prefixes=False)
+    planner = triton_planner.TritonPlanner(tables.pages, group, 128, share_prefixes=False)
     layout = SimpleNamespace(
         num_decodes=2,
         num_rows=4,
@@ -254,14 +254,15 @@ def test_inputs_plan_long_rows(monkeypatch):
         kv_lens=np.array([5, 6, 16400, 40], dtype=np.int32),
         q_starts=np.array([0, 1, 2, 8202, 8242], dtype=np.int32),
     )
-    rows = inputs._prefill_rows(layout, 2)
+    rows = planner._prefill_rows(layout, 2)
     assert rows.long_rows == (LongRow(0, 3, 2 + 2040, 6144, 16384, (8192, 2048)),)
-    tokens = inputs._tile_tokens
+    tokens = planner._tile_tokens
     short = set(map(tuple, rows.short_tiles.T.tolist()))
     dropped = set(map(tuple, rows.tiles.T.tolist())) - short
     assert dropped == {(0, first) for first in range(0, 8200, tokens) if 2040 <= first <= 8184 - tokens}
-    monkeypatch.setattr(gpu_inputs, "can_use", lambda *_: False)
-    plain = gpu_inputs.TritonInputs(tables, spec, 8, share_prefixes=False)._prefill_rows(layout, 2)
+    monkeypatch.setattr(triton_planner, "can_use", lambda *_: False)
+    plain = triton_planner.TritonPlanner(tables.pages, group, 128, share_prefixes=False)
+    plain = plain._prefill_rows(layout, 2)
     assert plain.long_rows == ()
     assert torch.equal(plain.tiles, rows.tiles)
 

@@ -9,7 +9,7 @@ import torch
 
 from rootlet.cache.kv_cache import KVCache
 from rootlet.kernels.attention import AttentionPlan, PagedAttentionPlan
-from rootlet.models.forward import ForwardInput, WantedTokens
+from rootlet.models.forward import ForwardInput, GroupStep, WantedTokens
 
 
 class Driver:
@@ -45,8 +45,7 @@ class Driver:
         inp = ForwardInput(
             input_ids=torch.tensor([token for ids in tokens.values() for token in ids]),
             positions=torch.tensor(positions),
-            kv_slots=torch.tensor(slots),
-            attention=self.planned(plan),
+            groups=[GroupStep(torch.tensor(slots), self.planned(plan))],
         )
         counts = {name: len(ids) for name, ids in tokens.items()}
         if wanted is not None:
@@ -65,7 +64,7 @@ class Driver:
             kv_lens=plan.kv_lens[rows],
             max_q=1,
         )
-        return WantedTokens(plan.q_starts[1:].long()[rows] - 1, self.planned(single))
+        return WantedTokens(plan.q_starts[1:].long()[rows] - 1, [self.planned(single)])
 
     def planned(self, plan: PagedAttentionPlan) -> AttentionPlan:
         """Who computes what the plan says."""

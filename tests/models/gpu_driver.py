@@ -29,13 +29,14 @@ class GpuDriver(Driver):
 
     def planned(self, plan: PagedAttentionPlan) -> TritonAttentionPlan:
         """The plan for Triton's kernels."""
-        spec, counts = self.kv.spec, plan.q_starts.diff()
+        counts = plan.q_starts.diff()
         slots = torch.arange(len(counts), dtype=torch.int32)
         if (counts == 1).all():
             return TritonAttentionPlan(plan.page_table, DecodeRows(slots, plan.kv_lens, 2), None)
-        num_q_heads = self.model.config.num_heads
-        config = prefill_config(spec.head_dim, spec.page_size, spec.dtype)
-        tokens = tile_tokens(config.block_m, num_q_heads, spec.num_kv_heads)
+        [group] = self.kv.spec.groups
+        _, (num_kv_heads, head_dim), dtype = group.plane("k")
+        config = prefill_config(head_dim, self.page_size, dtype)
+        tokens = tile_tokens(config.block_m, group.num_q_heads, num_kv_heads)
         tiles = torch.from_numpy(prefill_tiles(counts.numpy(), tokens, plan.kv_lens.numpy()))
         rows = PrefillRows(slots, plan.kv_lens, plan.q_starts, tiles)
         return TritonAttentionPlan(plan.page_table, None, rows)

@@ -112,5 +112,5 @@ def test_the_last_layer_may_leave_tokens_out(case, wanted):
     assert list(found) == wanted
     for name, logits in found.items():
         torch.testing.assert_close(logits, expected[name][-1:], rtol=1e-5, atol=1e-5)
-    for pages, others in zip((*full.kv.k, *full.kv.v), (*partial.kv.k, *partial.kv.v)):
-        torch.testing.assert_close(pages, others, rtol=0, atol=0)
+    for layer, other in zip(full.kv.layers, partial.kv.layers, strict=True):
+        torch.testing.assert_close(layer.planes, other.planes, rtol=0, atol=0)

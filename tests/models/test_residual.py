@@ -8,7 +8,7 @@ import torch
 from rootlet.kernels import device, norm
 from rootlet.kernels.attention import PagedAttentionPlan
 from rootlet.kernels.matrices import dense
-from rootlet.models.forward import ForwardInput, WantedTokens
+from rootlet.models.forward import ForwardInput, GroupStep, WantedTokens
 from rootlet.models.layers.linear import Linear
 from rootlet.models.layers.matrices import FloatMatrix
 from rootlet.models.layers.norm import RMSNorm
@@ -55,7 +55,7 @@ def rms(x: torch.Tensor, made: RMSNorm) -> torch.Tensor:
 @pytest.fixture
 def step() -> ForwardInput:
     tokens = torch.zeros(TOKENS, dtype=torch.int64)
-    return ForwardInput(tokens, tokens, tokens, attention=None)
+    return ForwardInput(tokens, tokens, [GroupStep(tokens, None)])
 
 
 def test_pre_norm(kernels, step):
@@ -118,7 +118,8 @@ def test_a_product_in_parts_is_summed_before_it_is_added(kernels, step):
 def test_wanted_tokens_are_kept_after_the_first_norm(kernels, step):
     x, made, layer = randn(TOKENS, HIDDEN, seed=0), make_norm(1), make_linear(2)
     plan = PagedAttentionPlan(None, None, None, 1, 1, 1)
-    wanted = ForwardInput(*[step.input_ids] * 3, plan, wanted=WantedTokens(torch.tensor([0, 2]), plan))
+    tokens, places = step.input_ids, WantedTokens(torch.tensor([0, 2]), [plan])
+    wanted = ForwardInput(tokens, tokens, [GroupStep(tokens, plan)], wanted=places)
     stream = Residual(x.clone())
     normed = stream.promised(made)
     stream.keep(wanted)

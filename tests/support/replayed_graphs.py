@@ -9,16 +9,17 @@ import torch
 
 from rootlet.engine.build import parts
 from rootlet.engine.build.backends import Backend
-from rootlet.engine.steps import decode_graphs, gpu_inputs
+from rootlet.engine.steps import decode_graphs, triton_planner
 from rootlet.engine.steps.decode_graphs import DecodeGraphs
-from rootlet.engine.steps.gpu_inputs import TritonInputs
+from rootlet.engine.steps.gpu_inputs import GpuInputs
+from rootlet.engine.steps.triton_planner import TritonPlanner
 
 
-class WideInputs(TritonInputs):
+class WideInputs(GpuInputs):
     """The inputs of a GPU for kernels of the CPU, which take positions as int64."""
 
-    def forward_input(self, columns, gathered, plan, wanted=None):
-        forward = super().forward_input(columns, gathered, plan, wanted)
+    def forward_input(self, columns, gathered, plans, wanted=None):
+        forward = super().forward_input(columns, gathered, plans, wanted)
         return replace(forward, positions=forward.positions.long())
 
 
@@ -48,12 +49,12 @@ class ReplayedGraphs(DecodeGraphs):
         output, columns = super()._replay(layout, greedy=greedy)
         return output.clone(), columns  # a GPU's copy to the host stands in line before the next replay
 
-    def _record(self, names, size, greedy, num_tiles):
+    def _record(self, names, size, greedy, data):
         columns = torch.zeros((len(names), -(-size // 4) * 4), dtype=torch.int32)
-        shared = self._inputs.groups.empty(size, num_tiles, "cpu") if num_tiles else None
-        step = partial(self._step, dict(zip(names, columns[:, :size])), shared, greedy)
+        rooms = [one.room(torch.device("cpu")) for one in data]
+        step = partial(self._step, dict(zip(names, columns[:, :size])), rooms, greedy)
         output = step()
-        return decode_graphs._Graph(Again(step, output), columns, shared, output)
+        return decode_graphs._Graph(Again(step, output), columns, rooms, output)
 
 
 def use_gpu_steps(monkeypatch):
@@ -63,11 +64,10 @@ def use_gpu_steps(monkeypatch):
     """
 
     def make_backend(name, config, loaded, device):
-        make_inputs = partial(WideInputs, num_q_heads=loaded.config.num_heads, share_prefixes=True)
-        return Backend("triton", make_inputs, can_record=True)
+        return Backend("triton", WideInputs, partial(TritonPlanner, share_prefixes=True), can_record=True)
 
     # interpreted programs run one after the other: let them be few
-    monkeypatch.setattr(gpu_inputs, "num_decode_splits", lambda *_: 1)
+    monkeypatch.setattr(triton_planner, "num_decode_splits", lambda *_: 1)
     monkeypatch.setattr(decode_graphs, "argmax", partial(decode_graphs.argmax, splits=1))
     monkeypatch.setattr(parts, "make_backend", make_backend)
     monkeypatch.setattr(decode_graphs, "DecodeGraphs", ReplayedGraphs)

@@ -1,0 +1,122 @@
+"""Attention over pages of keys and values on a GPU, planned for the Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...cache.kv_kind import NO_DATA, KVPlanner, RecordedData, StepRows
+from ...cache.kv_spec import KVGroup
+from ...kernels.gpu.attention import DecodeRows, PrefillRows, SharedPrefixes, TritonAttentionPlan
+from ...kernels.gpu.decode_attention import num_decode_splits
+from ...kernels.gpu.long_prefill import can_use, long_rows, tiles_outside
+from ...kernels.gpu.prefill_attention import invariant_config, prefill_config, prefill_tiles, tile_tokens
+from ...kernels.upload import upload
+from .shared_prefixes import PrefixGroups, padded
+
+
+class TritonPlanner(KVPlanner):
+    """Plans decodes, the prefixes they share, and other rows, each for its kernel.
+
+    ``share_prefixes``: decode rows that begin with the same pages read them together. ``deterministic``: one
+    kernel computes every row, in an order that depends on nothing but the row; prefixes are not shared.
+    """
+
+    def __init__(
+        self,
+        pages: torch.Tensor,
+        group: KVGroup,
+        page_size: int,
+        *,
+        share_prefixes: bool,
+        deterministic: bool = False,
+    ) -> None:
+        _, (num_kv_heads, head_dim), dtype = group.plane("k")
+        self._pages = pages
+        self._device = pages.device
+        self._num_kv_heads = num_kv_heads
+        self._prefixes = None
+        if share_prefixes and not deterministic:
+            self._prefixes = PrefixGroups(group.num_q_heads, num_kv_heads, page_size)
+        self._exact = invariant_config(head_dim, dtype) if deterministic else None
+        config = self._exact or prefill_config(head_dim, page_size, dtype)
+        self._tile_tokens = tile_tokens(config.block_m, group.num_q_heads, num_kv_heads)
+        self._has_long_rows = not deterministic and can_use(self._device, dtype, head_dim)
+
+    def plan(self, rows: StepRows) -> TritonAttentionPlan:
+        """Decodes, the prefixes they share, and the other rows."""
+        decodes = None if self._exact else self._planned_decodes(rows)
+        first = rows.num_decodes if self._exact is None else 0
+        return TritonAttentionPlan(self._pages, decodes, self._prefill_rows(rows, first))
+
+    def plan_decodes(self, slots: torch.Tensor, kv_lens: torch.Tensor) -> TritonAttentionPlan:
+        """Rows of one token each, every one for itself."""
+        return self._plan_decodes(slots, kv_lens, None)
+
+    def recorded_data(self, rows: StepRows, size: int) -> RecordedData:
+        """Which rows share prefixes, where that pays."""
+        if self._prefixes is None:
+            return NO_DATA
+        groups = self._prefixes.of(rows.token_tables, rows.positions)
+        if groups is None:
+            return NO_DATA
+        num_tiles = self._prefixes.capacity(groups)
+        return RecordedData(num_tiles, padded(groups, size, num_tiles), (-1, 0, 0))
+
+    def plan_recorded(
+        self, slots: torch.Tensor, kv_lens: torch.Tensor, data: Sequence[torch.Tensor]
+    ) -> TritonAttentionPlan:
+        """Rows of one token each, with the prefixes that :meth:`recorded_data` describes."""
+        shared = None
+        if self._prefixes is not None and data:
+            shared = self._prefixes.recorded(*data)
+        return self._plan_decodes(slots, kv_lens, shared)
+
+    def _plan_decodes(
+        self, slots: torch.Tensor, kv_lens: torch.Tensor, shared: SharedPrefixes | None
+    ) -> TritonAttentionPlan:
+        if self._exact is None:
+            return TritonAttentionPlan(self._pages, self._decode_rows(slots, kv_lens, shared), None)
+        n = len(slots)
+        ordinals = torch.arange(n + 1, dtype=torch.int32, device=self._device)
+        tiles = torch.stack((ordinals[:n], torch.zeros_like(ordinals[:n])))
+        rows = PrefillRows(slots, kv_lens, ordinals, tiles, config=self._exact)
+        return TritonAttentionPlan(self._pages, None, rows)
+
+    def _decode_rows(
+        self, slots: torch.Tensor, kv_lens: torch.Tensor, shared: SharedPrefixes | None
+    ) -> DecodeRows:
+        return DecodeRows(slots, kv_lens, num_decode_splits(len(slots), self._num_kv_heads), shared)
+
+    def _planned_decodes(self, rows: StepRows) -> DecodeRows | None:
+        n = rows.num_decodes
+        if not n:
+            return None
+        slots, kv_lens = upload(self._device, rows.slots[:n], rows.kv_lens[:n])
+        shared = None
+        if self._prefixes is not None:
+            groups = self._prefixes.of(rows.page_tables[:n], rows.starts[:n])
+            if groups is not None:
+                sent = upload(self._device, groups.tile_rows, groups.tile_lens, groups.kv_starts)
+                shared = SharedPrefixes(*sent, self._prefixes.num_splits(groups))
+        return self._decode_rows(slots, kv_lens, shared)
+
+    def _prefill_rows(self, rows: StepRows, first: int) -> PrefillRows | None:
+        """The rows from ``first`` on."""
+        if first == rows.num_rows:
+            return None
+        slots, counts, kv_lens, q_starts = (
+            rows.slots[first:],
+            rows.counts[first:],
+            rows.kv_lens[first:],
+            rows.q_starts[first:],
+        )
+        tiles = prefill_tiles(counts, self._tile_tokens, kv_lens)
+        parts = long_rows(slots, q_starts, counts, kv_lens) if self._has_long_rows else ()
+        if not parts:
+            sent = upload(self._device, slots, kv_lens, q_starts, tiles)
+            return PrefillRows(*sent, config=self._exact)
+        short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
+        *sent, short_tiles = upload(self._device, slots, kv_lens, q_starts, tiles, short)
+        return PrefillRows(*sent, parts, short_tiles)
