@@ -66,7 +66,7 @@ lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint  ## check style and run the whole test suite
+test: lint  ## check style and run the whole test suite, types included
 	$(BIN)/python $(PYTEST) $(TESTS)
 
 test-oldest: $(VENV)-oldest/installed  ## run the suite with the oldest releases that pyproject.toml allows
@@ -99,6 +99,6 @@ lock:  ## renew the locks: the newest releases, and the oldest; LOCK_ARGS= keeps
 	echo | $(COMPILE) --resolution lowest-direct -o constraints-oldest.txt
 
 clean:  ## remove .venv, builds, caches and outputs
-	rm -rf $(VENV) $(VENV)-* build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f kernels/*.so

@@ -6,7 +6,7 @@ import os
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..version import __version__
 from .build.thread import build_on_thread
@@ -21,13 +21,15 @@ from .requests.sessions import Sessions
 from .stats import EngineStats, collect
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from .options import EngineOptions
 
 
 class BuiltEngine:
     """What :class:`~rootlet.Engine` is but for its calls."""
 
-    def __init__(self, model_path: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(self, model_path: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
         self.config = EngineConfig.from_options(model_path, options)
         parts = build_on_thread(self.config)
         self.tokenizer = parts.tokenizer

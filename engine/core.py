@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import InvalidRequestError, TokenizerError, is_interrupt
 from .host.code import call_host, log_exception
-from .replies.outputs import RequestOutput, build_output
+from .replies.outputs import DocumentedOutput, build_output
 from .schedule.constraint import RequestConstraint
 from .schedule.request import FinishReason, Request, RequestStatus
 
 if TYPE_CHECKING:
     from ..grammar.compiler import Compilation
     from .replies.detokenizer import Detokenizer, TextStream
-    from .replies.embedding import EmbeddingOutput
     from .requests.factory import Submission
     from .schedule.batch import Batch, StepResult
     from .schedule.scheduler import Scheduler
@@ -50,7 +49,7 @@ class Runner(Protocol):
 class Listener(Protocol):
     """Who waits for a request (a :class:`RequestHandle`)."""
 
-    def deliver(self, output: RequestOutput) -> None:
+    def deliver(self, output: DocumentedOutput) -> None:
         """Take a snapshot, final when it has a finish reason."""
 
     def fail(self, error: BaseException) -> None:
@@ -94,7 +93,7 @@ class EngineCore:
         overlap: bool = False,
         stream_interval: int = 1,
         token_text: Callable[[int], str] | None = None,
-        build_output: Callable[..., RequestOutput | EmbeddingOutput] = build_output,
+        build_output: Callable[..., DocumentedOutput] = build_output,
         after_step: Callable[[EngineCore], None] | None = None,
     ) -> None:
         self.scheduler = scheduler
@@ -147,13 +146,14 @@ class EngineCore:
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
-        wants_text = self._detokenizer is not None and bool(submission.stream or request.params.stop)
-        request.is_watched = submission.stream or wants_text
+        wants_text = bool(submission.stream or request.params.stop)
+        detokenizer = self._detokenizer if wants_text else None
+        request.is_watched = submission.stream or detokenizer is not None
         tracked = self._tracked[request.rid] = _Tracked(submission, listener, None)
         self.scheduler.add(request)
-        if wants_text:
+        if detokenizer is not None:
             with self._only(request):
-                tracked.text = self._detokenizer.start(request.params, request.token_ids)
+                tracked.text = detokenizer.start(request.params, request.token_ids)
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""
@@ -260,7 +260,8 @@ class EngineCore:
         if tracked.text is None:
             return
         seen = request.num_prompt_tokens + tracked.text.num_tokens
-        stopped = request.is_finished and request.finish_reason.type == "stop"
+        ended = request.finish_reason
+        stopped = ended is not None and ended.type == "stop"
         matched = tracked.text.push(request.token_ids[seen : len(request.token_ids) - stopped])
         if matched is None:
             return
@@ -281,26 +282,12 @@ class EngineCore:
 
     def _finish(self, rid: str) -> None:
         tracked = self._tracked[rid]
-        text = self._final_text(tracked) if self._detokenizer is not None else None
+        text = None if self._detokenizer is None else _final_text(self._detokenizer, tracked)
         output = self._snapshot(tracked, text)
         del self._tracked[rid]
         tracked.listener.deliver(output)
 
-    def _final_text(self, tracked: _Tracked) -> str:
-        request = tracked.submission.request
-        reason = request.finish_reason
-        stop_token = reason.matched if reason.type == "stop" and isinstance(reason.matched, int) else None
-        if tracked.text is not None:
-            return tracked.text.finish(stop_token, keep_stop=reason.type != "stop")
-        ids = request.output_ids if stop_token is None else request.output_ids[:-1]
-        return self._detokenizer.decode(
-            ids,
-            request.params,
-            prompt_ids=request.token_ids[: request.num_prompt_tokens],
-            reason_token=stop_token,
-        )
-
-    def _snapshot(self, tracked: _Tracked, text: str | None) -> RequestOutput:
+    def _snapshot(self, tracked: _Tracked, text: str | None) -> DocumentedOutput:
         return self._build_output(
             tracked.submission.request,
             text,
@@ -308,3 +295,19 @@ class EngineCore:
             index=tracked.submission.index,
             weights_version=self.weights_version,
         )
+
+
+def _final_text(detokenizer: Detokenizer, tracked: _Tracked) -> str:
+    request = tracked.submission.request
+    reason = request.finish_reason
+    assert reason is not None  # it has ended
+    stop_token = reason.matched if reason.type == "stop" and isinstance(reason.matched, int) else None
+    if tracked.text is not None:
+        return tracked.text.finish(stop_token, keep_stop=reason.type != "stop")
+    ids = request.output_ids if stop_token is None else request.output_ids[:-1]
+    return detokenizer.decode(
+        ids,
+        request.params,
+        prompt_ids=request.token_ids[: request.num_prompt_tokens],
+        reason_token=stop_token,
+    )

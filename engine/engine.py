@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .replies.handle import RequestHandle
     from .replies.outputs import Outputs, RequestOutput
     from .replies.streams import AsyncStream, Stream
-    from .requests.arguments import OneParams, Params, Rids, Texts, Tokens
+    from .requests.arguments import Counts, Flags, OneParams, Params, Rids, Texts, Tokens
     from .requests.scoring import ScoreOutput
 
 _named = suggest_names(
@@ -73,37 +73,43 @@ class Engine(BuiltEngine):
 
     @overload
     def generate(
-        self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
+        self, prompt: str, sampling_params: Params = ..., input_ids: None = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> RequestOutput: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: list[str], sampling_params: Params = ..., input_ids: None = ..., *,
+        self, prompt: list[str], sampling_params: Params = ..., input_ids: None = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> list[RequestOutput]: ...  # fmt: skip
 
     @overload
     def generate(
         self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[int],
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ...,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> RequestOutput: ...  # fmt: skip
 
     @overload
     def generate(
         self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[list[int]],
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ...,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> list[RequestOutput]: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: Literal[True], progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> Stream: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: bool = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> Outputs | Stream: ...  # fmt: skip
 
@@ -158,37 +164,43 @@ class Engine(BuiltEngine):
 
     @overload
     async def async_generate(
-        self, prompt: str, sampling_params: Params = ..., input_ids: None = ..., *,
+        self, prompt: str, sampling_params: Params = ..., input_ids: None = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> RequestOutput: ...  # fmt: skip
 
     @overload
     async def async_generate(
-        self, prompt: list[str], sampling_params: Params = ..., input_ids: None = ..., *,
+        self, prompt: list[str], sampling_params: Params = ..., input_ids: None = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> list[RequestOutput]: ...  # fmt: skip
 
     @overload
     async def async_generate(
         self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[int],
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ...,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> RequestOutput: ...  # fmt: skip
 
     @overload
     async def async_generate(
         self, prompt: None = ..., sampling_params: Params = ..., *, input_ids: list[list[int]],
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ...,
         stream: Literal[False] = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> list[RequestOutput]: ...  # fmt: skip
 
     @overload
     async def async_generate(
-        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: Literal[True], progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> AsyncStream: ...  # fmt: skip
 
     @overload
     async def async_generate(
-        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ..., *,
+        self, prompt: Texts = ..., sampling_params: Params = ..., input_ids: Tokens = ...,
+        return_logprob: Flags = ..., logprob_start_len: Counts = ..., top_logprobs_num: Counts = ..., *,
         stream: bool = ..., progress: bool = ..., **fields: Unpack[RequestFields],
     ) -> Outputs | AsyncStream: ...  # fmt: skip
 

@@ -36,10 +36,9 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """
     if on_gpu(gate_up):
         return _gpu().silu_and_mul(gate_up, pdl=has_pdl(gate_up.device))
-    kind = None if _C is None else element_type(gate_up)
-    if kind is None:
+    if _C is None or (kind := element_type(gate_up)) is None:
         return silu_and_mul_reference(gate_up)
-    return _run(gate_up, _SILU, kind)
+    return _run(_C, gate_up, _SILU, kind)
 
 
 def gelu_and_mul(gate_up: torch.Tensor, approximate: str) -> torch.Tensor:
@@ -51,10 +50,10 @@ def gelu_and_mul(gate_up: torch.Tensor, approximate: str) -> torch.Tensor:
     """
     if on_gpu(gate_up):
         return _gpu().gelu_and_mul(gate_up, approximate, pdl=has_pdl(gate_up.device))
-    kind = None if _C is None else element_type(gate_up)
-    if kind is None or approximate not in _GELU:
+    kind = element_type(gate_up)
+    if _C is None or kind is None or approximate not in _GELU:
         return gelu_and_mul_reference(gate_up, approximate)
-    return _run(gate_up, _GELU[approximate], kind)
+    return _run(_C, gate_up, _GELU[approximate], kind)
 
 
 def silu_and_mul_reference(gate_up: torch.Tensor) -> torch.Tensor:
@@ -80,12 +79,12 @@ def _gpu() -> ModuleType:
     return activation
 
 
-def _run(gate_up: torch.Tensor, function: int, kind: int) -> torch.Tensor:
+def _run(kernels: ModuleType, gate_up: torch.Tensor, function: int, kind: int) -> torch.Tensor:
     size = _half_width(gate_up)
     rows = gate_up.shape[0]
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty((rows, size))
-    _C.gated_activation(out.data_ptr(), gate_up.data_ptr(), rows, size, function, kind)
+    kernels.gated_activation(out.data_ptr(), gate_up.data_ptr(), rows, size, function, kind)
     return out
 
 

@@ -31,10 +31,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     """
     if on_gpu(x):
         return _gpu().rms_norm(x, weight, eps, offset, pdl=has_pdl(x.device))
-    kind = None if _C is None else element_type(x, weight)
-    if kind is None:
+    if _C is None or (kind := element_type(x, weight)) is None:
         return rms_norm_reference(x, weight, eps, offset)
-    return _run(x, None, weight, eps, offset, kind)
+    return _run(_C, x, None, weight, eps, offset, kind)
 
 
 def add_rms_norm(
@@ -48,10 +47,10 @@ def add_rms_norm(
     """
     if on_gpu(x):
         return _gpu().add_rms_norm(x, residual, weight, eps, offset, pdl=has_pdl(x.device))
-    kind = None if _C is None else element_type(x, residual, weight)
-    if kind is None or not residual.is_contiguous():
+    kind = element_type(x, residual, weight)
+    if _C is None or kind is None or not residual.is_contiguous():
         return add_rms_norm_reference(x, residual, weight, eps, offset)
-    return _run(x, residual, weight, eps, offset, kind)
+    return _run(_C, x, residual, weight, eps, offset, kind)
 
 
 def rms_norm_reference(
@@ -81,6 +80,7 @@ def _gpu() -> ModuleType:
 
 
 def _run(
+    kernels: ModuleType,
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor,
@@ -93,7 +93,7 @@ def _run(
     out = torch.empty_like(x)
     add_to = 0 if residual is None else residual.data_ptr()
     rows, size = x.shape
-    _C.rms_norm(out.data_ptr(), x.data_ptr(), add_to, weight.data_ptr(), rows, size, eps, offset, kind)
+    kernels.rms_norm(out.data_ptr(), x.data_ptr(), add_to, weight.data_ptr(), rows, size, eps, offset, kind)
     return out
 
 

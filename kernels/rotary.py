@@ -45,8 +45,7 @@ def rotary_and_store(
     tokens, num_kv_heads, head_dim, rotary_dim = check_rotary(
         qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads
     )
-    kind = None if _C is None else element_type(qkv, k_cache, v_cache)
-    if kind is None:
+    if _C is None or (kind := element_type(qkv, k_cache, v_cache)) is None:
         return rotary_and_store_reference(qkv, cos_sin, positions, kv_slots, k_cache, v_cache, num_q_heads)
     qkv, cos_sin = qkv.contiguous(), cos_sin.contiguous()
     positions, kv_slots = positions.contiguous(), kv_slots.contiguous()

@@ -60,18 +60,23 @@ class Team:
         limits = _thread_limits()
         before = limits.set(self.torch_threads)
         openmp = limits.openmp_team if self.torch_threads > 1 else (0, 0)
-        bound = self._kernels.team_bind(self._address, *openmp) if self._address else (0, 0, 0)
+        kernels = self._kernels
+        bound = (0, 0, 0)
+        if kernels is not None and self._address:
+            bound = kernels.team_bind(self._address, *openmp)
         try:
             yield
         finally:
-            if self._address:
-                self._kernels.team_bind(*bound)
+            if kernels is not None and self._address:
+                kernels.team_bind(*bound)
             limits.restore(before)
 
     @property
     def stalled(self) -> float:
         """Seconds that were spent waiting for helpers that the system kept off their cores."""
-        return self._kernels.team_stalled(self._address) * 1e-9 if self._address else 0.0
+        if self._kernels is None or not self._address:
+            return 0.0
+        return self._kernels.team_stalled(self._address) * 1e-9
 
     def close(self) -> None:
         """End the helpers. Idempotent; not while the team is bound."""
@@ -109,9 +114,9 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
         if quota != "max":
             granted.append(int(quota) / int(period))
     with contextlib.suppress(OSError, ValueError):  # the first version
-        quota = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        if quota > 0:
-            granted.append(quota / int((root / "cpu" / "cpu.cfs_period_us").read_text()))
+        microseconds = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        if microseconds > 0:
+            granted.append(microseconds / int((root / "cpu" / "cpu.cfs_period_us").read_text()))
     return min(granted)
 
 
@@ -129,10 +134,10 @@ class _ThreadLimits:
         self._openmp = _find("omp_set_num_threads")
         self._mkl = _find("MKL_Set_Num_Threads_Local")
         # addresses of what has work done by OpenMP's threads
-        found = _find("GOMP_parallel"), _find("omp_get_thread_num")
-        self.openmp_team = (
-            tuple(ctypes.cast(f, ctypes.c_void_p).value for f in found) if all(found) else (0, 0)
-        )
+        parallel, thread_num = _find("GOMP_parallel"), _find("omp_get_thread_num")
+        self.openmp_team = (0, 0)
+        if parallel is not None and thread_num is not None:
+            self.openmp_team = (_address(parallel), _address(thread_num))
         if self._openmp is None:
             logger.debug("No OpenMP runtime of torch was found; its loops take as many threads as ever.")
 
@@ -146,7 +151,7 @@ class _ThreadLimits:
 
     def restore(self, before: _Limits | None) -> None:
         """Undo :meth:`set`, of which ``before`` is the result."""
-        if before is not None:
+        if before is not None and self._openmp is not None:
             self._openmp(before.openmp)
             if self._mkl is not None:
                 self._mkl(before.mkl)
@@ -168,3 +173,7 @@ def _find(name: str) -> ctypes._NamedFuncPointer | None:
         function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
         return function
     return None
+
+
+def _address(function: ctypes._NamedFuncPointer) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

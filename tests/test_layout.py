@@ -39,6 +39,7 @@ FLOORS = {
 # the same inside engine/
 ENGINE_FLOORS = {
     "host": 0,
+    "options": 0,
     "output_kind": 0,
     "profiling": 0,
     "schedule": 1,

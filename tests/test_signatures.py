@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 
 import pytest
 
 import rootlet
+from rootlet.engine.config import EngineConfig
+from rootlet.engine.options import EngineOptions
 from rootlet.errors import UnknownOptionError
 from rootlet.signatures import suggest_names
 
@@ -62,3 +65,14 @@ def test_positional_only_names_may_be_anything():
     assert function(1, b=2) == (1, 2, 1)
     with pytest.raises(UnknownOptionError, match="Unknown argument 'a'"):
         function(1, 2, a=3)
+
+
+def test_options_are_typed_as_they_are_checked():
+    """Checkers read names and types of options in one place, the engine in another; paths may be Paths."""
+    typed = {name: hint.__forward_arg__ for name, hint in EngineOptions.__annotations__.items()}
+    checked = {field.name: field.type for field in dataclasses.fields(EngineConfig)}
+    del checked["model_path"]
+    paths = {name for name, hint in typed.items() if hint == "Place"}
+    assert paths == {"chat_template", "download_dir", "tokenizer_path"}
+    assert typed == checked | dict.fromkeys(paths, "Place")
+    assert {checked[name] for name in paths} == {"str | None"}

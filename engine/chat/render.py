@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ...errors import InvalidRequestError
 from ...grammar.chat_templates.sandbox import render_chat
@@ -37,7 +37,8 @@ class ChatPrompt(NamedTuple):
         """``params`` with the template's stop strings in front of its own."""
         if not self.stop:
             return params
-        return dataclasses.replace(params, stop=tuple(dict.fromkeys((*self.stop, *params.stop))))
+        own = cast("tuple[str, ...]", params.stop)  # what is kept of all that may be given
+        return dataclasses.replace(params, stop=tuple(dict.fromkeys((*self.stop, *own))))
 
 
 class ChatRenderer:

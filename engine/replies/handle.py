@@ -6,7 +6,7 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ...errors import InvalidRequestError, RootletError, short
 from ..host.code import call_host
@@ -14,7 +14,7 @@ from . import streams
 from .readable import Owner
 
 if TYPE_CHECKING:
-    from .outputs import RequestOutput
+    from .outputs import DocumentedOutput, RequestOutput
 
 
 class RequestHandle:
@@ -34,7 +34,7 @@ class RequestHandle:
         # Reentrant: a garbage collection inside may drop a stream, which stops watching.
         self._lock = threading.RLock()
         self._ended = threading.Event()
-        self._latest: RequestOutput | None = None
+        self._latest: DocumentedOutput | None = None
         self._error: BaseException | None = None
         self._watchers: list[Callable[[RequestHandle], None]] = []
         self._done_callbacks: list[Callable[[RequestHandle], None]] = []
@@ -71,7 +71,8 @@ class RequestHandle:
         """The newest snapshot, None before the first. Raises the error that ended the request."""
         error = self._error
         if error is None:
-            return self._latest
+            # an engine that embeds hands out no handles, and its calls read what they asked for
+            return cast("RequestOutput | None", self._latest)
         if isinstance(error, RootletError):  # several threads may raise it: give each its own traceback
             raise type(error)(*error.args) from error.__cause__
         raise error
@@ -129,7 +130,7 @@ class RequestHandle:
 
     # ---- the engine's side -------------------------------------------------------------------------
 
-    def deliver(self, output: RequestOutput) -> None:
+    def deliver(self, output: DocumentedOutput) -> None:
         """Take a snapshot; one with a ``finish_reason`` is final."""
         self._settle(output, None, ended=output.finish_reason is not None)
 
@@ -137,7 +138,7 @@ class RequestHandle:
         """End with an exception."""
         self._settle(self._latest, error, ended=True)
 
-    def _settle(self, output: RequestOutput | None, error: BaseException | None, *, ended: bool) -> None:
+    def _settle(self, output: DocumentedOutput | None, error: BaseException | None, *, ended: bool) -> None:
         with self._lock:
             if self.done():
                 return

@@ -14,7 +14,7 @@ from .outputs import RequestOutput
 from .readable import Owner, Readable
 
 
-class ProgressBar(tqdm):
+class ProgressBar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """tqdm's bar, without the monitor thread it would start: that thread outlives every bar."""
 
     monitor_interval = 0

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Texts: TypeAlias = str | list[str] | None
     Tokens: TypeAlias = list[int] | list[list[int]] | Mapping[str, Any] | None
     Rids: TypeAlias = str | list[str] | None
+    Flags: TypeAlias = bool | list[bool]
+    Counts: TypeAlias = int | list[int] | None
     OneParams: TypeAlias = Mapping[str, Any] | SamplingParams | None
     Params: TypeAlias = OneParams | Sequence[OneParams]
     Processor: TypeAlias = CustomLogitProcessor | Callable[..., torch.Tensor] | str

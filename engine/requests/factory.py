@@ -9,7 +9,7 @@ import random
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import InvalidRequestError, RequestTooLongError
 from ...sampling.custom import resolve_processor
@@ -204,7 +204,8 @@ class RequestFactory:
 
     def _ends(self, params: SamplingParams) -> tuple[int, ...]:
         """Token ids that end a request, ascending."""
-        return tuple(sorted({*params.stop_token_ids, *self.eos_token_ids}))
+        own = cast("tuple[int, ...]", params.stop_token_ids)  # what is kept of all that may be given
+        return tuple(sorted({*own, *self.eos_token_ids}))
 
 
 class _Options:

@@ -404,7 +404,7 @@ class Scheduler:
             self.pool.release(match.pages)
             self.cache.unlock(match.node)
             return False
-        if match.partial_tokens:  # the page is ours to continue, its beginning is theirs
+        if match.partial_page is not None:  # the page is ours to continue, its beginning is theirs
             step.page_copies.append((match.partial_page, pages[0]))
         self._start(request, match, pages, step)
         self._add_row(request, count, step)

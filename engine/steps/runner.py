@@ -111,8 +111,8 @@ class ModelRunner:
         """Wait for the device, then let go of the model and everything on it."""
         if self._stream is not None:
             STREAMS.give_back(self._stream, self._device)
-        self.model = self.kv = self.tables = self.sampler = None
-        self._inputs = self._graphs = self._stream = self._sampling_batch = None
+        del self.model, self.kv, self.tables, self.sampler, self._inputs
+        self._graphs = self._stream = self._sampling_batch = None
         if self._threads is not None:
             self._threads.close()
 

@@ -22,7 +22,7 @@ from .options import leaf
 from .strings import wide
 
 _MAX_DEPTH = 64
-_COMPARED = {
+_COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "minimum": lambda value, bound: value >= bound,
     "maximum": lambda value, bound: value <= bound,
     "exclusiveMinimum": lambda value, bound: value > bound,

@@ -80,7 +80,7 @@ class TritonAttentionPlan:
         """Attention ``[T, Hq, D]`` of q ``[T, Hq, D]``, as ``paged_attention`` defines it."""
         rows = self.prefills
         long_rows = rows.long_rows if rows is not None and scoring.asks <= long_prefill.CAN else ()
-        if len(long_rows) == 1 and long_rows[0].count == len(q):
+        if len(long_rows) == 1 and long_rows[0].num_tokens == len(q):
             # saves copying it into place
             return self._long(long_rows[0], q, k_cache, v_cache, scoring, None)
         out = torch.empty_like(q)
@@ -88,13 +88,13 @@ class TritonAttentionPlan:
             n = len(self.decodes.slots)
             self._decode(self.decodes, q[:n], k_cache, v_cache, scoring, out[:n])
         if rows is not None:
-            tiles = rows.short_tiles if long_rows else rows.tiles
+            tiles = rows.tiles if not long_rows or rows.short_tiles is None else rows.short_tiles
             prefill.prefill_attention(
                 q, k_cache, v_cache, self.pages, rows.slots, rows.q_starts, rows.kv_lens, tiles,
                 scoring, out=out, config=rows.config,
             )  # fmt: skip
         for row in long_rows:  # after the tiles, some of which reach into them
-            part = slice(row.q_start, row.q_start + row.count)
+            part = slice(row.q_start, row.q_start + row.num_tokens)
             self._long(row, q[part], k_cache, v_cache, scoring, out[part])
         return out
 
@@ -108,7 +108,7 @@ class TritonAttentionPlan:
         out: torch.Tensor | None,
     ) -> torch.Tensor:
         ids = self.pages[row.slot, : -(-row.kv_len // k_cache.shape[1])]
-        num_prefix = row.kv_len - row.count
+        num_prefix = row.kv_len - row.num_tokens
         return long_prefill.attend_long(
             q, k_cache, v_cache, ids, num_prefix, scoring, prefix_parts=row.prefix_parts, out=out
         )

@@ -127,7 +127,7 @@ def decode_attention(
         num_stages=num_stages,
         **({"launch_pdl": True} if pdl else {}),
     )
-    if num_splits > 1:
+    if num_splits > 1 and partials is not None:
         merge_states(
             partials, out, num_splits=num_splits, kv_starts=kv_starts, first_split=first_split, pdl=pdl
         )

@@ -35,7 +35,7 @@ class LongRow(NamedTuple):
     row: int  # index among the prefill rows
     slot: int  # row of the slot table
     q_start: int  # the part's first token, counted from the step's first
-    count: int  # its tokens
+    num_tokens: int
     kv_len: int  # context up to and with its last token
     prefix_parts: tuple[int, ...]  # lengths, in order, that the context before it is cut into
 
@@ -100,7 +100,7 @@ def tiles_outside(
         begin = part.q_start - int(q_starts[part.row])
         count = int(q_starts[part.row + 1]) - int(q_starts[part.row])
         ends = np.minimum(firsts + tokens, count)
-        keep &= (rows != part.row) | (firsts < begin) | (ends > begin + part.count)
+        keep &= (rows != part.row) | (firsts < begin) | (ends > begin + part.num_tokens)
     return np.ascontiguousarray(tiles[:, keep])
 
 
@@ -141,8 +141,8 @@ def attend_long(
             q, keys[end - part : end], values[end - part : end], scale, causal=False
         )
         end -= part
-        last = index == len(parts) - 1 and out is not None
-        result = merge_pair(result, lse, own, own_lse, out=out if last else result)
+        into = result if out is None or index < len(parts) - 1 else out
+        result = merge_pair(result, lse, own, own_lse, out=into)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,20 @@ class SharedGroups:
     tile_rows: np.ndarray  # [G, R] int32: batch rows of each tile, -1 where there is none
     tile_lens: np.ndarray  # [G] int32: shared tokens
     kv_starts: np.ndarray  # [B] int32: where each row's own suffix begins, 0 for rows in no tile
+
+
+# sorted rows begin : end, and how many pages they share
+_Group = tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class _Open:
+    """An interval of rows whose end is not found yet; ``saved`` and ``groups`` of what is closed inside."""
+
+    depth: int
+    begin: int
+    saved: int = 0
+    groups: list[_Group] = field(default_factory=list)
 
 
 def group_rows(
@@ -74,26 +88,26 @@ def _common_length(a: np.ndarray, b: np.ndarray) -> int:
     return int(different[0]) if len(different) else shorter
 
 
-def _best_intervals(
-    common: list[int], saving: Callable[[int, int], int]
-) -> tuple[int, list[tuple[int, int, int]]]:
+def _best_intervals(common: list[int], saving: Callable[[int, int], int]) -> tuple[int, list[_Group]]:
     """Return the largest saving over disjoint groups of sorted rows, and the groups (begin, end, depth).
 
     ``common[i]`` is the length that rows i and i + 1 share. The sets of rows with a common beginning form a
     tree of intervals (Abouelhoda, Kurtz & Ohlebusch 2004); each is taken whole or left to its children.
     """
-    stack = [[0, 0, 0, []]]  # open intervals: depth, begin, saving and groups of what is closed inside
+    stack = [_Open(0, 0)]
     for end, depth in enumerate([*common, 0], start=1):
-        begin, saved, groups = end - 1, 0, []
-        while stack[-1][0] > depth:
-            closed_depth, begin, saved, groups = stack.pop()
-            whole = saving(end - begin, closed_depth)
+        begin, saved = end - 1, 0
+        groups: list[_Group] = []
+        while stack[-1].depth > depth:
+            closed = stack.pop()
+            begin, saved, groups = closed.begin, closed.saved, closed.groups
+            whole = saving(end - begin, closed.depth)
             if whole > saved:
-                saved, groups = whole, [(begin, end, closed_depth)]
-            if stack[-1][0] >= depth:
-                stack[-1][2] += saved
-                stack[-1][3] += groups
+                saved, groups = whole, [(begin, end, closed.depth)]
+            if stack[-1].depth >= depth:
+                stack[-1].saved += saved
+                stack[-1].groups += groups
                 saved, groups = 0, []
-        if stack[-1][0] < depth:
-            stack.append([depth, begin, saved, groups])
-    return stack[0][2], stack[0][3]
+        if stack[-1].depth < depth:
+            stack.append(_Open(depth, begin, saved, groups))
+    return stack[0].saved, stack[0].groups

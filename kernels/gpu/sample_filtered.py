@@ -247,7 +247,7 @@ def _choose(
         ids = tl.load(list_ids + at, mask=at < length, other=0)
         token += tl.sum(tl.where(equal & (rank == place), ids, 0), 0)
         seen += tl.sum(equal.to(tl.int32), 0)
-    tl.store(token_ids + row, token.to(tl.int64))
+    tl.store(token_ids + row, token.to(tl.int64))  # type: ignore[union-attr]
 
 
 def softmax_rows(

@@ -71,7 +71,7 @@ def inverse_frequencies(config: RopeConfig, num_positions: int) -> tuple[Tensor,
     rotary_dim / 2]`` where they depend on it (dynamic scaling past the original length).
     """
     if config.rope_type == "linear":
-        return _unscaled(config) / config.factor, 1.0
+        return _unscaled(config) / _given(config.factor), 1.0
     if config.rope_type == "dynamic":
         return _dynamic(config, num_positions), 1.0
     if config.rope_type == "llama3":
@@ -104,7 +104,8 @@ def _dynamic(config: RopeConfig, num_positions: int) -> Tensor:
     lengths = torch.arange(1, num_positions + 1, dtype=torch.float32, device="cpu").clamp(
         min=config.max_position_embeddings
     )
-    stretch = config.factor * lengths / config.max_position_embeddings - (config.factor - 1)
+    factor = _given(config.factor)
+    stretch = factor * lengths / config.max_position_embeddings - (factor - 1)
     bases = config.theta * stretch ** (config.rotary_dim / (config.rotary_dim - 2))
     return 1.0 / bases[:, None] ** _exponents(config)
 
@@ -115,12 +116,13 @@ def _llama3(config: RopeConfig) -> Tensor:
     The bounds are the original length divided by low_freq_factor and by high_freq_factor
     (arXiv:2407.21783 describes the longer context, Meta's reference code the formula).
     """
+    factor, slow, fast = map(_given, (config.factor, config.low_freq_factor, config.high_freq_factor))
     inv_freq = _unscaled(config)
     rotations = config.original_max_position_embeddings / (2 * math.pi / inv_freq)
-    blend = (rotations - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
-    blended = (1 - blend) * inv_freq / config.factor + blend * inv_freq
-    scaled = torch.where(rotations < config.low_freq_factor, inv_freq / config.factor, blended)
-    return torch.where(rotations > config.high_freq_factor, inv_freq, scaled)
+    blend = (rotations - slow) / (fast - slow)
+    blended = (1 - blend) * inv_freq / factor + blend * inv_freq
+    scaled = torch.where(rotations < slow, inv_freq / factor, blended)
+    return torch.where(rotations > fast, inv_freq, scaled)
 
 
 def _yarn(config: RopeConfig) -> Tensor:
@@ -182,3 +184,9 @@ def _length_factor(config: RopeConfig) -> float:
     if config.factor is not None:
         return config.factor
     return config.max_position_embeddings / config.original_max_position_embeddings
+
+
+def _given(value: float | None) -> float:
+    """A number that a scaling cannot do without: configurations are read with this checked."""
+    assert value is not None
+    return value

@@ -216,7 +216,7 @@ def test_plan_with_long_rows(paged_case, device, exact, window, soft_cap, used):
     tokens = tile_tokens(config.block_m, 4, 2)
     tiles = prefill_tiles(counts, tokens, kv_lens)
     parts = long_rows(slots, q_starts, counts, kv_lens, unit=16, min_mean_keys=0)
-    assert [(part.count, part.kv_len, part.prefix_parts) for part in parts] == [
+    assert [(part.num_tokens, part.kv_len, part.prefix_parts) for part in parts] == [
         (64, 64, ()),
         (32, 96, (64,)),
         (64, 64, ()),
