@@ -122,12 +122,13 @@ def paged_attention(
     tokens, num_q_heads, head_dim = q.shape
     num_pages, _, num_kv_heads, _ = k_cache.shape
     _check(q, k_cache, v_cache, plan, scoring)
-    kind = None if _C is None else element_type(q, k_cache, v_cache)
-    if kind is None or (scoring.asks and not scoring.asks <= _C_CAN):
+    native = _C
+    kind = element_type(q, k_cache, v_cache)
+    if native is None or kind is None or (scoring.asks and not scoring.asks <= _C_CAN):
         return paged_attention_reference(q, k_cache, v_cache, plan, scoring)
     q = q.contiguous()
     out = torch.empty_like(q)
-    _C.paged_attention(
+    native.paged_attention(
         out.data_ptr(),
         q.data_ptr(),
         k_cache.data_ptr(),

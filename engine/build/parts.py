@@ -184,7 +184,9 @@ def _runner(
     can_record = backend.can_record and all(kind.can_record for kind in kv.spec.kinds)
     if can_record and not config.disable_cuda_graph and resolved.kind.is_text:  # others never decode
         from ..steps.decode_graphs import DecodeGraphs  # loads Triton
+        from ..steps.gpu_inputs import GpuInputs
 
+        assert isinstance(inputs, GpuInputs)  # of every backend whose steps can be recorded
         limit = config.cuda_graph_max_bs or resolved.max_decode_rows
         graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_decode_rows))
     sampler = Sampler(loaded.config.vocab_size, resolved.device)

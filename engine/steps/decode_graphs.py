@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -90,8 +90,8 @@ class DecodeGraphs:
             row[:count] = values
         arrays = [array for one in data for array in one.arrays]
         sent, *more = upload(self._inputs.device, rows, *arrays)
-        for target, values in zip(chain.from_iterable(recorded.data), more, strict=True):
-            target.copy_(values)
+        for target, new in zip(chain.from_iterable(recorded.data), more, strict=True):
+            target.copy_(new)
         recorded.columns.copy_(sent)
         recorded.graph.replay()
         return recorded.output[:count], sent
@@ -105,7 +105,7 @@ class DecodeGraphs:
         self._step(columns, rooms, greedy)  # compiles and fills caches, which a recording must not do
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads of the process may go on using the GPU while this one records
-        pool = {} if self._pool is None else {"pool": self._pool}
+        pool: dict[str, Any] = {} if self._pool is None else {"pool": self._pool}
         with RECORDING:
             graph.capture_begin(**pool, capture_error_mode="thread_local")
             try:

@@ -60,6 +60,7 @@ def rehearse(
                 done.result()
         give_back_memory(device)
         before = free_memory(device)
+        assert before is not None  # a GPU tells
         reserved = torch.cuda.memory_reserved(device)
         stage.forward(prefill)
         stage.finish(single)

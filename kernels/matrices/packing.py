@@ -37,13 +37,14 @@ def pack_weight(
         in_panels = goes_into_panels(weight.dtype, weight.device, batch_invariant=batch_invariant)
     if not in_panels:
         return DenseMatrix(weight.detach().contiguous(), batch_invariant=batch_invariant)
-    if panels.C is None or not weight.is_cpu or weight.dtype not in ELEMENT_TYPES:
+    kernels = panels.C
+    if kernels is None or not weight.is_cpu or weight.dtype not in ELEMENT_TYPES:
         raise ValueError(
             f"Only bf16 and fp32 weights on the CPU go into panels, and only with the C extension "
-            f"(built: {panels.C is not None}); got {weight.dtype} on {weight.device}."
+            f"(built: {kernels is not None}); got {weight.dtype} on {weight.device}."
         )
     n, k = weight.shape
-    return PanelMatrix((n, k), weight.dtype).copy_(weight)
+    return PanelMatrix((n, k), weight.dtype, kernels).copy_(weight)
 
 
 def goes_into_panels(dtype: torch.dtype, device: torch.device, *, batch_invariant: bool = False) -> bool:

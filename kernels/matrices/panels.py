@@ -6,6 +6,8 @@ other rows nor their number nor the number of threads. torch promises no such th
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from ..native import ELEMENT_TYPES, load
@@ -17,15 +19,19 @@ C = load()
 
 
 class PanelMatrix:
-    """A matrix ``[N, K]`` of bf16 or fp32 in panels of ``panel`` rows; :meth:`copy_` fills it."""
+    """A matrix ``[N, K]`` of bf16 or fp32 in panels of ``panel`` rows; :meth:`copy_` fills it.
 
-    __slots__ = ("_storage", "dtype", "panel", "shape")
+    ``kernels`` is the build of the C kernels that packs and multiplies.
+    """
 
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    __slots__ = ("_kernels", "_storage", "dtype", "panel", "shape")
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, kernels: ModuleType) -> None:
         n, k = shape
+        self._kernels = kernels
         self.shape = torch.Size(shape)
         self.dtype = dtype
-        self.panel: int = C.gemm_panel()
+        self.panel: int = kernels.gemm_panel()
         self._storage = torch.empty(-(-n // self.panel) * self.panel * k, dtype=dtype, device="cpu")
 
     @property
@@ -47,7 +53,8 @@ class PanelMatrix:
         ids = ids.to(torch.int64).contiguous()
         out = self._storage.new_empty((ids.numel(), k))
         kind = ELEMENT_TYPES[self.dtype]
-        C.gemm_rows(out.data_ptr(), self._storage.data_ptr(), ids.data_ptr(), ids.numel(), n, k, kind)
+        addresses = (out.data_ptr(), self._storage.data_ptr(), ids.data_ptr())
+        self._kernels.gemm_rows(*addresses, ids.numel(), n, k, kind)
         return out
 
     def dense(self) -> torch.Tensor:
@@ -62,7 +69,7 @@ class PanelMatrix:
         check_same_shape(self.shape, weight.shape)
         weight = weight.to(self._storage).contiguous()
         kind = ELEMENT_TYPES[self.dtype]
-        C.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), *self.shape, kind)
+        self._kernels.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), *self.shape, kind)
         return self
 
     def _multiply(
@@ -81,7 +88,7 @@ class PanelMatrix:
             bias = bias.contiguous()
         n = self.shape[0]
         out = torch.empty(rows, n, dtype=out_dtype, device="cpu")
-        C.gemm(
+        self._kernels.gemm(
             out.data_ptr(),
             out_type,
             x.data_ptr(),

@@ -13,7 +13,7 @@ from ...kernels.products import Product, around
 from ..forward import ForwardInput
 from .matrices import MatrixStorage, Split
 from .residual import Promise, Residual
-from .slots import NamedSlots, Rows, Shard
+from .slots import NamedSlots, Rows, Shard, Slot
 from .storage import TensorStore
 
 
@@ -48,9 +48,10 @@ class Linear:
             for part, slot in segment.slots(first, first + size, split):
                 yield f"{name}.{part}", slot
             if self.bias is not None:
-                rows = Rows(self.bias, start, start + size)
-                whole = split is None or split.along == "in"
-                yield f"{name}.bias", rows if whole else Shard(rows, 0, split.ranks)
+                bias: Slot = Rows(self.bias, start, start + size)
+                if split is not None and split.along == "out":
+                    bias = Shard(bias, 0, split.ranks)
+                yield f"{name}.bias", bias
             start += size
 
     def forward(

@@ -151,8 +151,9 @@ class FloatMatrix:
     def nbytes(self) -> int:
         """Bytes held now, those of waiting rows included."""
         held = 0 if self._home is None else self._home.nbytes
-        waits = self._open is not None and (self._home is None or self._open is not self._home.memory())
-        return held + (self._open.nbytes if waits else 0)
+        if self._open is None or (self._home is not None and self._open is self._home.memory()):
+            return held
+        return held + self._open.nbytes
 
     def _begin(self, place: Place) -> Tensor:
         """What a load writes to, with the values of an earlier one where it may not bring all."""

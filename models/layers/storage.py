@@ -27,10 +27,15 @@ class Room(NamedTuple):
 
 
 class Store(Protocol):
-    """One tensor, filled part by part; ``shape`` is that of the whole."""
+    """One tensor, filled part by part."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the whole."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that values are kept in."""
 
     def move(self, room: Room) -> None:
         """Take this memory instead of any of its own. AssertionError if there is some already."""
