@@ -90,8 +90,8 @@ class DecodeGraphs:
             row[:count] = values
         arrays = [array for one in data for array in one.arrays]
         sent, *more = upload(self._inputs.device, rows, *arrays)
-        for target, values in zip(chain.from_iterable(recorded.data), more, strict=True):
-            target.copy_(values)
+        for target, new in zip(chain.from_iterable(recorded.data), more, strict=True):
+            target.copy_(new)
         recorded.columns.copy_(sent)
         recorded.graph.replay()
         return recorded.output[:count], sent

@@ -98,8 +98,9 @@ class TritonPlanner(KVPlanner):
         if self._prefixes is not None:
             groups = self._prefixes.of(rows.page_tables[:n], rows.starts[:n])
             if groups is not None:
-                sent = upload(self._device, groups.tile_rows, groups.tile_lens, groups.kv_starts)
-                shared = SharedPrefixes(*sent, self._prefixes.num_splits(groups))
+                arrays = (groups.tile_rows, groups.tile_lens, groups.kv_starts)
+                tiles, lens, starts = upload(self._device, *arrays)
+                shared = SharedPrefixes(tiles, lens, starts, self._prefixes.num_splits(groups))
         return self._decode_rows(slots, kv_lens, shared)
 
     def _prefill_rows(self, rows: StepRows, first: int) -> PrefillRows | None:
@@ -115,8 +116,10 @@ class TritonPlanner(KVPlanner):
         tiles = prefill_tiles(counts, self._tile_tokens, kv_lens)
         parts = long_rows(slots, q_starts, counts, kv_lens) if self._has_long_rows else ()
         if not parts:
-            sent = upload(self._device, slots, kv_lens, q_starts, tiles)
-            return PrefillRows(*sent, config=self._exact)
+            own, lens, begins, all_tiles = upload(self._device, slots, kv_lens, q_starts, tiles)
+            return PrefillRows(own, lens, begins, all_tiles, config=self._exact)
         short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
-        *sent, short_tiles = upload(self._device, slots, kv_lens, q_starts, tiles, short)
-        return PrefillRows(*sent, parts, short_tiles)
+        own, lens, begins, all_tiles, short_tiles = upload(
+            self._device, slots, kv_lens, q_starts, tiles, short
+        )
+        return PrefillRows(own, lens, begins, all_tiles, parts, short_tiles)
