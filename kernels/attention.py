@@ -50,7 +50,14 @@ class PagedAttentionPlan:
 
     @classmethod
     def of(
-        cls, pages: torch.Tensor, slots: np.ndarray, q_starts: np.ndarray, kv_lens: np.ndarray, page_size: int
+        cls,
+        pages: torch.Tensor,
+        slots: np.ndarray,
+        q_starts: np.ndarray,
+        kv_lens: np.ndarray,
+        *,
+        page_size: int,
+        max_q: int,
     ) -> PagedAttentionPlan:
         """R rows, at least one, whose pages stand in the rows ``slots`` of ``pages`` [num_slots, max_pages].
 
@@ -63,7 +70,7 @@ class PagedAttentionPlan:
             q_starts=torch.from_numpy(q_starts).to(device, torch.int32),
             kv_lens=torch.from_numpy(kv_lens).to(device, torch.int32),
             page_size=page_size,
-            max_q=int(np.diff(q_starts).max()),
+            max_q=max_q,
             max_kv=max_kv,
         )
 

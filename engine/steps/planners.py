@@ -45,7 +45,14 @@ class PagedPlanner(KVPlanner):
 
     def plan(self, rows: StepRows) -> PagedAttentionPlan:
         """All rows alike."""
-        return PagedAttentionPlan.of(self._pages, rows.slots, rows.q_starts, rows.kv_lens, self._page_size)
+        return PagedAttentionPlan.of(
+            self._pages,
+            rows.slots,
+            rows.q_starts,
+            rows.kv_lens,
+            page_size=self._page_size,
+            max_q=int(rows.counts.max()),
+        )
 
     def plan_decodes(self, slots: torch.Tensor, kv_lens: torch.Tensor) -> PagedAttentionPlan:
         """Waits for the lengths where they are on another device."""

@@ -99,22 +99,27 @@ class TritonPlanner(KVPlanner):
             groups = self._prefixes.of(rows.page_tables[:n], rows.starts[:n])
             if groups is not None:
                 arrays = (groups.tile_rows, groups.tile_lens, groups.kv_starts)
-                tile_rows, tile_lens, kv_starts = upload(self._device, *arrays)
-                splits = self._prefixes.num_splits(groups)
-                shared = SharedPrefixes(tile_rows, tile_lens, kv_starts, splits)
+                tiles, lens, starts = upload(self._device, *arrays)
+                shared = SharedPrefixes(tiles, lens, starts, self._prefixes.num_splits(groups))
         return self._decode_rows(slots, kv_lens, shared)
 
     def _prefill_rows(self, rows: StepRows, first: int) -> PrefillRows | None:
         """The rows from ``first`` on."""
         if first == rows.num_rows:
             return None
-        counts = rows.counts[first:]
-        arrays = (rows.slots[first:], rows.kv_lens[first:], rows.q_starts[first:])
-        tiles = prefill_tiles(counts, self._tile_tokens, arrays[1])
-        parts = long_rows(arrays[0], arrays[2], counts, arrays[1]) if self._has_long_rows else ()
+        slots, counts, kv_lens, q_starts = (
+            rows.slots[first:],
+            rows.counts[first:],
+            rows.kv_lens[first:],
+            rows.q_starts[first:],
+        )
+        tiles = prefill_tiles(counts, self._tile_tokens, kv_lens)
+        parts = long_rows(slots, q_starts, counts, kv_lens) if self._has_long_rows else ()
         if not parts:
-            slots, kv_lens, q_starts, sent = upload(self._device, *arrays, tiles)
-            return PrefillRows(slots, kv_lens, q_starts, sent, config=self._exact)
-        short = tiles_outside(tiles, self._tile_tokens, arrays[2], parts)
-        slots, kv_lens, q_starts, sent, short_sent = upload(self._device, *arrays, tiles, short)
-        return PrefillRows(slots, kv_lens, q_starts, sent, parts, short_sent)
+            own, lens, begins, all_tiles = upload(self._device, slots, kv_lens, q_starts, tiles)
+            return PrefillRows(own, lens, begins, all_tiles, config=self._exact)
+        short = tiles_outside(tiles, self._tile_tokens, q_starts, parts)
+        own, lens, begins, all_tiles, short_tiles = upload(
+            self._device, slots, kv_lens, q_starts, tiles, short
+        )
+        return PrefillRows(own, lens, begins, all_tiles, parts, short_tiles)
