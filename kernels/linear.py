@@ -38,6 +38,8 @@ def linear(
             f"A weight of shape {(n, k)} takes x [T, {k}] and bias [{n}], got x {tuple(x.shape)} "
             f"and bias {None if bias is None else tuple(bias.shape)}."
         )
+    if norm is None and activation is None:
+        return weight.multiply(x, bias, out_dtype)
     return weight.product(Product(x, bias, norm, activation, None, out_dtype))
 
 

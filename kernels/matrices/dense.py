@@ -57,15 +57,25 @@ class DenseMatrix:
 
     def product(self, product: Product) -> torch.Tensor:
         """All of it in one kernel where that is faster, and then nothing is rounded between."""
-        if not on_gpu(product.x) or product.delta is not None:
-            return around(product, self._multiply)
+        if not on_gpu(product.x):
+            return around(product, self._by_torch)
+        if product.delta is not None:
+            return around(product, self.multiply)
         pdl = has_pdl(product.x.device)
         result = _gpu().run(product, self._storage, pdl=pdl, batch_invariant=self.batch_invariant)
         if result is not None:
             return result
         if product.residual is not None and product.bias is None:
             return product.residual.addmm_(product.x, self._storage.t())
-        return around(product, self._multiply)
+        return around(product, self._by_torch)
+
+    def multiply(
+        self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        """The product with nothing around it."""
+        if on_gpu(x):
+            return self.product(Product(x, bias, out_dtype=out_dtype))
+        return self._by_torch(x, bias, out_dtype)
 
     def adds_in_product(self, x: torch.Tensor) -> bool:
         """On a GPU, with one rounding for both."""
@@ -89,13 +99,11 @@ class DenseMatrix:
         self._storage.copy_(weight.detach())
         return self
 
-    def _multiply(
+    def _by_torch(
         self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
     ) -> torch.Tensor:
-        if self.batch_invariant and on_gpu(x):
-            return self.product(Product(x, bias, out_dtype=out_dtype))
         if x.is_cuda and out_dtype is torch.float32 and x.dtype is not torch.float32 and bias is None:
-            return torch.mm(x, self._storage.t(), out_dtype=torch.float32)
+            return torch.mm(x, self._storage.t(), out_dtype=torch.float32)  # type: ignore[call-arg, unused-ignore]  # torch 2.6 has none
         if not ONEDNN_BF16 and x.dtype is torch.bfloat16 and x.is_cpu and len(x) >= _MIN_ROWS_TO_WIDEN:
             return multiply_widened(x, self._storage, bias, out_dtype)
         out = F.linear(x, self._storage, bias)

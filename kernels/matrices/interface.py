@@ -22,6 +22,11 @@ class Matrix(Protocol):
     def product(self, product: Product) -> torch.Tensor:
         """``[M, N]`` or ``[M, N / 2]``, all of it done; the residual itself where there is one."""
 
+    def multiply(
+        self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
+    ) -> torch.Tensor:
+        """``x @ W.T + bias`` ``[M, N]`` in ``out_dtype``, by default of x: the least that a format is."""
+
     def adds_in_product(self, x: torch.Tensor) -> bool:
         """Whether a product of x is added to a residual while it is written, which then costs nothing."""
 

@@ -24,7 +24,7 @@ class PanelMatrix:
     ``kernels`` is the build of the C kernels that packs and multiplies.
     """
 
-    __slots__ = ("_kernels", "_storage", "dtype", "panel", "shape")
+    __slots__ = ("_address", "_kernels", "_kind", "_storage", "dtype", "panel", "shape")
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, kernels: ModuleType) -> None:
         n, k = shape
@@ -33,6 +33,8 @@ class PanelMatrix:
         self.dtype = dtype
         self.panel: int = kernels.gemm_panel()
         self._storage = torch.empty(-(-n // self.panel) * self.panel * k, dtype=dtype, device="cpu")
+        self._address = self._storage.data_ptr()  # asking each time is a tenth of a small product
+        self._kind = ELEMENT_TYPES[dtype]
 
     @property
     def nbytes(self) -> int:
@@ -41,40 +43,12 @@ class PanelMatrix:
 
     def product(self, product: Product) -> torch.Tensor:
         """The multiplication with its bias, then what else there is."""
-        return around(product, self._multiply)
+        return around(product, self.multiply)
 
-    def adds_in_product(self, x: torch.Tensor) -> bool:  # noqa: ARG002
-        """Adding is a pass of its own here: better done with what comes next."""
-        return False
-
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows ids ``[T]`` int64 as ``[T, K]``. Raises IndexError for an id outside ``0..N-1``."""
-        n, k = self.shape
-        ids = ids.to(torch.int64).contiguous()
-        out = self._storage.new_empty((ids.numel(), k))
-        kind = ELEMENT_TYPES[self.dtype]
-        addresses = (out.data_ptr(), self._storage.data_ptr(), ids.data_ptr())
-        self._kernels.gemm_rows(*addresses, ids.numel(), n, k, kind)
-        return out
-
-    def dense(self) -> torch.Tensor:
-        """A copy ``[N, K]``, bit for bit as packed."""
-        return self.rows(torch.arange(self.shape[0], dtype=torch.int64, device="cpu"))
-
-    def memory(self) -> None:
-        """Rows do not lie as they are."""
-
-    def copy_(self, weight: torch.Tensor) -> PanelMatrix:
-        """Pack weight ``[N, K]`` (any dtype and device) into the memory. Raises ValueError by shape."""
-        check_same_shape(self.shape, weight.shape)
-        weight = weight.to(self._storage).contiguous()
-        kind = ELEMENT_TYPES[self.dtype]
-        self._kernels.gemm_pack(self._storage.data_ptr(), weight.data_ptr(), *self.shape, kind)
-        return self
-
-    def _multiply(
+    def multiply(
         self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
     ) -> torch.Tensor:
+        """One call of the C kernel, which takes x and bias in fp32 or bf16 and rounds once."""
         out_dtype = x.dtype if out_dtype is None else out_dtype
         x_type, out_type = ELEMENT_TYPES.get(x.dtype), ELEMENT_TYPES.get(out_dtype)
         bias_type = 0 if bias is None else ELEMENT_TYPES.get(bias.dtype)
@@ -94,8 +68,8 @@ class PanelMatrix:
             x.data_ptr(),
             x_type,
             row_stride,
-            self._storage.data_ptr(),
-            ELEMENT_TYPES[self.dtype],
+            self._address,
+            self._kind,
             0 if bias is None else bias.data_ptr(),
             bias_type,
             rows,
@@ -103,3 +77,30 @@ class PanelMatrix:
             k,
         )
         return out
+
+    def adds_in_product(self, x: torch.Tensor) -> bool:  # noqa: ARG002
+        """Adding is a pass of its own here: better done with what comes next."""
+        return False
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows ids ``[T]`` int64 as ``[T, K]``. Raises IndexError for an id outside ``0..N-1``."""
+        n, k = self.shape
+        ids = ids.to(torch.int64).contiguous()
+        out = self._storage.new_empty((ids.numel(), k))
+        addresses = (out.data_ptr(), self._address, ids.data_ptr())
+        self._kernels.gemm_rows(*addresses, ids.numel(), n, k, self._kind)
+        return out
+
+    def dense(self) -> torch.Tensor:
+        """A copy ``[N, K]``, bit for bit as packed."""
+        return self.rows(torch.arange(self.shape[0], dtype=torch.int64, device="cpu"))
+
+    def memory(self) -> None:
+        """Rows do not lie as they are."""
+
+    def copy_(self, weight: torch.Tensor) -> PanelMatrix:
+        """Pack weight ``[N, K]`` (any dtype and device) into the memory. Raises ValueError by shape."""
+        check_same_shape(self.shape, weight.shape)
+        weight = weight.to(self._storage).contiguous()
+        self._kernels.gemm_pack(self._address, weight.data_ptr(), *self.shape, self._kind)
+        return self

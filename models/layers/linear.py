@@ -26,7 +26,7 @@ class Linear:
     this rank's.
     """
 
-    __slots__ = ("_rows", "_split", "bias", "segments")
+    __slots__ = ("_rows", "_single", "_split", "bias", "segments")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Linear:
     ) -> None:
         self._rows = dict(rows)
         self.segments = tuple(segments)
+        self._single = self.segments[0] if len(self.segments) == 1 else None
         self.bias = bias
         self._split = split
 
@@ -72,9 +73,8 @@ class Linear:
 
     def forward_into(self, x: Tensor, inp: ForwardInput, stream: Residual) -> None:  # noqa: ARG002
         """Add the product ``[T, N]`` of x ``[T, K]`` to ``stream``: while writing it, where that is free."""
-        matrix = self.segments[0].matrix
-        if len(self.segments) == 1 and matrix.adds_in_product(x):
-            linear_add(x, matrix, self._bias, stream.in_place())
+        if self._single is not None and self._single.matrix.adds_in_product(x):
+            linear_add(x, self._single.matrix, self._bias, stream.in_place())
         else:
             stream.add(self._multiply(x, None, None))
 
@@ -87,9 +87,8 @@ class Linear:
         norm: NormWeight | None = None
         if isinstance(x, Promise):
             x, norm = x.take()
-        if len(self.segments) == 1:
-            matrix = self.segments[0].matrix
-            return linear(x, matrix, self._bias, out_dtype, norm=norm, activation=activation)
+        if self._single is not None:
+            return linear(x, self._single.matrix, self._bias, out_dtype, norm=norm, activation=activation)
         return around(Product(x, self._bias, norm, activation, None, out_dtype), self._side_by_side)
 
     def _side_by_side(self, x: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
