@@ -103,7 +103,8 @@ class DenseMatrix:
         self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
     ) -> torch.Tensor:
         if x.is_cuda and out_dtype is torch.float32 and x.dtype is not torch.float32 and bias is None:
-            return torch.mm(x, self._storage.t(), out_dtype=torch.float32)  # type: ignore[call-arg, unused-ignore]  # torch 2.6 has none
+            # torch 2.6 has no out_dtype, and no Triton for our kernels: engines on a GPU want a newer one
+            return torch.mm(x, self._storage.t(), out_dtype=torch.float32)  # type: ignore[call-arg, unused-ignore]
         if not ONEDNN_BF16 and x.dtype is torch.bfloat16 and x.is_cpu and len(x) >= _MIN_ROWS_TO_WIDEN:
             return multiply_widened(x, self._storage, bias, out_dtype)
         out = F.linear(x, self._storage, bias)
