@@ -276,7 +276,8 @@ class Judge:
             and validates(Draft4Validator, schema)
         ):
             kind = Draft4Validator  # it names no draft and is of an older one
-        text = json.dumps(schema)
+        # jsonschema takes an empty pattern, which all names match, for none
+        text = json.dumps(schema).replace('"patternProperties": {"":', '"patternProperties": {"^":')
         self._number = Decimal if re.search(r'"multipleOf": \d*\.\d', text) or "e-" in text else float
         self._validator = kind(json.loads(text, parse_float=self._number), format_checker=kind.FORMAT_CHECKER)
 

@@ -16,9 +16,10 @@ A list that must have more items than there are ends its request when they have 
 counted.
 
 Drafts 3 to 2020-12 are read, each as ``$schema`` says: siblings of ``$ref`` are void up to draft 7, bounds
-are exclusive by a boolean in draft 4, ``items`` may be a list up to 2019-09. A schema that names no draft is
-read as 2020-12, and what only older drafts have as they had it. References lead to JSON pointers, ``$id`` and
-``$anchor`` of the same document, and to the schemas of JSON Schema itself.
+are exclusive by a boolean in draft 4, ``items`` may be a list up to 2019-09. A schema that names no draft, or
+one by an address that is not its own, is read as 2020-12, and what only older drafts have as they had it.
+References lead to JSON pointers, ``$id`` and ``$anchor`` of the same document, and to the schemas of JSON
+Schema itself.
 
 A pattern is searched for in a text, as ECMA-262 reads it (``patterns.py``); where its product with a length
 would be too large, nothing in it is repeated more often than surely fits. Formats are enforced where we

@@ -1,6 +1,8 @@
 """Schemas of every draft in the terms of draft 2020-12, without a change of what they mean.
 
-Schemas that name no draft are read as 2020-12, and what only older drafts have as they had it.
+Schemas that name no draft are read as 2020-12, and what only older drafts have as they had it. So are those
+that name one by another address than its own (``https:`` for draft 7): validators do not know it either, and
+what stands beside a ``$ref`` then counts.
 """
 
 from __future__ import annotations
@@ -10,10 +12,14 @@ from typing import Any, Final
 from urllib.parse import urldefrag, urljoin
 
 LATEST: Final = 2020
-_BY_NAME: Final = {
-    "draft-03": 3, "draft-04": 4, "draft-05": 4, "draft-06": 6, "draft-07": 7,
-    "2019-09": 2019, "2020-12": 2020,
-}  # fmt: skip
+_BY_ADDRESS: Final = {
+    "http://json-schema.org/draft-03/schema": 3,
+    "http://json-schema.org/draft-04/schema": 4,
+    "http://json-schema.org/draft-06/schema": 6,
+    "http://json-schema.org/draft-07/schema": 7,
+    "https://json-schema.org/draft/2019-09/schema": 2019,
+    "https://json-schema.org/draft/2020-12/schema": LATEST,
+}
 _ONE: Final = ("not", "if", "then", "else", "additionalProperties", "propertyNames", "contains", "items") + (
     "additionalItems", "unevaluatedProperties", "unevaluatedItems",
 )  # fmt: skip
@@ -27,11 +33,11 @@ REFUSED: Final = "$refused"  # why a schema is refused where it is used
 
 
 def draft_of(schema: Any, otherwise: int | None = None) -> int | None:
-    """The year or number of the draft that a schema names; ``otherwise`` if it names none."""
+    """The year or number of the draft that a schema names, None if nobody knows it; ``otherwise`` without."""
     named = schema.get("$schema") if isinstance(schema, dict) else None
     if not isinstance(named, str):
         return otherwise
-    return next((draft for name, draft in _BY_NAME.items() if name in named), otherwise)
+    return _BY_ADDRESS.get(named.removesuffix("#"))
 
 
 def id_of(schema: dict, draft: int | None) -> str | None:
