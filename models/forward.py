@@ -70,9 +70,5 @@ class ForwardInput:
 
     def attend(self, q: torch.Tensor, kv: LayerKV, scoring: Scoring) -> torch.Tensor:
         """One layer's attention of q ``[T, Hq, D]``: ``[T, Hq, D]``, or ``[S, Hq, D]`` if S are wanted."""
-        plan: AttentionPlan
-        if self.wanted is None:
-            plan = self.groups[kv.group].attention
-            return plan.attend(q, kv.k, kv.v, scoring)
-        plan = self.wanted.attention[kv.group]
+        plan: AttentionPlan = self.plan(kv)
         return plan.attend(self.keep(q), kv.k, kv.v, scoring)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...cache.kv_cache import plan_num_pages
-from ...models.loader import LoadedModel
+from ...cache.kv_spec import KVCacheSpec
+from ...models.interface import Model
 from ..config import EngineConfig
 from ..steps.columns import checked
 from .backends import Backend, announced
@@ -13,56 +14,47 @@ from .resolved import Sizes
 
 
 def plan_pool(
-    config: EngineConfig,
-    sizes: Sizes,
-    backend: Backend,
-    loaded: LoadedModel,
-    device: torch.device,
-    *,
-    embeds: bool,
+    config: EngineConfig, sizes: Sizes, spec: KVCacheSpec, device: torch.device, reserve: int
 ) -> int:
-    """Pages of the KV pool, the padding page included. Runs the model where the device has to be measured.
+    """Pages of the KV pool, the padding page included; ``reserve`` bytes are left to the steps.
 
     Raises ConfigError where not even a page is left.
     """
     return plan_num_pages(
-        loaded.model.kv_spec(sizes.page_size),
+        spec,
         device,
         max_total_tokens=config.max_total_tokens,
         kv_cache_bytes=config.kv_cache_bytes,
         mem_fraction=sizes.mem_fraction,
         # more than every slot full of context is never used
         cap_tokens=sizes.max_running_requests * (sizes.context_length + sizes.page_size),
-        reserve=_rehearse(config, sizes, backend, loaded, device, embeds=embeds),
+        reserve=reserve,
     )
 
 
-def _rehearse(
-    config: EngineConfig,
-    sizes: Sizes,
-    backend: Backend,
-    loaded: LoadedModel,
-    device: torch.device,
-    *,
-    embeds: bool,
+def measure_steps(
+    config: EngineConfig, sizes: Sizes, backend: Backend, model: Model, device: torch.device, *, embeds: bool
 ) -> int:
-    """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only."""
+    """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only.
+
+    Runs the model on steps of padding.
+    """
     if backend.rehearsed is None:
         return 0
     from ..steps.rehearsal import rehearse  # loads Triton
 
     context, limit = sizes.context_length, config.max_prefill_tokens
-    loaded.model.set_context_length(context)
+    model.set_context_length(context)
     with announced(backend):
         return rehearse(
-            loaded.model,
+            model,
             device,
             context,
             sizes.page_size,
             backend.rehearsal_inputs,
             num_prefill_tokens=min(context, limit, sizes.chunked_prefill_size or limit),
             num_decodes=sizes.max_running_requests,
-            columns=[column.name for column in checked(loaded.model.token_columns)],
+            columns=[column.name for column in checked(model.token_columns)],
             in_turn=backend.in_turn,
             embeds=embeds,
         )

@@ -44,7 +44,7 @@ from ..steps.runner import ModelRunner
 from ..steps.threads import StepThreads
 from .backends import Backend, choose_backend, make_backend
 from .loading import load_weights, make_tokenizer
-from .memory import plan_pool
+from .memory import measure_steps, plan_pool
 from .proposers import make_drafter
 from .resolved import Resolved, Sizes, output_kind, resolve_device
 
@@ -155,7 +155,8 @@ def _resolve(
 ) -> Resolved:
     sizes = Sizes.resolve(config, loaded.config, on_gpu=device.type == "cuda")
     kind = output_kind(config, loaded.model)
-    num_pages = plan_pool(config, sizes, backend, loaded, device, embeds=not kind.is_text)
+    reserve = measure_steps(config, sizes, backend, loaded.model, device, embeds=not kind.is_text)
+    num_pages = plan_pool(config, sizes, loaded.model.kv_spec(sizes.page_size), device, reserve)
     return Resolved.of(
         config,
         sizes,

@@ -19,7 +19,7 @@ from ...errors import InvalidParameterError, InvalidRequestError, short, unknown
 from ...sampling.params import CONSTRAINTS
 from ..chat.conversation import Conversation
 from ..chat.options import ChatOptions
-from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
+from .request import JobDefaults, LineLogprobs, LineRequest, Prompt, check_prompt, check_type
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
@@ -104,7 +104,7 @@ def _parse_chat(body: dict[str, Any], identity: bytes, defaults: JobDefaults) ->
     logprobs = None
     if check_type("logprobs", body.get("logprobs", False), bool, "true or false"):
         top = check_type("top_logprobs", body.get("top_logprobs", 0), int, "an integer")
-        logprobs = LogprobOptions(top_logprobs_num=top)
+        logprobs = LineLogprobs(top_logprobs_num=top)
     elif body.get("top_logprobs", 0) != 0:
         raise InvalidRequestError("top_logprobs needs logprobs to be true.")
     return LineRequest(
@@ -129,7 +129,7 @@ def _parse_completion(body: dict[str, Any], identity: bytes, defaults: JobDefaul
     logprobs = None
     if "logprobs" in body:
         top = check_type("logprobs", body["logprobs"], int, "an integer")
-        logprobs = LogprobOptions(logprob_start_len=0 if echo else -1, top_logprobs_num=top)
+        logprobs = LineLogprobs(logprob_start_len=0 if echo else -1, top_logprobs_num=top)
     return LineRequest(
         form="completion",
         prompts=_prompts(body["prompt"]),

@@ -19,7 +19,7 @@ Form = Literal["simple", "chat", "completion"]
 
 
 @dataclass(frozen=True)
-class LogprobOptions:
+class LineLogprobs:
     """Which log-probabilities a line wants back; the engine's arguments of the same names."""
 
     logprob_start_len: int = -1
@@ -37,7 +37,7 @@ class LineRequest:
     form: Form
     prompts: tuple[Prompt, ...]
     params: SamplingParams
-    logprobs: LogprobOptions | None = None
+    logprobs: LineLogprobs | None = None
     echo: bool = False
     model: str | None = None
     metadata: Any = None

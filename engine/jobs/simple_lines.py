@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InvalidRequestError, unknown_option
 from ..chat.conversation import Conversation
 from .identity import LineIdentity
-from .request import JobDefaults, LineRequest, LogprobOptions, Prompt, check_prompt, check_type
+from .request import JobDefaults, LineLogprobs, LineRequest, Prompt, check_prompt, check_type
 
 if TYPE_CHECKING:
     from ..replies.outputs import RequestOutput
@@ -96,13 +96,13 @@ def _prompt(body: dict[str, Any]) -> Prompt:
     return check_prompt("prompt", body["prompt"])
 
 
-def _logprobs(body: dict[str, Any]) -> LogprobOptions | None:
+def _logprobs(body: dict[str, Any]) -> LineLogprobs | None:
     if not check_type("return_logprob", body.get("return_logprob", False), bool, "true or false"):
         for name in ("logprob_start_len", "top_logprobs_num"):
             if name in body:
                 raise InvalidRequestError(f"{name} needs return_logprob to be true.")
         return None
-    return LogprobOptions(
+    return LineLogprobs(
         check_type("logprob_start_len", body.get("logprob_start_len", -1), int, "an integer"),
         check_type("top_logprobs_num", body.get("top_logprobs_num", 0), int, "an integer"),
     )
