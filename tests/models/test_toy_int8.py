@@ -44,13 +44,17 @@ CONFIG = {
 
 
 @triton.jit
-def _int8_kernel(out_ptr, x_ptr, weight_ptr, scale_ptr, N, K: tl.constexpr, BLOCK: tl.constexpr):
-    """One output: a row of whole numbers is widened in registers, the sum multiplied by its scale."""
-    row, n, k = tl.program_id(0), tl.program_id(1), tl.arange(0, BLOCK)
+def _int8_kernel(
+    out_ptr, x_ptr, weight_ptr, scale_ptr, N, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Some outputs of a row of x: whole numbers are widened in registers, sums multiplied by their scales."""
+    row, k = tl.program_id(0), tl.arange(0, BLOCK)
+    n = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     x = tl.load(x_ptr + row * K + k, mask=k < K, other=0).to(tl.float32)
-    weight = tl.load(weight_ptr + n * K + k, mask=k < K, other=0).to(tl.float32)
-    total = tl.sum(x * weight, axis=0) * tl.load(scale_ptr + n)
-    tl.store(out_ptr + row * N + n, total.to(out_ptr.dtype.element_ty))
+    inside = (n[:, None] < N) & (k[None, :] < K)
+    weight = tl.load(weight_ptr + n[:, None] * K + k[None, :], mask=inside, other=0).to(tl.float32)
+    total = tl.sum(x[None, :] * weight, axis=1) * tl.load(scale_ptr + n, mask=n < N, other=0)
+    tl.store(out_ptr + row * N + n, total.to(out_ptr.dtype.element_ty), mask=n < N)
 
 
 class Int8Matrix:
@@ -68,8 +72,9 @@ class Int8Matrix:
         if dense.on_gpu(x):
             x = x.contiguous()
             out = torch.empty((len(x), self.shape[0]), dtype=out_dtype or x.dtype)
-            block = triton.next_power_of_2(x.shape[1])
-            _int8_kernel[out.shape](out, x, self.weight, self.scale, out.shape[1], x.shape[1], block)
+            (m, n), k, rows = out.shape, x.shape[1], 32
+            grid, block = (m, triton.cdiv(n, rows)), triton.next_power_of_2(k)
+            _int8_kernel[grid](out, x, self.weight, self.scale, n, k, rows, block)
         else:
             out = (F.linear(x.float(), self.weight.float()) * self.scale).to(out_dtype or x.dtype)
         return out if bias is None else out + bias
