@@ -34,7 +34,7 @@ def pack_weight(
     if weight.dim() != 2:
         raise ValueError(f"A weight has two dimensions [N, K], got shape {tuple(weight.shape)}.")
     if in_panels is None or batch_invariant:
-        in_panels = goes_into_panels(weight.dtype, weight.device, batch_invariant=batch_invariant)
+        in_panels = weight.is_cpu and (batch_invariant or is_multiplied_in_c(weight.dtype))
     if not in_panels:
         return DenseMatrix(weight.detach().contiguous(), batch_invariant=batch_invariant)
     kernels = panels.C
@@ -45,11 +45,6 @@ def pack_weight(
         )
     n, k = weight.shape
     return PanelMatrix((n, k), weight.dtype, kernels).copy_(weight)
-
-
-def goes_into_panels(dtype: torch.dtype, device: torch.device, *, batch_invariant: bool = False) -> bool:
-    """Whether :func:`pack_weight` makes panels of such a matrix when nobody says otherwise."""
-    return device.type == "cpu" and (batch_invariant or is_multiplied_in_c(dtype))
 
 
 def is_multiplied_in_c(dtype: torch.dtype) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import pytest
 import torch.nn.functional as F
 
-import rootlet
-from rootlet.models import registry
 from rootlet.models.layers.attention import Attention
 from rootlet.models.layers.decoder import CausalLM
 from rootlet.models.layers.layers import ParallelLayer
@@ -19,7 +17,7 @@ from rootlet.models.layers.names import Names
 
 from .gpu_driver import GpuDriver, gpu_kernels  # noqa: F401
 from .hf import one_thread  # noqa: F401
-from .toys import PROMPTS, TINY, check_by_gpu_kernels, check_on_the_cpu, greedy, rotated, save_toy
+from .toys import TINY, check_by_gpu_kernels, check_on_the_cpu, registered_toy, rotated
 
 
 class ToyParallel(CausalLM):
@@ -67,11 +65,8 @@ def plain_logits(weights, ids):
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """The folder of a checkpoint, and the tokens that the plain model generates for each prompt."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_registered", {})
-        rootlet.register_model("ToyParallel", ToyParallel)
-        folder, weights = save_toy(tmp_path_factory.mktemp("toy"), "ToyParallel")
-        yield folder, [greedy(lambda ids: plain_logits(weights, ids), prompt) for prompt in PROMPTS]
+    with registered_toy(tmp_path_factory.mktemp("toy"), ToyParallel, plain_logits) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

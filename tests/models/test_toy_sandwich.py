@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import rootlet
-from rootlet.models import registry
 from rootlet.models.layers.attention import Attention
 from rootlet.models.layers.decoder import CausalLM
 from rootlet.models.layers.layers import PostNormLayer
@@ -19,7 +17,7 @@ from rootlet.models.layers.mlp import GatedMLP
 
 from .gpu_driver import GpuDriver, gpu_kernels  # noqa: F401
 from .hf import one_thread  # noqa: F401
-from .toys import PROMPTS, TINY, check_by_gpu_kernels, check_on_the_cpu, greedy, rotated, save_toy
+from .toys import TINY, check_by_gpu_kernels, check_on_the_cpu, registered_toy, rotated
 
 SOFT_CAP, LOGIT_CAP, WINDOW = 4.0, 6.0, 7
 
@@ -88,11 +86,8 @@ def plain_logits(weights, ids):
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """The folder of a checkpoint, and the tokens that the plain model generates for each prompt."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_registered", {})
-        rootlet.register_model("ToySandwich", ToySandwich)
-        folder, weights = save_toy(tmp_path_factory.mktemp("toy"), "ToySandwich", norm=0.0)
-        yield folder, [greedy(lambda ids: plain_logits(weights, ids), prompt) for prompt in PROMPTS]
+    with registered_toy(tmp_path_factory.mktemp("toy"), ToySandwich, plain_logits, norm=0.0) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

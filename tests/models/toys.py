@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 import rootlet
+from rootlet.models import registry
 from rootlet.models.build import build_model
 from rootlet.models.config import ModelConfig
 from rootlet.models.loader import load_model
@@ -45,6 +48,24 @@ def save_toy(folder: Path, architecture: str, *, norm: float = 1.0) -> tuple[str
     }
     save_file(weights, folder / "model.safetensors")
     return str(folder), weights
+
+
+@contextmanager
+def registered_toy(
+    folder: Path,
+    family: type,
+    plain_logits: Callable[[dict[str, torch.Tensor], list[int]], torch.Tensor],
+    **options: float,
+) -> Iterator[tuple[str, list[list[int]]]]:
+    """The folder of a checkpoint of ``family``, registered meanwhile, and what the plain model generates.
+
+    ``options`` are those of :func:`save_toy`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", {})
+        rootlet.register_model(family.__name__, family)
+        path, weights = save_toy(folder, family.__name__, **options)
+        yield path, [greedy(lambda ids: plain_logits(weights, ids), prompt) for prompt in PROMPTS]
 
 
 def build_toy(raw: dict[str, object]):
