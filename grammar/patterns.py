@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..errors import GrammarError
@@ -141,7 +142,7 @@ def _repeated(node: Repeat, pattern: str, budget: Budget) -> list[_Match]:
     inner = _matches(node.item, pattern, budget)
     free = [match.node for match in inner if not (match.begins or match.ends)]
     if len(free) == len(inner):
-        return [_Match(False, False, node._replace(item=choice(*free)))]
+        return [_Match(False, False, replace(node, item=choice(*free)))]
     between = choice(*free) if free else Chars(())
 
     def rest(count: int) -> _Match:

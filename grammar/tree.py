@@ -2,13 +2,15 @@
 
 What callers ask for (a regular expression, a choice, a JSON schema) becomes such trees, and ``notation.py``
 writes them in the notation of a backend. So both backends are given the same language, in the plainest terms.
+Nodes are no tuples: equal ones are written once, and a sequence must not be equal to a choice of its items.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
 
 from .budget import Budget
 
@@ -21,25 +23,29 @@ SIGN: Final = "\x01"
 """Begins what a watch asks of a grammar (``watched.py``). In no document; masks never allow it."""
 
 
-class Chars(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chars:
     """One character out of a set."""
 
     ranges: Ranges
 
 
-class Sequence(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sequence:
     """One after the other."""
 
     items: tuple[Node, ...]
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Choice:
     """Any one of these."""
 
     options: tuple[Node, ...]
 
 
-class Repeat(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Repeat:
     """``least`` to ``most`` times; None is no limit."""
 
     item: Node
@@ -47,13 +53,15 @@ class Repeat(NamedTuple):
     most: int | None
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rule:
     """What a rule of this name describes."""
 
     name: str
 
 
-class Lexeme(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Lexeme:
     """A part without rules that is one word: whatever it is read as, it ends at the same place.
 
     ``in_states``: better written as an automaton than as an expression, where there is a choice. ``is_open``:
@@ -65,7 +73,8 @@ class Lexeme(NamedTuple):
     is_open: bool = False
 
 
-class Until(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Until:
     """Text up to the end of the first of ``markers`` in it, which is ``last``; None: text with none of them.
 
     No marker is part of another, and the text does not have the sign of ``watched.py``. Stands in a
@@ -76,38 +85,44 @@ class Until(NamedTuple):
     last: str | None
 
 
-class Every(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Every:
     """Text that each of ``items`` describes; these have no rules. Stands in a :class:`Lexeme`."""
 
     items: tuple[Node, ...]
 
 
-class Not(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Not:
     """Text that ``item`` does not describe; it has no rules. Stands in an :class:`Every`."""
 
     item: Node
 
 
-class Words(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Words:
     """Just these texts. Stands in a :class:`Lexeme`."""
 
     words: tuple[str, ...]
 
 
-class Except(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Except:
     """Text of ``item``, which has no rules, but none of ``words``. Stands in a :class:`Lexeme`."""
 
     item: Node
     words: tuple[str, ...]
 
 
-class Anchor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Anchor:
     """The beginning of the text, or its end. Only in patterns as they are read (``regex.parse_ecma``)."""
 
     is_begin: bool
 
 
-class Lookahead(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Lookahead:
     """What must stand here, or must not; it takes no characters. Only in patterns, as :class:`Anchor`."""
 
     item: Node
@@ -209,7 +224,7 @@ def renamed(node: Node, names: Mapping[str, str]) -> Node:
     if isinstance(node, Choice):
         return Choice(tuple(renamed(option, names) for option in node.options))
     if isinstance(node, (Repeat, Lexeme)):
-        return node._replace(item=renamed(node.item, names))
+        return replace(node, item=renamed(node.item, names))
     return node
 
 

@@ -15,6 +15,7 @@ repetitions are of blocks, at whose ends masks are slow (tens of milliseconds, f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeGuard
 
 from .budget import Budget
@@ -70,7 +71,7 @@ def with_any_length(rules: Rules, lengths: dict[str, Length], budget: Budget) ->
             return Sequence(tuple(map(free, node.items)))
         if isinstance(node, Choice):
             return Choice(tuple(map(free, node.options)))
-        return node._replace(item=free(node.item)) if isinstance(node, Repeat) else node
+        return replace(node, item=free(node.item)) if isinstance(node, Repeat) else node
 
     found = {name: free(node) for name, node in rules.items()}
     lengths |= {name: length for length, name in names.items()}
@@ -119,7 +120,7 @@ class _Counting:
         if _is_long(node):
             return self._counted(node, EMPTY)
         if isinstance(node, Repeat):
-            return node._replace(item=self._rewrite(node.item))
+            return replace(node, item=self._rewrite(node.item))
         if isinstance(node, Sequence):
             self._budget.spend(len(node.items), "what it describes")
             if all(isinstance(item, Chars) for item in node.items):
@@ -132,7 +133,7 @@ class _Counting:
         if isinstance(node, Choice):
             return Choice(tuple(map(self._rewrite, node.options)))
         if isinstance(node, Lexeme) and not node.in_states:
-            return node._replace(item=self._rewrite(node.item))
+            return replace(node, item=self._rewrite(node.item))
         return node
 
     def _counted(self, node: Repeat, rest: Node) -> Node:

@@ -10,7 +10,19 @@ from typing import Any
 from ...errors import GrammarError
 from ..automaton import NoText
 from ..budget import Budget
-from ..tree import Node, Rule, Rules, choice, is_unguarded, optional, productive, sequence, word
+from ..tree import (
+    Chars,
+    Node,
+    Rule,
+    Rules,
+    choice,
+    is_unguarded,
+    optional,
+    parts,
+    productive,
+    sequence,
+    word,
+)
 from .context import sizes
 from .drafts import OPEN
 from .judge import Judgement
@@ -25,7 +37,7 @@ from .references import Document
 from .strings import string, texts
 from .tokens import BEGIN_LIST, BEGIN_OBJECT, END_LIST, END_OBJECT, MEMBER, constants, number
 
-_SHARED_SIZE = 12  # nodes: what is larger and used more than once becomes a rule
+_SHARED_SIZE = 8  # nodes and ranges: what is larger and used more than once becomes a rule
 _MAX_DEPTH = 64
 _MAX_SCHEMAS = 50_000  # that are met on the walk
 
@@ -317,10 +329,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _size(node: tuple[object, ...], limit: int) -> int:
-    """Tuples in a tree, which is one of them, counted up to ``limit``."""
-    total = 1
-    for part in node:
-        if isinstance(part, tuple) and total < limit:
-            total += _size(part, limit - total)
+def _size(node: Node, limit: int) -> int:
+    """Nodes and ranges of a tree, counted up to ``limit``."""
+    total = 1 + (len(node.ranges) if isinstance(node, Chars) else 0)
+    for part in parts(node):
+        if total >= limit:
+            break
+        total += _size(part, limit - total)
     return total

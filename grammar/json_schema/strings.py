@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from ...errors import GrammarError
 from .. import tree
@@ -48,7 +49,7 @@ def string(text: Node) -> Node:
     ):
         # As an automaton it would take seconds to compile. Counted instead, its characters are to be of one
         # kind: those that need no escape.
-        plain = text._replace(item=Chars(_PLAIN))
+        plain = replace(text, item=Chars(_PLAIN))
         return Lexeme(sequence(literal('"'), plain, literal('"')), in_states=False)
     return Lexeme(_quoted(text))
 

@@ -14,7 +14,7 @@ from rootlet.grammar.constraint import Constraint
 from rootlet.grammar.llguidance_backend import LlguidanceBackend
 from rootlet.grammar.xgrammar_backend import XGrammarBackend
 
-from .walks import END, VOCABULARY, allowed, choose, walk
+from .walks import VOCABULARY, allowed, choose, takes, walk
 
 BACKENDS = {
     "xgrammar": XGrammarBackend(lambda: VOCABULARY),
@@ -55,17 +55,6 @@ SCHEMAS = {name: {"type": "array", "uniqueItems": True, **given} for name, given
 
 def compiled(schema, name="xgrammar", kind="json_schema"):
     return BACKENDS[name].compile(Constraint(kind, json.dumps(schema)))
-
-
-def takes(grammar, text: str) -> bool:
-    """Whether an output is let through, byte by byte, each in the mask before."""
-    matcher = grammar.matcher()
-    for token in [*text.encode(), END]:
-        is_allowed = token in allowed(matcher)
-        assert matcher.accept(token) == is_allowed, text
-        if not is_allowed:
-            return False
-    return True
 
 
 @pytest.mark.parametrize("name", [*BACKENDS, "both"])

@@ -71,3 +71,14 @@ def walk(matchers, draw: random.Random) -> tuple[bytes, bool]:
         assert forced.startswith(piece[: len(forced)]), (forced, piece)
         text += piece
     return text, False
+
+
+def takes(grammar, text: str) -> bool:
+    """Whether an output is let through, byte by byte, each in the mask before."""
+    matcher = grammar.matcher()
+    for token in [*text.encode(), END]:
+        is_allowed = token in allowed(matcher)
+        assert matcher.accept(token) == is_allowed, text
+        if not is_allowed:
+            return False
+    return True
