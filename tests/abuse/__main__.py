@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .process import give_back
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abuse", description=__doc__)
@@ -30,6 +32,8 @@ def main() -> int:
     for kind in (fuzz, kills, soak):
         kind.add_argument("--seed", type=int, default=None, help="default: drawn")
     args = parser.parse_args()
+    if args.kind != "kills":
+        give_back()
     seed = random.randrange(10**6) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:

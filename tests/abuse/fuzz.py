@@ -32,7 +32,7 @@ OPTIONS = {
 }
 PLAIN = ("a quick look at", {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True})
 NUM_BLOCKS = 10  # the engine is looked at after each
-WARM_UP = 5  # blocks until memory counts: by then all kinds of large constraints have met at once
+WARM_UP = 1  # blocks until memory counts
 
 
 class Hang(Exception):
