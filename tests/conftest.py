@@ -56,14 +56,6 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def hf_smollm2(smollm2_gguf):
-    """The same weights in transformers' own model, fp32, read without our loader."""
-    from hf_reference import load_gguf_in_transformers
-
-    return load_gguf_in_transformers(smollm2_gguf)
-
-
-@pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     """``made_once(name, make)``: a folder that ``make(folder)`` fills once for all processes of a run."""
 
@@ -82,15 +74,29 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def smollm2_dir(request, smollm2_gguf, made_once) -> Path:
-    """SmolLM2 as a Hugging Face folder (fp32 safetensors, tokenizer): quick to load many times."""
-    from rootlet.models.tokenizer import load_tokenizer
+def smollm2_dir(smollm2_gguf, made_once) -> Path:
+    """SmolLM2 as a Hugging Face folder (fp32 safetensors, tokenizer): quick to load many times.
+
+    The weights are read without our loader.
+    """
 
     def save(folder: Path) -> None:
-        request.getfixturevalue("hf_smollm2").save_pretrained(folder)
+        from hf_reference import load_gguf_in_transformers
+
+        from rootlet.models.tokenizer import load_tokenizer
+
+        load_gguf_in_transformers(smollm2_gguf).save_pretrained(folder)
         load_tokenizer(str(smollm2_gguf)).save_pretrained(folder)
 
     return made_once("smollm2", save)
+
+
+@pytest.fixture(scope="session")
+def hf_smollm2(smollm2_dir):
+    """The same weights in transformers' own model, fp32."""
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(smollm2_dir)
 
 
 @pytest.fixture(scope="session")

@@ -57,11 +57,10 @@ def load_gguf_in_transformers(path: Path) -> LlamaForCausalLM:
             data = data.view(n, data.shape[0] // n // 2, 2, -1).transpose(1, 2).reshape(data.shape)
         prefix = f"model.layers.{layer[1]}." if layer else "model."
         weights[f"{prefix}{_NAMES[name]}.weight"] = data
-    model = LlamaForCausalLM(config).eval()
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert missing == ["lm_head.weight"]
-    assert not unexpected
-    model.tie_weights()
+    model, found = LlamaForCausalLM.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True
+    )
+    assert not any(found.values()), found
     return model
 
 
