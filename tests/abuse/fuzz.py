@@ -32,7 +32,7 @@ OPTIONS = {
 }
 PLAIN = ("a quick look at", {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True})
 NUM_BLOCKS = 10  # the engine is looked at after each
-WARM_UP = 1  # blocks until memory counts
+WARM_UP = 3  # blocks until memory counts: caches of bounded size fill first
 
 
 class Hang(Exception):
