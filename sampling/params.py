@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsInt, cast
+from typing import Any, Protocol, SupportsInt, TypeVar, cast
 
 from ..errors import InvalidParameterError, InvalidRequestError, short, unknown_option
 from ..signatures import suggest_names
 from .limits import MAX_ENTRIES, MAX_SAMPLES, MAX_STOP_CHARS, MAX_STOPS, check_count, check_product
+
+_Entry = TypeVar("_Entry")
 
 GREEDY_TEMPERATURE = 1e-6
 """Temperatures below this one mean greedy decoding."""
@@ -163,7 +166,12 @@ class SamplingParams:
     def _check_constraints(self) -> None:
         model_json_schema = getattr(self.json_schema, "model_json_schema", None)
         if callable(model_json_schema):  # a Pydantic model
-            self._set("json_schema", model_json_schema())
+            try:
+                self._set("json_schema", model_json_schema())
+            except Exception as error:
+                raise InvalidParameterError(
+                    f"json_schema: {short(self.json_schema)} has no schema: {short(error)}"
+                ) from error
         for name in ("json_schema", "structural_tag"):
             if isinstance(getattr(self, name), dict):
                 self._set(name, _dump(name, getattr(self, name)))
@@ -279,7 +287,11 @@ def _int(name: str, value: object) -> int:
     """``value`` as a Python int; an integral float passes, as JSON writers often produce one."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise _wrong_type(name, value, "an integer")
-    if not (isinstance(value, numbers.Integral) or float(value).is_integer()):
+    try:
+        is_whole = isinstance(value, numbers.Integral) or float(value).is_integer()
+    except OverflowError:  # a fraction
+        is_whole = False
+    if not is_whole:
         raise _wrong_type(name, value, "an integer")
     number = int(cast("SupportsInt", value))  # typeshed's Real has no __int__, though every such number does
     if abs(number) >= _BEYOND:
@@ -294,6 +306,16 @@ def _token_id(name: str, value: object) -> int:
     _require(token_id >= 0, f"{name} must be made of token ids >= 0, got {short(value)}.")
     _require(token_id < 2**31, f"{name} must be made of token ids below 2**31, got {short(value)}.")
     return token_id
+
+
+def _entries(name: str, value: object, entries: Callable[[], Iterable[_Entry]], wanted: str) -> list[_Entry]:
+    """What ``entries`` of ``value`` are; they may be the caller's own code, which raises or never ends."""
+    try:
+        read = list(itertools.islice(entries(), MAX_ENTRIES + 1))
+    except Exception as error:
+        raise _wrong_type(name, value, wanted) from error
+    _require(len(read) <= MAX_ENTRIES, f"Entries of {name} must be at most {MAX_ENTRIES:,}, got more.")
+    return read
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
@@ -319,7 +341,8 @@ def _token_ids(name: str, value: object) -> tuple[int, ...]:
         return ()
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise _wrong_type(name, value, "a list of integer token ids")
-    return tuple(dict.fromkeys(_token_id(name, item) for item in value))
+    items = _entries(name, value, value.__iter__, "a list of integer token ids")
+    return tuple(dict.fromkeys(_token_id(name, item) for item in items))
 
 
 def _logit_bias(value: object) -> dict[int, float] | None:
@@ -329,7 +352,7 @@ def _logit_bias(value: object) -> dict[int, float] | None:
     if not isinstance(value, Mapping):
         raise _wrong_type("logit_bias", value, "a dict of token id to number")
     biases: dict[int, float] = {}
-    for key, bias in value.items():
+    for key, bias in _entries("logit_bias", value, value.items, "a dict of token id to number"):
         is_decimal = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
         token_id = _token_id("logit_bias", int(key) if is_decimal else key)
         number = _float(f"logit_bias[{token_id}]", bias)

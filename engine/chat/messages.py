@@ -61,7 +61,8 @@ def read_message(where: str, value: object) -> Message:
         raise InvalidRequestError(f"{where} must be an object with role and content, got {short(value)}.")
     role = value.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        hint = " The results of calls have the role 'tool'." if role == "function" else ""
+        is_old = isinstance(role, str) and role == "function"
+        hint = " The results of calls have the role 'tool'." if is_old else ""
         raise InvalidRequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {short(role)}.{hint}")
     fields = {
         name: _field(f"{where}.{name}", role, name, field)

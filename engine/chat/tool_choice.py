@@ -18,12 +18,13 @@ class ToolChoice(NamedTuple):
 
 def read_tool_choice(value: object, tools: tuple[Tool, ...]) -> ToolChoice:
     """Read a choice among ``tools``; None is "auto". Raises InvalidRequestError for what is none."""
-    if value == "none" or (value is None and not tools):
+    word = value if isinstance(value, str) else None
+    if word == "none" or (value is None and not tools):
         return ToolChoice()
     if not tools:
         raise InvalidRequestError(f"tool_choice={short(value)} needs tools, and there are none.")
-    if value is None or value in ("auto", "required"):
-        return ToolChoice(tools, must_call=value == "required")
+    if value is None or word in ("auto", "required"):
+        return ToolChoice(tools, must_call=word == "required")
     if isinstance(value, Mapping) and value.get("type") == "allowed_tools":
         return _allowed(value, tools)
     return ToolChoice((_named("tool_choice", value, tools),), must_call=True)
@@ -56,7 +57,7 @@ def _named(where: str, value: object, tools: tuple[Tool, ...]) -> Tool:
         function = value.get("function")
         name = function.get("name") if isinstance(function, Mapping) else None
     for tool in tools:
-        if tool.function.name == name:
+        if isinstance(name, str) and tool.function.name == name:
             return tool
     if isinstance(name, str) and name is not value:
         raise InvalidRequestError(f"{where} names {short(name)}, which is not among the tools: {names}.")

@@ -101,7 +101,9 @@ def _read_tool(where: str, tool: object) -> Tool:
         return tool
     given: Mapping[str, Any] = tool if isinstance(tool, Mapping) else {}
     function = given.get("function")
-    if not isinstance(function, Mapping) or given.get("type") not in (None, "function"):
+    kind = given.get("type")
+    is_function = kind is None or (isinstance(kind, str) and kind == "function")
+    if not isinstance(function, Mapping) or not is_function:
         raise InvalidRequestError(
             f'{where} must be {{"type": "function", "function": {{"name": ..., "description": ...,'
             f' "parameters": ...}}}}, got {short(tool)}.'

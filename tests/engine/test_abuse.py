@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import math
+from collections.abc import Mapping
+from fractions import Fraction
 
 import pytest
 import torch
@@ -28,6 +31,23 @@ class Hostile:
     __str__ = __hash__ = __len__ = __iter__ = __eq__ = __bool__ = __call__ = __int__ = __float__ = __repr__
 
 
+class HostileDict(Mapping):
+    """A mapping in name only."""
+
+    def __getitem__(self, key):
+        raise ZeroDivisionError
+
+    __iter__ = __len__ = __repr__ = lambda self: self[0]
+
+
+class NoModel:
+    """Like a Pydantic model whose fields no schema can describe."""
+
+    @classmethod
+    def model_json_schema(cls):
+        raise TypeError("no schema for a lock")
+
+
 class Text(str):
     """A str that is not quite one."""
 
@@ -36,12 +56,15 @@ class Text(str):
 
 NUMBERS = [
     None, True, False, 0, 1, -1, 2, 7, 2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63), 10**40, 10**5000,
-    0.0, -0.0, 0.5, 1.0, 1e-45, 1e30, 1e300, math.inf, -math.inf, math.nan,
+    0.0, -0.0, 0.5, 1.0, 1e-45, 1e30, 1e300, math.inf, -math.inf, math.nan, Fraction(10**400, 3),
 ]  # fmt: skip
 TEXTS = ["", "a", "\x00", "\ud800", "$$ANY$$", "{}", "1", Text("text"), b"a", bytearray(b"a")]
 LISTS = [[], [0], [[0]], [[]], [None], ["a"], [1, 200], [2**40], [-1], (), (1, 2), set(), {1}, frozenset("a")]
 DICTS = [{}, {"a": 1}, {1: 2.0}, {"1": 1}, {1: math.nan}, {"type": "object"}, {"id": "x"}, {None: None}]
-OBJECTS = [object(), object, print, len, lambda logits, params: logits, lambda: None, range(3), iter([1])]
+OBJECTS = [
+    object(), object, print, len, lambda logits, params: logits, lambda: None,
+    range(3), range(2**50), iter([1]), itertools.count(), HostileDict(), NoModel,
+]  # fmt: skip
 TENSORS = [torch.zeros(3, 64), torch.zeros(0), torch.tensor(1), torch.zeros(2, 64, device="meta")]
 ODD = [*NUMBERS, *TEXTS, *LISTS, *DICTS, *OBJECTS, *TENSORS, Hostile(), Hostile]
 NAMES = [field.name for field in dataclasses.fields(rootlet.SamplingParams)]
@@ -53,6 +76,20 @@ def engine(tiny_text_model):
     options = {"load_format": "dummy", "max_total_tokens": 2048, "dtype": "float32"}
     with rootlet.Engine(tiny_text_model, **options) as engine:
         yield engine
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_value_of_a_parameter_is_taken_or_refused_by_an_error_of_ours(name):
+    for value in ODD:
+        with contextlib.suppress(RootletError):
+            rootlet.SamplingParams(**(GOOD | {name: value}))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_any_value_of_an_argument_is_taken_or_refused_by_an_error_of_ours(engine, name):
+    for value in ODD:
+        with contextlib.suppress(RootletError):
+            engine.submit(**({"prompt": "ab", "sampling_params": GOOD} | {name: value})).abort()
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
