@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import EngineClosedError, EngineFailedError, EngineForkedError, EngineThreadError
 from .host.code import call_host, log_exception
+from .replies.bells import Bells
 
 if TYPE_CHECKING:
     from .core import EngineCore
@@ -54,6 +55,12 @@ class EngineLoop:
         self._closing = False
         self._failure: BaseException | None = None
         self._pid = os.getpid()
+        self._bells = Bells()
+
+    @property
+    def bells(self) -> Bells:
+        """What wakes readers; held while the core works."""
+        return self._bells
 
     @property
     def is_closed(self) -> bool:
@@ -180,9 +187,10 @@ class EngineLoop:
         error: BaseException = EngineClosedError("The engine was closed.")
         try:
             while self._wait_for_work():
-                self._run_commands()
-                if self._owned().has_work:
-                    self._owned().step()
+                with self._bells.held():
+                    self._run_commands()
+                    if self._owned().has_work:
+                        self._owned().step()
         except BaseException as failure:  # whatever it was, nobody may be left waiting
             log_exception("A step of the engine failed; the engine is closed")
             self._failure = failure
@@ -209,7 +217,7 @@ class EngineLoop:
         """Within the block the calling thread is the owner; what ends it early ends the engine."""
         self._owner = threading.get_ident()
         try:
-            with self._shielded():
+            with self._shielded(), self._bells.held():
                 yield
         except BaseException as failure:
             self._failure = failure

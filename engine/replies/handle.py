@@ -126,7 +126,7 @@ class RequestHandle:
         return streams.AsyncStream([self], self._owner)
 
     def __await__(self) -> Generator[object, None, RequestOutput]:
-        return streams.wait_async(self).__await__()
+        return streams.wait_async(self, self._owner).__await__()
 
     # ---- the engine's side -------------------------------------------------------------------------
 

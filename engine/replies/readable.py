@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from .bells import Bells
 from .outputs import RequestOutput
 
 
 class Owner(Protocol):
     """Who runs the request (the :class:`~rootlet.engine.loop.EngineLoop`)."""
+
+    @property
+    def bells(self) -> Bells:
+        """What wakes readers."""
 
     @property
     def is_forked(self) -> bool:

@@ -1,18 +1,19 @@
 """Reading one or many handles as they advance, from threads or from an event loop.
 
 A stream owns its requests from the beginning: whatever becomes of it, none runs on for nobody.
-The engine's thread only marks a handle as new and wakes the reader; a reader that is busy finds one mark per
-handle, however many tokens have passed, so a slow consumer costs the engine neither time nor memory.
+The engine's thread only marks a handle as new and has the reader's bell rung after the step; a reader that
+is busy finds one mark per handle, however many tokens have passed, so a slow consumer costs the engine neither
+time nor memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+from .bells import LoopBell
 from .outputs import RequestOutput
 from .readable import Owner, Readable
 
@@ -20,10 +21,12 @@ from .readable import Owner, Readable
 class _News:
     """What is new of some handles, in order of their first unread change. Any thread may read."""
 
-    def __init__(self, handles: Sequence[Readable], owner: Owner, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, handles: Sequence[Readable], owner: Owner, wake: Callable[[], None] | None = None
+    ) -> None:
         self._condition = threading.Condition()
         self._changed: dict[Readable, None] = dict.fromkeys(handles)  # what is there already counts
-        self._wake = wake
+        self._wake = wake or (lambda: owner.bells.ring(self))
         self._owner = owner
         self._handles = list(handles)
         self._open = set(handles)
@@ -40,8 +43,12 @@ class _News:
         """Called on the engine's thread."""
         with self._condition:
             self._changed[handle] = None
-            self._condition.notify_all()
         self._wake()
+
+    def ring(self) -> None:
+        """Wake the threads that wait; as :class:`.bells.Bell`."""
+        with self._condition:
+            self._condition.notify_all()
 
     def take(self) -> RequestOutput | None:
         """What is new of one handle, None if nothing is; its final output comes once."""
@@ -78,7 +85,6 @@ class _News:
         with self._condition:
             handles, self._handles = self._handles, []
             self._open.clear()
-            self._condition.notify_all()
         self._wake()
         for handle in handles:
             handle.unwatch(self.mark)
@@ -93,7 +99,7 @@ class Stream(Iterator[RequestOutput]):
 
     def __init__(self, handles: Sequence[Readable], owner: Owner) -> None:
         self._owner = owner
-        self._news = _News(handles, owner, lambda: None)
+        self._news = _News(handles, owner)
         weakref.finalize(self, self._news.end).atexit = False
 
     def __next__(self) -> RequestOutput:
@@ -123,15 +129,15 @@ class AsyncStream(AsyncIterator[RequestOutput]):
 
     def __init__(self, handles: Sequence[Readable], owner: Owner) -> None:
         self._owner = owner
-        self._bell = _Bell()
-        self._news = _News(handles, owner, self._bell.ring)
+        self._waker = _Waker(owner)
+        self._news = _News(handles, owner, self._waker.wake)
         weakref.finalize(self, self._news.end).atexit = False
 
     async def __anext__(self) -> RequestOutput:
         news = self._news
         try:
             while True:
-                event = self._bell.event()
+                event = self._waker.event()
                 output = news.take()
                 if output is not None:
                     return output
@@ -150,35 +156,36 @@ class AsyncStream(AsyncIterator[RequestOutput]):
         self._news.end()
 
 
-class _Bell:
-    """Wakes the tasks of one event loop from any thread."""
+class _Waker:
+    """Wakes the tasks that read one stream, from any thread."""
 
-    def __init__(self) -> None:
-        self._place: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+    def __init__(self, owner: Owner) -> None:
+        self._bells = owner.bells
+        self._place: tuple[LoopBell, asyncio.Event] | None = None
 
     def event(self) -> asyncio.Event:
-        """An event of the running loop that the next ring sets."""
-        loop = asyncio.get_running_loop()
-        if self._place is None or self._place[0] is not loop:
-            self._place = loop, asyncio.Event()
+        """An event of the running loop that is set when somebody wakes."""
+        bell = self._bells.of_loop(asyncio.get_running_loop())
+        if self._place is None or self._place[0] is not bell:
+            self._place = bell, asyncio.Event()
         event = self._place[1]
         event.clear()
         return event
 
-    def ring(self) -> None:
-        """Set the event."""
+    def wake(self) -> None:
+        """Have the event set."""
         if self._place is not None:
-            loop, event = self._place
-            with contextlib.suppress(RuntimeError):  # the loop was closed and its tasks with it
-                loop.call_soon_threadsafe(event.set)
+            bell, event = self._place
+            bell.add(event)
+            self._bells.ring(bell)
 
 
-async def wait_async(handle: Readable) -> RequestOutput:
+async def wait_async(handle: Readable, owner: Owner) -> RequestOutput:
     """Wait for the final output of one handle; being cancelled aborts the request."""
     handle.check_wait()
-    bell = _Bell()
-    event = bell.event()
-    handle.add_done_callback(lambda _: bell.ring())
+    waker = _Waker(owner)
+    event = waker.event()
+    handle.add_done_callback(lambda _: waker.wake())
     try:
         await event.wait()
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rootlet.engine.replies.bells import Bells
+
 
 class FakeOwner:
     """Passes aborts to ``abort``; everybody may wait."""
@@ -13,6 +15,7 @@ class FakeOwner:
 
     def __init__(self, abort: Callable[[str], object] = lambda rid: None) -> None:
         self.abort = abort
+        self.bells = Bells()
 
     def check_wait(self) -> None:
         pass

@@ -1,0 +1,87 @@
+"""Waking readers once a step, however many have news: the engine's thread tells everybody first, then rings.
+
+A reader that is woken wants the interpreter, which the engine's thread has; woken in the middle of a step,
+each would interrupt it. An event loop is woken by one call into it, and wakes its own readers itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from ..host.code import call_host
+
+
+class Bell(Protocol):
+    """Something to ring; it must be hashable."""
+
+    def ring(self) -> None:
+        """Wake who waits. Any thread may call."""
+
+
+class LoopBell:
+    """Wakes readers of one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._due: deque[asyncio.Event] = deque()
+
+    def add(self, event: asyncio.Event) -> None:
+        """Have the next ring set ``event``. Any thread may call."""
+        self._due.append(event)
+
+    def ring(self) -> None:
+        """Have the loop set the events."""
+        loop = self._loop()
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed, and its tasks with it
+                loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        """On the loop's thread."""
+        for _ in range(len(self._due)):
+            self._due.popleft().set()
+
+
+class Bells:
+    """The bells of one engine's readers."""
+
+    def __init__(self) -> None:
+        self._holder: int | None = None
+        self._due: dict[Bell, None] = {}  # the holder's alone
+        self._lock = threading.Lock()
+        self._of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def of_loop(self, loop: asyncio.AbstractEventLoop) -> LoopBell:
+        """The bell of an event loop, the same one for all readers in it."""
+        with self._lock:
+            bell = self._of_loops.get(loop)
+            if bell is None:
+                bell = self._of_loops[loop] = LoopBell(loop)
+            return bell
+
+    def ring(self, bell: Bell) -> None:
+        """Ring now, or on the thread that holds the bells once it lets go of them."""
+        if threading.get_ident() == self._holder:
+            self._due[bell] = None
+        else:
+            bell.ring()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block the rings of this thread wait for its end, and each bell is rung once."""
+        self._holder = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = None
+            due, self._due = self._due, {}
+            for bell in due:
+                call_host("A reader", bell.ring)
