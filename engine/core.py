@@ -10,13 +10,15 @@ the core calls :meth:`EngineCore.step`, and everything happens in that call.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ..errors import InvalidRequestError, TokenizerError, is_interrupt
-from .host.code import call_host, log_exception
+from ..errors import InvalidRequestError, is_interrupt
+from .host.code import call_host
+from .replies.growing import GrowingOutput, text_error
 from .replies.outputs import DocumentedOutput, build_output
 from .schedule.constraint import RequestConstraint
 from .schedule.request import FinishReason, Request, RequestStatus
@@ -49,8 +51,11 @@ class Runner(Protocol):
 class Listener(Protocol):
     """Who waits for a request (a :class:`RequestHandle`)."""
 
+    def advance(self, make: Callable[[], DocumentedOutput]) -> None:
+        """The request got on; ``make`` makes a snapshot of it as it is now, on any thread."""
+
     def deliver(self, output: DocumentedOutput) -> None:
-        """Take a snapshot, final when it has a finish reason."""
+        """Take the final output."""
 
     def fail(self, error: BaseException) -> None:
         """The request ended by an error."""
@@ -60,7 +65,8 @@ class Listener(Protocol):
 class _Tracked:
     submission: Submission
     listener: Listener
-    text: TextStream | None  # only when somebody watches the text while it grows
+    text: TextStream | None = None  # only when stop strings are looked for
+    growing: GrowingOutput | None = None  # only when somebody watches
     num_streamed: int = 0
 
 
@@ -146,14 +152,16 @@ class EngineCore:
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
-        wants_text = bool(submission.stream or request.params.stop)
-        detokenizer = self._detokenizer if wants_text else None
+        detokenizer = self._detokenizer if request.params.stop else None
         request.is_watched = submission.stream or detokenizer is not None
-        tracked = self._tracked[request.rid] = _Tracked(submission, listener, None)
+        tracked = self._tracked[request.rid] = _Tracked(submission, listener)
         self.scheduler.add(request)
         if detokenizer is not None:
             with self._only(request):
                 tracked.text = detokenizer.start(request.params, request.token_ids)
+        if submission.stream:
+            build = self._builder(submission)
+            tracked.growing = GrowingOutput(request, build, self._detokenizer, tracked.text)
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""
@@ -239,18 +247,15 @@ class EngineCore:
         except BaseException as error:
             if is_interrupt(error):
                 raise
-            log_exception("The output of request %s could not be made", request.rid)
-            failure = TokenizerError(f"The output of this request cannot be written as text: {error!r}.")
-            failure.__cause__ = error
-            self._fail(request, failure)
+            self._fail(request, text_error(request, error))
 
     def _tell(self, request: Request, tracked: _Tracked) -> None:
         """Tell the listener of new tokens."""
         self._extend_text(request, tracked)
         if request.is_finished:
             self._finish(request.rid)
-        elif tracked.submission.stream:
-            self._stream(request, tracked)
+        elif tracked.growing is not None:
+            self._stream(request, tracked, tracked.growing)
 
     def _extend_text(self, request: Request, tracked: _Tracked) -> None:
         """Push the new tokens; a stop string they complete ends the request (unless its last token did).
@@ -274,27 +279,24 @@ class EngineCore:
         elif not request.is_finished:
             self.scheduler.finish(request, reason)
 
-    def _stream(self, request: Request, tracked: _Tracked) -> None:
+    def _stream(self, request: Request, tracked: _Tracked, growing: GrowingOutput) -> None:
         if request.num_output_tokens - tracked.num_streamed >= self._stream_interval:
             tracked.num_streamed = request.num_output_tokens
-            text = tracked.text.text if tracked.text is not None else None
-            tracked.listener.deliver(self._snapshot(tracked, text))
+            tracked.listener.advance(growing.at(self.weights_version))
 
     def _finish(self, rid: str) -> None:
         tracked = self._tracked[rid]
         text = None if self._detokenizer is None else _final_text(self._detokenizer, tracked)
-        output = self._snapshot(tracked, text)
+        output = self._builder(tracked.submission)(
+            tracked.submission.request, text, weights_version=self.weights_version
+        )
         del self._tracked[rid]
         tracked.listener.deliver(output)
 
-    def _snapshot(self, tracked: _Tracked, text: str | None) -> DocumentedOutput:
-        return self._build_output(
-            tracked.submission.request,
-            text,
-            token_text=self._token_text if tracked.submission.with_token_text else None,
-            index=tracked.submission.index,
-            weights_version=self.weights_version,
-        )
+    def _builder(self, submission: Submission) -> Callable[..., DocumentedOutput]:
+        """What makes outputs of a request."""
+        token_text = self._token_text if submission.with_token_text else None
+        return functools.partial(self._build_output, token_text=token_text, index=submission.index)
 
 
 def _final_text(detokenizer: Detokenizer, tracked: _Tracked) -> str:

@@ -97,7 +97,7 @@ class TextStream:
         self._stops = stops
         self._stop_tokens = stop_tokens
         self._trim = trim
-        self._shown: list[str] = []  # joined when somebody looks, so that a push does not copy the whole text
+        self._shown: list[str] = []  # only ever grows, so that a reader may take what it has not seen
         self._held = ""  # may be the beginning of a stop string
         self._cut: str | None = None  # the matched stop string and what its last token had after it
         self._finished = False
@@ -105,9 +105,16 @@ class TextStream:
     @property
     def text(self) -> str:
         """The text that is safe to show: every later value begins with this one."""
-        if len(self._shown) > 1:
-            self._shown = ["".join(self._shown)]
-        return self._shown[0] if self._shown else ""
+        return "".join(self._shown)
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces that the text has come in so far."""
+        return len(self._shown)
+
+    def pieces(self, begin: int, end: int) -> str:
+        """The text of some pieces. Any thread may call, while the stream goes on."""
+        return "".join(self._shown[begin:end])
 
     def push(self, token_ids: Sequence[int]) -> str | None:
         """Append sampled tokens and return the stop string that completed, if one did.

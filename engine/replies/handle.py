@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
-from ...errors import InvalidRequestError, RootletError, short
+from ...errors import InvalidRequestError, RootletError, TokenizerError, short
 from ..host.code import call_host
 from . import streams
 from .readable import Owner
@@ -34,7 +34,10 @@ class RequestHandle:
         # Reentrant: a garbage collection inside may drop a stream, which stops watching.
         self._lock = threading.RLock()
         self._ended = threading.Event()
-        self._latest: DocumentedOutput | None = None
+        self._final: DocumentedOutput | None = None
+        self._latest: DocumentedOutput | None = None  # of those that somebody looked at
+        self._growing: Callable[[], DocumentedOutput] | None = None  # makes one that nobody looked at yet
+        self._looking = threading.RLock()  # the engine's thread never takes it
         self._error: BaseException | None = None
         self._watchers: list[Callable[[RequestHandle], None]] = []
         self._done_callbacks: list[Callable[[RequestHandle], None]] = []
@@ -69,13 +72,26 @@ class RequestHandle:
 
     def latest(self) -> RequestOutput | None:
         """The newest snapshot, None before the first. Raises the error that ended the request."""
+        output = self._final if self.done() else self._look()
         error = self._error
         if error is None:
             # an engine that embeds hands out no handles, and its calls read what they asked for
-            return cast("RequestOutput | None", self._latest)
+            return cast("RequestOutput | None", output)
         if isinstance(error, RootletError):  # several threads may raise it: give each its own traceback
             raise type(error)(*error.args) from error.__cause__
         raise error
+
+    def _look(self) -> DocumentedOutput | None:
+        """Make the newest snapshot. What cannot be written as text ends the request by that error."""
+        with self._looking:
+            make, self._growing = self._growing, None
+            if make is not None:
+                try:
+                    self._latest = make()
+                except TokenizerError as error:
+                    self._error = error
+                    self._owner.abort(self.rid)
+            return self._latest
 
     def final(self) -> RequestOutput:
         """The output of a request that has ended; raises the error that ended it."""
@@ -130,23 +146,29 @@ class RequestHandle:
 
     # ---- the engine's side -------------------------------------------------------------------------
 
+    def advance(self, make: Callable[[], DocumentedOutput]) -> None:
+        """Something is new; ``make`` makes the snapshot, on the thread of whoever looks first."""
+        self._growing = make
+        self._tell(())
+
     def deliver(self, output: DocumentedOutput) -> None:
-        """Take a snapshot; one with a ``finish_reason`` is final."""
-        self._settle(output, None, ended=output.finish_reason is not None)
+        """Take the final output."""
+        self._settle(output, None)
 
     def fail(self, error: BaseException) -> None:
         """End with an exception."""
-        self._settle(self._latest, error, ended=True)
+        self._settle(self._final, error)
 
-    def _settle(self, output: DocumentedOutput | None, error: BaseException | None, *, ended: bool) -> None:
+    def _settle(self, output: DocumentedOutput | None, error: BaseException | None) -> None:
         with self._lock:
             if self.done():
                 return
-            self._latest, self._error = output, error
-            callbacks: list[Callable[[RequestHandle], None]] = []
-            if ended:
-                self._ended.set()
-                callbacks, self._done_callbacks = self._done_callbacks, []
-            watchers = list(self._watchers)
-        for callback in watchers + callbacks:
+            self._final, self._error = output, self._error or error
+            self._growing = None
+            self._ended.set()
+            callbacks, self._done_callbacks = self._done_callbacks, []
+        self._tell(callbacks)
+
+    def _tell(self, callbacks: Sequence[Callable[[RequestHandle], None]]) -> None:
+        for callback in (*self._watchers, *callbacks):
             call_host(f"A callback of request {self.rid}", callback, self)

@@ -139,16 +139,19 @@ class RequestOutput(DocumentedOutput):
 Outputs = RequestOutput | list[RequestOutput]
 
 
-def shared_fields(request: Request, index: int | None, weights_version: int) -> dict[str, Any]:
-    """The fields of :class:`DocumentedOutput` as ``request`` stands."""
+def shared_fields(
+    request: Request, index: int | None, weights_version: int, *, ended: bool
+) -> dict[str, Any]:
+    """The fields of :class:`DocumentedOutput` as ``request`` stands; not ``ended``: as it stood before."""
+    reason = request.finish_reason if ended else None
     return {
         "rid": request.rid,
-        "finish_reason": request.finish_reason.as_dict() if request.finish_reason else None,
+        "finish_reason": None if reason is None else reason.as_dict(),
         "prompt_tokens": request.num_prompt_tokens,
         "cached_tokens": request.num_cached_tokens,
         "index": index,
         "weights_version": weights_version,
-        "timing": request.stamps.timing() if request.is_finished else None,
+        "timing": request.stamps.timing() if ended else None,
     }
 
 
@@ -156,14 +159,21 @@ def build_output(
     request: Request,
     text: str | None,
     *,
+    num_tokens: int | None = None,
     token_text: Callable[[int], str] | None,
     index: int | None,
     weights_version: int,
 ) -> RequestOutput:
-    """Snapshot ``request``. ``token_text`` adds the text of tokens to log-probabilities when given."""
+    """The final output of ``request``, or with ``num_tokens`` how it was when it had so many.
+
+    ``token_text`` adds the text of tokens to log-probabilities when given.
+    """
+    ended = num_tokens is None
+    tokens = request.output_ids[:num_tokens]
     logprobs: dict[str, Any] = {}
     if request.logprobs is not None:
-        scored, drawn = list(request.collected.prompt_logprobs), request.collected.output_logprobs
+        scored = list(request.collected.prompt_logprobs)
+        drawn = request.collected.output_logprobs[:num_tokens]
         if request.logprobs.prompt_start == 0:  # nothing predicts the first token
             scored = [_first_token(request), *scored]
         logprobs["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
@@ -172,17 +182,17 @@ def build_output(
             logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
             logprobs["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
     return RequestOutput(
-        **shared_fields(request, index, weights_version),
+        **shared_fields(request, index, weights_version, ended=ended),
         text=text,
-        token_ids=tuple(request.output_ids),
-        completion_tokens=request.num_output_tokens,
-        hidden_states=_hidden_states(request),
+        token_ids=tuple(tokens),
+        completion_tokens=len(tokens),
+        hidden_states=_hidden_states(request) if ended else None,
         **logprobs,
     )
 
 
 def _hidden_states(request: Request) -> list[torch.Tensor] | None:
-    if not (request.is_finished and request.return_hidden_states):
+    if not request.return_hidden_states:
         return None
     return assembled(request.collected.hidden_states, request.num_prompt_tokens)
 

@@ -2,8 +2,7 @@
 
 A stream owns its requests from the beginning: whatever becomes of it, none runs on for nobody.
 The engine's thread only marks a handle as new and has the reader's bell rung after the step; a reader that
-is busy finds one mark per handle, however many tokens have passed, so a slow consumer costs the engine neither
-time nor memory.
+is busy finds one mark per handle, however many tokens have passed: a slow one costs neither time nor memory.
 """
 
 from __future__ import annotations

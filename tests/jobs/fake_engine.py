@@ -8,6 +8,7 @@ import threading
 
 from rootlet.engine.chat.render import ChatRenderer
 from rootlet.engine.config import EngineConfig
+from rootlet.engine.replies.bells import Bells
 from rootlet.engine.replies.handle import RequestHandle
 from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.errors import InvalidRequestError, RequestTooLongError
@@ -131,6 +132,7 @@ class FakeLoop:
 
     def __init__(self, abort):
         self.abort = abort
+        self.bells = Bells()
 
     def check_wait(self):
         pass

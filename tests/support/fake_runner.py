@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
@@ -120,6 +120,9 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: list[RequestOutput] = []
         self.errors: list[BaseException] = []
+
+    def advance(self, make: Callable[[], RequestOutput]) -> None:
+        self.outputs.append(make())
 
     def deliver(self, output: RequestOutput) -> None:
         self.outputs.append(output)
