@@ -15,7 +15,7 @@ import cProfile
 import pstats
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
@@ -66,8 +66,11 @@ class ConstantRunner:
 class Ignore:
     """A listener that wants to know nothing."""
 
+    def advance(self, make: Callable[[], RequestOutput]) -> None:
+        """Hear that a request got on."""
+
     def deliver(self, output: RequestOutput) -> None:
-        """Take a snapshot."""
+        """Take the final output."""
 
     def fail(self, error: BaseException) -> None:
         """Take an error."""
