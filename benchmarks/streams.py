@@ -1,4 +1,4 @@
-"""What reading tokens as they come costs over waiting for the end, with a model so small that the host is all.
+"""What reading tokens as they come costs over waiting, with a model so small that the host is all there is.
 
     python benchmarks/streams.py [--requests 150] [--tokens 200] [--repeats 5] [--out results/streams.json]
 
