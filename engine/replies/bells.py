@@ -11,7 +11,7 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ..host.code import call_host
@@ -29,14 +29,14 @@ class LoopBell:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
-        self._due: deque[asyncio.Event] = deque()
+        self._due: deque[Callable[[], None]] = deque()
 
-    def add(self, event: asyncio.Event) -> None:
-        """Have the next ring set ``event``. Any thread may call."""
-        self._due.append(event)
+    def add(self, answer: Callable[[], None]) -> None:
+        """Have the next ring call ``answer`` in the loop. Any thread may call."""
+        self._due.append(answer)
 
     def ring(self) -> None:
-        """Have the loop set the events."""
+        """Have the loop answer."""
         loop = self._loop()
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it was closed, and its tasks with it
@@ -45,7 +45,7 @@ class LoopBell:
     def _answer(self) -> None:
         """On the loop's thread."""
         for _ in range(len(self._due)):
-            self._due.popleft().set()
+            self._due.popleft()()
 
 
 class Bells:

@@ -15,6 +15,7 @@ from ..steps.hidden_states import assembled
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 # (logprob or None, token id, text or None), the documented triple
 LogprobTriple = tuple[float | None, int, str | None]
@@ -48,6 +49,13 @@ class DocumentedOutput(Mapping[str, object]):
     index: int | None = None
     weights_version: int = 0
     timing: RequestTiming | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """One with all these fields, in a quarter of the time of ``__init__``: for a token of a stream."""
+        output = cls.__new__(cls)
+        output.__dict__.update(fields)
+        return output
 
     @property
     @abstractmethod
@@ -169,32 +177,25 @@ def build_output(
     ``token_text`` adds the text of tokens to log-probabilities when given.
     """
     ended = num_tokens is None
-    tokens = request.output_ids[:num_tokens]
-    logprobs: dict[str, Any] = {}
+    first = request.num_prompt_tokens
+    tokens = tuple(
+        request.token_ids[first:] if num_tokens is None else request.token_ids[first : first + num_tokens]
+    )
+    fields = shared_fields(request, index, weights_version, ended=ended)
+    fields["text"], fields["token_ids"], fields["completion_tokens"] = text, tokens, len(tokens)
+    if ended and request.return_hidden_states:
+        fields["hidden_states"] = assembled(request.collected.hidden_states, request.num_prompt_tokens)
     if request.logprobs is not None:
         scored = list(request.collected.prompt_logprobs)
         drawn = request.collected.output_logprobs[:num_tokens]
         if request.logprobs.prompt_start == 0:  # nothing predicts the first token
             scored = [_first_token(request), *scored]
-        logprobs["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
-        logprobs["output_token_logprobs"] = [_triple(t, token_text) for t in drawn]
+        fields["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
+        fields["output_token_logprobs"] = [_triple(t, token_text) for t in drawn]
         if request.logprobs.top:
-            logprobs["input_top_logprobs"] = [_top(t, token_text) for t in scored]
-            logprobs["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
-    return RequestOutput(
-        **shared_fields(request, index, weights_version, ended=ended),
-        text=text,
-        token_ids=tuple(tokens),
-        completion_tokens=len(tokens),
-        hidden_states=_hidden_states(request) if ended else None,
-        **logprobs,
-    )
-
-
-def _hidden_states(request: Request) -> list[torch.Tensor] | None:
-    if not request.return_hidden_states:
-        return None
-    return assembled(request.collected.hidden_states, request.num_prompt_tokens)
+            fields["input_top_logprobs"] = [_top(t, token_text) for t in scored]
+            fields["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
+    return RequestOutput.of(fields)
 
 
 def _first_token(request: Request) -> TokenLogprob:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from .bells import LoopBell
@@ -136,14 +137,14 @@ class AsyncStream(AsyncIterator[RequestOutput]):
         news = self._news
         try:
             while True:
-                event = self._waker.event()
+                self._waker.enter()
                 output = news.take()
                 if output is not None:
                     return output
                 if news.all_ended:
                     break
                 self._owner.check_wait()
-                await event.wait()
+                await self._waker.wait()
         except BaseException:
             self._news.end()
             raise
@@ -160,33 +161,45 @@ class _Waker:
 
     def __init__(self, owner: Owner) -> None:
         self._bells = owner.bells
-        self._place: tuple[LoopBell, asyncio.Event] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell: LoopBell | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def event(self) -> asyncio.Event:
-        """An event of the running loop that is set when somebody wakes."""
-        bell = self._bells.of_loop(asyncio.get_running_loop())
-        if self._place is None or self._place[0] is not bell:
-            self._place = bell, asyncio.Event()
-        event = self._place[1]
-        event.clear()
-        return event
+    def enter(self) -> None:
+        """Be in the running loop; what wakes from here on ends the next :meth:`wait`."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._waiting.clear()  # of a loop that has ended
+            self._loop, self._bell = loop, self._bells.of_loop(loop)
+
+    def wait(self) -> asyncio.Future[None]:
+        """What ends when somebody wakes."""
+        assert self._loop is not None  # entered
+        waiting = self._loop.create_future()
+        self._waiting.append(waiting)
+        return waiting
 
     def wake(self) -> None:
-        """Have the event set."""
-        if self._place is not None:
-            bell, event = self._place
-            bell.add(event)
-            self._bells.ring(bell)
+        """End the waits. Any thread may call."""
+        if self._bell is not None:
+            self._bell.add(self._answer)
+            self._bells.ring(self._bell)
+
+    def _answer(self) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():  # its task was not cancelled
+                waiting.set_result(None)
 
 
 async def wait_async(handle: Readable, owner: Owner) -> RequestOutput:
     """Wait for the final output of one handle; being cancelled aborts the request."""
     handle.check_wait()
     waker = _Waker(owner)
-    event = waker.event()
+    waker.enter()
     handle.add_done_callback(lambda _: waker.wake())
     try:
-        await event.wait()
+        await waker.wait()
     finally:
         handle.abort()
     return handle.final()
