@@ -15,12 +15,13 @@ import cProfile
 import pstats
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
 from rootlet.engine.core import EngineCore
+from rootlet.engine.replies.growing import GrowingOutput
 from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.engine.requests.arguments import GenerateArgs
 from rootlet.engine.requests.factory import RequestFactory
@@ -66,8 +67,8 @@ class ConstantRunner:
 class Ignore:
     """A listener that wants to know nothing."""
 
-    def advance(self, make: Callable[[], RequestOutput]) -> None:
-        """Hear that a request got on."""
+    def grow(self, growing: GrowingOutput) -> None:
+        """Hear where to look at a request."""
 
     def deliver(self, output: RequestOutput) -> None:
         """Take the final output."""

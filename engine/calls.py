@@ -81,7 +81,7 @@ class Calls:
 
     def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
         loop = self._loop
-        handles = [RequestHandle(s.request.rid, loop) for s in submissions]
+        handles = [RequestHandle(s.request.rid, loop, is_streamed=s.stream) for s in submissions]
 
         def add(core: EngineCore) -> None:
             for submission, handle in zip(submissions, handles):

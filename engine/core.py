@@ -51,8 +51,8 @@ class Runner(Protocol):
 class Listener(Protocol):
     """Who waits for a request (a :class:`RequestHandle`)."""
 
-    def advance(self, make: Callable[[], DocumentedOutput]) -> None:
-        """The request got on; ``make`` makes a snapshot of it as it is now, on any thread."""
+    def grow(self, growing: GrowingOutput) -> None:
+        """The request begins; there is where to look at it until it ends."""
 
     def deliver(self, output: DocumentedOutput) -> None:
         """Take the final output."""
@@ -67,7 +67,6 @@ class _Tracked:
     listener: Listener
     text: TextStream | None = None  # only when stop strings are looked for
     growing: GrowingOutput | None = None  # only when somebody watches
-    num_streamed: int = 0
 
 
 class _InFlight(NamedTuple):
@@ -153,7 +152,7 @@ class EngineCore:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
         detokenizer = self._detokenizer if request.params.stop else None
-        request.is_watched = submission.stream or detokenizer is not None
+        request.is_watched = detokenizer is not None
         tracked = self._tracked[request.rid] = _Tracked(submission, listener)
         self.scheduler.add(request)
         if detokenizer is not None:
@@ -161,7 +160,10 @@ class EngineCore:
                 tracked.text = detokenizer.start(request.params, request.token_ids)
         if submission.stream:
             build = self._builder(submission)
-            tracked.growing = GrowingOutput(request, build, self._detokenizer, tracked.text)
+            tracked.growing = GrowingOutput(
+                request, build, self._detokenizer, tracked.text, self._stream_interval
+            )
+            listener.grow(tracked.growing)
 
     def abort(self, rid: str, message: str = "Aborted by the caller.") -> None:
         """End a request with what it has. No-op when it is unknown or finished."""
@@ -255,7 +257,7 @@ class EngineCore:
         if request.is_finished:
             self._finish(request.rid)
         elif tracked.growing is not None:
-            self._stream(request, tracked, tracked.growing)
+            tracked.growing.tell()
 
     def _extend_text(self, request: Request, tracked: _Tracked) -> None:
         """Push the new tokens; a stop string they complete ends the request (unless its last token did).
@@ -279,24 +281,22 @@ class EngineCore:
         elif not request.is_finished:
             self.scheduler.finish(request, reason)
 
-    def _stream(self, request: Request, tracked: _Tracked, growing: GrowingOutput) -> None:
-        if request.num_output_tokens - tracked.num_streamed >= self._stream_interval:
-            tracked.num_streamed = request.num_output_tokens
-            tracked.listener.advance(growing.at(self.weights_version))
-
     def _finish(self, rid: str) -> None:
         tracked = self._tracked[rid]
         text = None if self._detokenizer is None else _final_text(self._detokenizer, tracked)
-        output = self._builder(tracked.submission)(
-            tracked.submission.request, text, weights_version=self.weights_version
-        )
+        output = self._builder(tracked.submission)(tracked.submission.request, text)
         del self._tracked[rid]
         tracked.listener.deliver(output)
 
     def _builder(self, submission: Submission) -> Callable[..., DocumentedOutput]:
         """What makes outputs of a request."""
         token_text = self._token_text if submission.with_token_text else None
-        return functools.partial(self._build_output, token_text=token_text, index=submission.index)
+        return functools.partial(
+            self._build_output,
+            token_text=token_text,
+            index=submission.index,
+            weights_version=self.weights_version,
+        )
 
 
 def _final_text(detokenizer: Detokenizer, tracked: _Tracked) -> str:

@@ -154,6 +154,7 @@ class EngineLoop:
             core = self._owned()
             core.wait_for_grammars()
             more = core.step() if core.has_work else False
+            self._bells.step()
         return more and not self._closing
 
     def wake(self) -> None:
@@ -191,6 +192,7 @@ class EngineLoop:
                     self._run_commands()
                     if self._owned().has_work:
                         self._owned().step()
+                        self._bells.step()
         except BaseException as failure:  # whatever it was, nobody may be left waiting
             log_exception("A step of the engine failed; the engine is closed")
             self._failure = failure

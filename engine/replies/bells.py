@@ -24,26 +24,56 @@ class Bell(Protocol):
         """Wake who waits. Any thread may call."""
 
 
+class Stepper(Protocol):
+    """What wants to hear of every step; it must be hashable."""
+
+    def step(self) -> None:
+        """A step is over, and there may be news. On the engine's thread: to be quick."""
+
+
 class LoopBell:
-    """Wakes readers of one event loop."""
+    """Wakes readers of one event loop: one call into it, in which they look for themselves."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bells: Bells) -> None:
         self._loop = weakref.ref(loop)
+        self._bells = bells
         self._due: deque[Callable[[], None]] = deque()
+        self._looking: dict[Callable[[], None], None] = {}
 
-    def add(self, answer: Callable[[], None]) -> None:
+    def call(self, answer: Callable[[], None]) -> None:
         """Have the next ring call ``answer`` in the loop. Any thread may call."""
         self._due.append(answer)
 
+    def add(self, look: Callable[[], None]) -> None:
+        """Have ``look`` called in the loop after every step."""
+        self._looking[look] = None
+        self._bells.add(self)
+
+    def remove(self, look: Callable[[], None]) -> None:
+        """Undo :meth:`add`, if it was done."""
+        self._looking.pop(look, None)
+        if not self._looking:
+            self._bells.remove(self)
+
+    def step(self) -> None:
+        """A step is over."""
+        self._call(self._look)
+
     def ring(self) -> None:
-        """Have the loop answer."""
+        """Have what is due called."""
+        self._call(self._answer)
+
+    def _call(self, function: Callable[[], None]) -> None:
         loop = self._loop()
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it was closed, and its tasks with it
-                loop.call_soon_threadsafe(self._answer)
+                loop.call_soon_threadsafe(function)
+
+    def _look(self) -> None:
+        for look in list(self._looking):
+            look()
 
     def _answer(self) -> None:
-        """On the loop's thread."""
         for _ in range(len(self._due)):
             self._due.popleft()()
 
@@ -54,6 +84,7 @@ class Bells:
     def __init__(self) -> None:
         self._holder: int | None = None
         self._due: dict[Bell, None] = {}  # the holder's alone
+        self._steppers: dict[Stepper, None] = {}
         self._lock = threading.Lock()
         self._of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBell] = (
             weakref.WeakKeyDictionary()
@@ -64,7 +95,7 @@ class Bells:
         with self._lock:
             bell = self._of_loops.get(loop)
             if bell is None:
-                bell = self._of_loops[loop] = LoopBell(loop)
+                bell = self._of_loops[loop] = LoopBell(loop, self)
             return bell
 
     def ring(self, bell: Bell) -> None:
@@ -73,6 +104,19 @@ class Bells:
             self._due[bell] = None
         else:
             bell.ring()
+
+    def add(self, stepper: Stepper) -> None:
+        """Have it hear of every step."""
+        self._steppers[stepper] = None
+
+    def remove(self, stepper: Stepper) -> None:
+        """Undo :meth:`add`, if it was done."""
+        self._steppers.pop(stepper, None)
+
+    def step(self) -> None:
+        """A step is over."""
+        for stepper in list(self._steppers):
+            call_host("A reader", stepper.step)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

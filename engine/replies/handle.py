@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, cast
 
 from ...errors import InvalidRequestError, RootletError, TokenizerError, short
@@ -14,6 +14,7 @@ from . import streams
 from .readable import Owner
 
 if TYPE_CHECKING:
+    from .growing import GrowingOutput
     from .outputs import DocumentedOutput, RequestOutput
 
 
@@ -28,15 +29,16 @@ class RequestHandle:
     which run on the engine's own thread; and every method raises EngineForkedError in a forked child.
     """
 
-    def __init__(self, rid: str, owner: Owner) -> None:
+    def __init__(self, rid: str, owner: Owner, *, is_streamed: bool = False) -> None:
         self.rid = rid
+        self.is_streamed = is_streamed
         self._owner = owner
         # Reentrant: a garbage collection inside may drop a stream, which stops watching.
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._final: DocumentedOutput | None = None
         self._latest: DocumentedOutput | None = None  # of those that somebody looked at
-        self._growing: Callable[[], DocumentedOutput] | None = None  # makes one that nobody looked at yet
+        self._growing: GrowingOutput | None = None  # from when it is with the engine until it ends
         self._looking = threading.RLock()  # the engine's thread never takes it
         self._error: BaseException | None = None
         self._watchers: list[Callable[[RequestHandle], None]] = []
@@ -84,10 +86,10 @@ class RequestHandle:
     def _look(self) -> DocumentedOutput | None:
         """Make the newest snapshot. What cannot be written as text ends the request by that error."""
         with self._looking:
-            make, self._growing = self._growing, None
-            if make is not None:
+            growing = self._growing
+            if growing is not None and growing.has_news:
                 try:
-                    self._latest = make()
+                    self._latest = growing.output()
                 except TokenizerError as error:
                     self._error = error
                     self._owner.abort(self.rid)
@@ -125,8 +127,14 @@ class RequestHandle:
                     return
         callback(self)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the request goes on and has tokens that no snapshot has shown."""
+        growing = self._growing
+        return growing is not None and growing.has_news
+
     def watch(self, watcher: Callable[[RequestHandle], None]) -> None:
-        """Call ``watcher(handle)`` on the engine's thread whenever something is new."""
+        """Call ``watcher(handle)`` on the engine's thread when the request has ended."""
         with self._lock:
             self._watchers.append(watcher)
 
@@ -146,10 +154,9 @@ class RequestHandle:
 
     # ---- the engine's side -------------------------------------------------------------------------
 
-    def advance(self, make: Callable[[], DocumentedOutput]) -> None:
-        """Something is new; ``make`` makes the snapshot, on the thread of whoever looks first."""
-        self._growing = make
-        self._tell(())
+    def grow(self, growing: GrowingOutput) -> None:
+        """Look there until the end."""
+        self._growing = growing
 
     def deliver(self, output: DocumentedOutput) -> None:
         """Take the final output."""
@@ -167,8 +174,6 @@ class RequestHandle:
             self._growing = None
             self._ended.set()
             callbacks, self._done_callbacks = self._done_callbacks, []
-        self._tell(callbacks)
-
-    def _tell(self, callbacks: Sequence[Callable[[RequestHandle], None]]) -> None:
-        for callback in (*self._watchers, *callbacks):
+            watchers = list(self._watchers)
+        for callback in watchers + callbacks:
             call_host(f"A callback of request {self.rid}", callback, self)

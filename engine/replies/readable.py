@@ -49,8 +49,16 @@ class Readable(Protocol):
     def check_wait(self) -> None:
         """Raise where waiting for the end would never end."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it has snapshots before it ends."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether it goes on and has tokens that no snapshot has shown."""
+
     def watch(self, watcher: Callable[[Readable], None]) -> None:
-        """Call ``watcher(self)`` on the engine's thread whenever something is new."""
+        """Call ``watcher(self)`` on the engine's thread when it has ended."""
 
     def unwatch(self, watcher: Callable[[Readable], None]) -> None:
         """Undo :meth:`watch`."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rootlet.cache.page_pool import PagePool
 from rootlet.cache.radix_cache import RadixCache
 from rootlet.cache.slot_pool import SlotPool
 from rootlet.engine.core import EngineCore
+from rootlet.engine.replies.growing import GrowingOutput
 from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.engine.requests.factory import Submission
 from rootlet.engine.schedule.batch import Batch, StepResult
@@ -121,8 +122,8 @@ class Recorder:
         self.outputs: list[RequestOutput] = []
         self.errors: list[BaseException] = []
 
-    def advance(self, make: Callable[[], RequestOutput]) -> None:
-        self.outputs.append(make())
+    def grow(self, growing: GrowingOutput) -> None:
+        self.growing = growing
 
     def deliver(self, output: RequestOutput) -> None:
         self.outputs.append(output)
