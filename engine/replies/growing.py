@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import TokenizerError
+from ...errors import TokenizerError, is_interrupt
 from ..host.code import log_exception
 from .outputs import DocumentedOutput
 
@@ -78,7 +78,9 @@ class GrowingOutput:
         try:
             text = None if self._detokenizer is None else self._text_of(num_tokens, told.num_pieces)
             output = self._build(self._request, text, num_tokens=num_tokens)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             raise text_error(self._request, error) from error
         self._num_tokens = num_tokens
         return output

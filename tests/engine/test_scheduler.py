@@ -23,7 +23,7 @@ def run_all(core, submissions):
     recorders = {s.request.rid: Recorder() for s in submissions}
     for submission in submissions:
         core.add(submission, recorders[submission.request.rid])
-    run_to_end(core)
+    run_to_end(core, readers=list(recorders.values()))
     return recorders
 
 
@@ -277,13 +277,14 @@ def test_a_commit_reports_those_that_ended_or_are_watched():
     submissions = [
         make_submission("long", [1, 2], 9),
         make_submission("short", [3, 4], 2),
-        make_submission("stream", [5, 6], 9, stream=True),
+        make_submission("watched", [5, 6], 9),
         make_submission("aborted", [7, 8], 9),
     ]
     requests = [submission.request for submission in submissions]
     recorders = [Recorder() for _ in submissions]
     for submission, recorder in zip(submissions, recorders):
         core.add(submission, recorder)
+    requests[2].is_watched = True
     scheduler = core.scheduler
     first, second = scheduler.schedule(), scheduler.schedule()
     assert scheduler.commit(first, StepResult([10, 11, 12, 13])) == [requests[2]]

@@ -121,9 +121,15 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: list[RequestOutput] = []
         self.errors: list[BaseException] = []
+        self.growing: GrowingOutput | None = None
 
     def grow(self, growing: GrowingOutput) -> None:
         self.growing = growing
+
+    def look(self) -> None:
+        """Read as a stream does, after a step."""
+        if self.growing is not None and not self.ends and self.growing.has_news:
+            self.outputs.append(self.growing.output())
 
     def deliver(self, output: RequestOutput) -> None:
         self.outputs.append(output)
@@ -190,11 +196,13 @@ def make_submission(
     return Submission(request, None, stream, False)
 
 
-def run_to_end(core: EngineCore, max_steps: int = 10_000) -> int:
+def run_to_end(core: EngineCore, max_steps: int = 10_000, readers: Sequence[Recorder] = ()) -> int:
     """Step until nothing is left; returns the number of steps. Fails if the engine does not get anywhere."""
     for step in range(max_steps):
         if not core.has_work:
             return step
         core.step()
+        for reader in readers:
+            reader.look()
         check_invariants(core.scheduler)
     raise AssertionError(f"still busy after {max_steps} steps")
