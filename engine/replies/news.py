@@ -24,7 +24,7 @@ class News:
         self._handles = list(handles)
         self._open = set(handles)
         self._growing = dict.fromkeys(handle for handle in handles if handle.is_streamed)
-        self._check_process()
+        self.check_process()
         for handle in handles:
             handle.watch(self._mark)
 
@@ -38,17 +38,21 @@ class News:
         """Whether there may be news before another handle ends."""
         return bool(self._growing)
 
+    def check_process(self) -> None:
+        """Raise EngineForkedError in a forked child, before a lock is taken that may be held for ever."""
+        if self._owner.is_forked:
+            self._owner.check_wait()
+
     def look(self) -> bool:
         """Look which handles have news. Returns whether any has."""
+        found = [handle for handle in list(self._growing) if handle.has_news]
         with self._lock:
-            for handle in self._growing:
-                if handle.has_news:
-                    self._changed[handle] = None
+            self._changed.update(dict.fromkeys(found))
             return bool(self._changed)
 
     def take(self) -> RequestOutput | None:
         """What is new of one handle, None if nothing is; its final output comes once."""
-        self._check_process()
+        self.check_process()
         while True:
             with self._lock:
                 handle = next(iter(self._changed), None)
@@ -66,9 +70,7 @@ class News:
                     return output  # a final one that came between the two reads has its own mark
 
     def end(self) -> None:
-        """Nobody reads any more: abort what is unfinished. In a forked child it is the parent's."""
-        if self._owner.is_forked:
-            return
+        """Nobody reads any more: abort what is unfinished."""
         with self._lock:
             handles, self._handles = self._handles, []
             self._open.clear()
@@ -90,8 +92,3 @@ class News:
             is_mine = handle in self._open
             self._open.discard(handle)
             return is_mine
-
-    def _check_process(self) -> None:
-        """Raise EngineForkedError in a forked child, before a lock is taken that may be held for ever."""
-        if self._owner.is_forked:
-            self._owner.check_wait()

@@ -27,7 +27,7 @@ class Stream(Iterator[RequestOutput]):
         self._sleep = Sleep(owner)
         self._news = News(handles, owner, self._sleep.wake)
         self._sleep.begin(steps=self._news.grows)
-        weakref.finalize(self, _end, self._news, self._sleep).atexit = False
+        weakref.finalize(self, _end, owner, self._news, self._sleep).atexit = False
 
     def __next__(self) -> RequestOutput:
         news = self._news
@@ -53,7 +53,7 @@ class Stream(Iterator[RequestOutput]):
 
     def close(self) -> None:
         """Abort what is unfinished; a reader that waits gets the end."""
-        _end(self._news, self._sleep)
+        _end(self._owner, self._news, self._sleep)
 
 
 class AsyncStream(AsyncIterator[RequestOutput]):
@@ -64,11 +64,12 @@ class AsyncStream(AsyncIterator[RequestOutput]):
         self._sleep = AsyncSleep(owner)
         self._news = News(handles, owner, self._sleep.wake)
         self._sleep.begin(self._news.look if self._news.grows else None)
-        weakref.finalize(self, _end, self._news, self._sleep).atexit = False
+        weakref.finalize(self, _end, owner, self._news, self._sleep).atexit = False
 
     async def __anext__(self) -> RequestOutput:
         news = self._news
         try:
+            news.check_process()
             while True:
                 self._sleep.enter()
                 output = news.take()
@@ -79,20 +80,24 @@ class AsyncStream(AsyncIterator[RequestOutput]):
                 self._owner.check_wait()
                 await self._sleep.wait()
         except BaseException:
-            _end(news, self._sleep)
+            self._end()
             raise
-        _end(news, self._sleep)
+        self._end()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Abort what is unfinished."""
-        _end(self._news, self._sleep)
+        self._end()
+
+    def _end(self) -> None:
+        _end(self._owner, self._news, self._sleep)
 
 
-def _end(news: News, sleep: Sleep | AsyncSleep) -> None:
-    """End a stream; not one of its methods, which would keep it."""
-    news.end()
-    sleep.end()
+def _end(owner: Owner, news: News, sleep: Sleep | AsyncSleep) -> None:
+    """End a stream; not one of its methods, which would keep it. In a forked child it is the parent's."""
+    if not owner.is_forked:
+        news.end()
+        sleep.end()
 
 
 async def wait_async(handle: Readable, owner: Owner) -> RequestOutput:

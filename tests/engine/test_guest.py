@@ -382,7 +382,7 @@ def test_a_forked_child_gets_a_clear_error(tiny_model):
 def test_what_was_made_before_a_fork_raises_in_the_child(tiny_model, tmp_path):
     """Also while another thread holds every lock there is, which the child then inherits locked."""
     script = f"""
-    import asyncio, os, sys, threading, warnings
+    import asyncio, contextlib, os, sys, threading, warnings
     warnings.simplefilter("ignore")
     import rootlet
     from rootlet.errors import EngineForkedError
@@ -395,11 +395,16 @@ def test_what_was_made_before_a_fork_raises_in_the_child(tiny_model, tmp_path):
     session = engine.open_session()
     engine.submit(**args, session_params={{"id": session}})
     handle, stream = engine.submit(**args), engine.generate(**args, stream=True)
+    tasks = aiter(handle)
     held, forked = threading.Event(), threading.Event()
 
     def hold():
-        locks = (engine._loop._condition, handle._lock, stream._news._condition, engine._sessions._lock)
-        with locks[0], locks[1], locks[2], locks[3]:
+        locks = (engine._loop._condition, engine._loop.bells._lock, engine._sessions._lock)
+        locks += (handle._lock, handle._looking)
+        locks += (stream._news._lock, stream._sleep._condition, tasks._news._lock)
+        with contextlib.ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(lock)
             held.set()
             forked.wait()
 
@@ -410,8 +415,11 @@ def test_what_was_made_before_a_fork_raises_in_the_child(tiny_model, tmp_path):
     if child == 0:
         async def awaited():
             await handle
+        async def advanced():
+            await anext(tasks)
         calls = dict(
             result=handle.result, iteration=lambda: list(handle), awaiting=lambda: asyncio.run(awaited()),
+            task=lambda: asyncio.run(advanced()),
             abort=handle.abort, callback=lambda: handle.add_done_callback(print), stream=lambda: next(stream),
             generate=lambda: engine.generate(**args), submit=lambda: engine.submit(**args),
             asynchronous=lambda: asyncio.run(engine.async_generate(**args)), stats=engine.stats,
@@ -428,7 +436,7 @@ def test_what_was_made_before_a_fork_raises_in_the_child(tiny_model, tmp_path):
         assert ended.result().completion_tokens == 2
         stream.close()
         engine.close()
-        del stream, handle, engine
+        del stream, tasks, handle, engine
         sys.exit(7)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), handle.done())
     forked.set()
