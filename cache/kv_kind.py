@@ -66,23 +66,30 @@ class StepRows(Protocol):
         """[T], ``page_tables`` of each token's row."""
 
 
-class RecordedData(NamedTuple):
-    """What a recorded step reads besides slots and lengths: int32 arrays of a fixed size.
+class Place(NamedTuple):
+    """Where a recorded step reads an int32 array of a fixed shape; ``fill`` stands for nothing there."""
 
-    Steps with another ``key`` are recorded apart. ``fills``: per array the value that means nothing, which
-    stands there while a step is recorded on padding.
+    shape: tuple[int, ...]
+    fill: int = 0
+
+
+class StepShape(NamedTuple):
+    """What a recorded step has room for: tokens, leading rows of one token each, rows of any lengths."""
+
+    num_tokens: int
+    num_decodes: int
+    num_others: int
+
+
+class RecordedData(NamedTuple):
+    """What a recorded step reads besides columns: arrays for ``places``, or shorter in their last dimension.
+
+    Steps with another ``key`` are recorded apart.
     """
 
     key: int = 0
     arrays: tuple[np.ndarray, ...] = ()
-    fills: tuple[int, ...] = ()
-
-    def room(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Tensors on ``device`` for such arrays, filled with what means nothing."""
-        return tuple(
-            torch.full(array.shape, fill, dtype=torch.int32, device=device)
-            for array, fill in zip(self.arrays, self.fills, strict=True)
-        )
+    places: tuple[Place, ...] = ()
 
 
 NO_DATA: Final = RecordedData()
@@ -119,6 +126,17 @@ class KVPlanner(ABC):
     ) -> Any:
         """The plan of a step that is being recorded; ``data``: where each step's :class:`RecordedData` go."""
         return self.plan_decodes(slots, kv_lens)
+
+    def recorded_rows(self, rows: StepRows, shape: StepShape) -> RecordedData | None:  # noqa: ARG002
+        """What a recorded step of ``shape`` reads of these rows, of any lengths, which it has room for.
+
+        None, the default: a step of such rows is launched kernel by kernel.
+        """
+        return None
+
+    def plan_recorded_rows(self, data: Sequence[torch.Tensor]) -> Any:  # noqa: ARG002
+        """The plan of such a step that is being recorded; ``data``: where each step's arrays go."""
+        return None
 
 
 class KVKind(ABC):

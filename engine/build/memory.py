@@ -33,7 +33,13 @@ def plan_pool(
 
 
 def measure_steps(
-    config: EngineConfig, sizes: Sizes, backend: Backend, model: Model, device: torch.device, *, embeds: bool
+    sizes: Sizes,
+    backend: Backend,
+    model: Model,
+    device: torch.device,
+    max_recorded_tokens: int,
+    *,
+    embeds: bool,
 ) -> int:
     """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only.
 
@@ -43,7 +49,7 @@ def measure_steps(
         return 0
     from ..steps.rehearsal import rehearse  # loads Triton
 
-    context, limit = sizes.context_length, config.max_prefill_tokens
+    context = sizes.context_length
     model.set_context_length(context)
     with announced(backend):
         return rehearse(
@@ -52,7 +58,8 @@ def measure_steps(
             context,
             sizes.page_size,
             backend.rehearsal_inputs,
-            num_prefill_tokens=min(context, limit, sizes.chunked_prefill_size or limit),
+            num_prefill_tokens=sizes.num_prefill_tokens,
+            num_recorded_tokens=max_recorded_tokens,
             num_decodes=sizes.max_running_requests,
             columns=[column.name for column in checked(model.token_columns)],
             in_turn=backend.in_turn,

@@ -46,6 +46,7 @@ from .backends import Backend, choose_backend, make_backend
 from .loading import load_weights, make_tokenizer
 from .memory import measure_steps, plan_pool
 from .proposers import make_drafter
+from .recording import make_graphs, max_recorded_tokens
 from .resolved import Resolved, Sizes, output_kind, resolve_device
 
 logger = logging.getLogger("rootlet.engine")
@@ -155,7 +156,8 @@ def _resolve(
 ) -> Resolved:
     sizes = Sizes.resolve(config, loaded.config, on_gpu=device.type == "cuda")
     kind = output_kind(config, loaded.model)
-    reserve = measure_steps(config, sizes, backend, loaded.model, device, embeds=not kind.is_text)
+    recorded = max_recorded_tokens(config, sizes, backend, loaded.model) if kind.is_text else 0
+    reserve = measure_steps(sizes, backend, loaded.model, device, recorded, embeds=not kind.is_text)
     num_pages = plan_pool(config, sizes, loaded.model.kv_spec(sizes.page_size), device, reserve)
     return Resolved.of(
         config,
@@ -166,6 +168,7 @@ def _resolve(
         device,
         num_threads=None if team is None else team.num_threads,
         attention_backend=backend.name,
+        max_recorded_tokens=recorded,
         kind=kind,
     )
 
@@ -181,15 +184,6 @@ def _runner(
 ) -> ModelRunner:
     inputs = backend.make_inputs(tables, kv.spec)
     columns = checked(loaded.model.token_columns)  # a feature of the engine adds its own here
-    graphs = None
-    can_record = backend.can_record and all(kind.can_record for kind in kv.spec.kinds)
-    if can_record and not config.disable_cuda_graph and resolved.kind.is_text:  # others never decode
-        from ..steps.decode_graphs import DecodeGraphs  # loads Triton
-        from ..steps.gpu_inputs import GpuInputs
-
-        assert isinstance(inputs, GpuInputs)  # of every backend whose steps can be recorded
-        limit = config.cuda_graph_max_bs or resolved.max_decode_rows
-        graphs = DecodeGraphs(loaded.model, kv, inputs, min(limit, resolved.max_decode_rows))
     sampler = Sampler(loaded.config.vocab_size, resolved.device)
     return ModelRunner(
         loaded.model,
@@ -197,7 +191,7 @@ def _runner(
         tables,
         sampler,
         inputs,
-        graphs,
+        make_graphs(config, resolved, loaded.model, kv, inputs),
         columns=columns,
         embeds=not resolved.kind.is_text,
         threads=threads,

@@ -39,6 +39,7 @@ class Sizes:
     max_running_requests: int
     chunked_prefill_size: int | None  # None: prompts are computed whole
     mem_fraction: float | None
+    num_prefill_tokens: int  # prompt tokens that a step may take
 
     @classmethod
     def resolve(cls, config: EngineConfig, model: ModelConfig, *, on_gpu: bool) -> Sizes:
@@ -51,6 +52,7 @@ class Sizes:
                 f" {_longer(context, model)}."
             )
         chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
+        limit = config.max_prefill_tokens
         fraction = config.mem_fraction_static
         if fraction is None and config.max_total_tokens is None:
             fraction = _FRACTION[on_gpu]
@@ -60,6 +62,7 @@ class Sizes:
             max_running_requests=config.max_running_requests or _RUNNING[on_gpu],
             chunked_prefill_size=None if chunk == -1 else chunk,
             mem_fraction=fraction,
+            num_prefill_tokens=min(context, limit, limit if chunk == -1 else chunk),
         )
 
 
@@ -79,6 +82,7 @@ class Resolved:
     kernels: str
     num_threads: int | None  # None: not computed on a CPU
     attention_backend: str
+    max_recorded_tokens: int  # of a step; 0: none is recorded
     kind: OutputKind
 
     @classmethod

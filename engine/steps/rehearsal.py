@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...models.interface import Model
     from .runner import Inputs
 
-# What no rehearsal shows: recorded graphs, sampling with filters, fragments between blocks.
+# What no rehearsal shows: sampling with filters, fragments between blocks.
 _MARGIN = 512 * 2**20
 
 
@@ -33,6 +33,7 @@ def rehearse(
     make_inputs: Callable[[SlotTables, KVCacheSpec], Inputs],
     *,
     num_prefill_tokens: int,
+    num_recorded_tokens: int,
     num_decodes: int,
     columns: Sequence[str] = (),
     in_turn: bool = False,
@@ -40,6 +41,7 @@ def rehearse(
 ) -> int:
     """Return the bytes that steps of these sizes need on ``device`` beside the weights and the KV pool.
 
+    Recorded steps, of up to ``num_recorded_tokens``, keep their memory beside that of the others.
     ``columns``: names of those that the model reads per token. Kernels that are not in Triton's cache on
     disk are compiled on the way, several at once unless steps must run ``in_turn``: where weights or plans
     are held once for the step under way.
@@ -70,6 +72,7 @@ def rehearse(
     finally:
         stage.close()
     give_back_memory(device)
+    grown += grown * num_recorded_tokens // num_prefill_tokens
     return min(grown, before) + _MARGIN
 
 

@@ -58,16 +58,13 @@ class Inputs(Protocol):
 
 
 class Graphs(Protocol):
-    """Decode steps recorded once and replayed."""
+    """Steps recorded once and replayed. Both give None for a step that must be launched kernel by kernel."""
 
-    def fits(self, layout: StepLayout) -> bool:
-        """Whether a recorded step can compute this one."""
-
-    def replay(self, layout: StepLayout) -> tuple[torch.Tensor, SampledPlaces]:
+    def replay(self, layout: StepLayout) -> tuple[torch.Tensor, SampledPlaces] | None:
         """Enqueue the layers: hidden states [S, H], and where what is drawn of them goes."""
 
-    def replay_greedy(self, layout: StepLayout) -> torch.Tensor:
-        """Enqueue the step: token ids [S] int64, already stored. Looks for no NaN."""
+    def replay_greedy(self, layout: StepLayout) -> torch.Tensor | None:
+        """Enqueue a step of decodes to the end: token ids [S] int64, already stored. Looks for no NaN."""
 
 
 class ModelRunner:
@@ -130,16 +127,23 @@ class ModelRunner:
         with self._placed():
             self._apply_updates(layout)
             embeds = replaced_embeds(layout.inserts, self._device, self.model.dtype)
-            if self._graphs is None or embeds is not None or not self._graphs.fits(layout):
-                return self._compute(layout, embeds)
-            # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
-            plain = layout.only_decodes and not (layout.pieces or layout.bound)
-            if plain and self._sampling(layout).is_argmax:
-                token_ids = self._graphs.replay_greedy(layout)
+            return (self._replay(layout) if embeds is None else None) or self._compute(layout, embeds)
+
+    def _replay(self, layout: StepLayout) -> LaunchedStep | None:
+        """The step from a recording, if there is one."""
+        if self._graphs is None:
+            return None
+        # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
+        if layout.only_decodes and not (layout.pieces or layout.bound) and self._sampling(layout).is_argmax:
+            token_ids = self._graphs.replay_greedy(layout)
+            if token_ids is not None:
                 return LaunchedStep(layout.sampling_rows, HostCopy({"token_ids": token_ids}))
-            hidden, places = self._graphs.replay(layout)  # a token is drawn after each: T is S
-            states = CollectedStates.begin(layout.pieces, hidden)
-            return self._drawing(LaunchedStep(layout.sampling_rows, states=states), layout, hidden, places)
+        replayed = self._graphs.replay(layout)
+        if replayed is None:
+            return None
+        hidden, places = replayed
+        states = CollectedStates.begin(layout.pieces, hidden)  # of steps that draw after each token: T is S
+        return self._drawing(LaunchedStep(layout.sampling_rows, states=states), layout, hidden, places)
 
     def _compute(self, layout: StepLayout, embeds: TokenEmbeds | None) -> LaunchedStep:
         """The step kernel by kernel; ``embeds``: vectors in place of some tokens."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from ...cache.kv_kind import NO_DATA, KVPlanner, RecordedData, StepRows
+from ...cache.kv_kind import NO_DATA, KVPlanner, Place, RecordedData, StepRows, StepShape
 from ...cache.kv_spec import KVGroup
 from ...kernels.gpu.attention import DecodeRows, PrefillRows, SharedPrefixes, TritonAttentionPlan
 from ...kernels.gpu.decode_attention import num_decode_splits
@@ -62,7 +63,8 @@ class TritonPlanner(KVPlanner):
         if groups is None:
             return NO_DATA
         num_tiles = self._prefixes.capacity(groups)
-        return RecordedData(num_tiles, padded(groups, size, num_tiles), (-1, 0, 0))
+        arrays = padded(groups, size, num_tiles)
+        return RecordedData(num_tiles, arrays, tuple(map(Place, (a.shape for a in arrays), (-1, 0, 0))))
 
     def plan_recorded(
         self, slots: torch.Tensor, kv_lens: torch.Tensor, data: Sequence[torch.Tensor]
@@ -72,6 +74,38 @@ class TritonPlanner(KVPlanner):
         if self._prefixes is not None and data:
             shared = self._prefixes.recorded(*data)
         return self._plan_decodes(slots, kv_lens, shared)
+
+    def recorded_rows(self, rows: StepRows, shape: StepShape) -> RecordedData | None:
+        """Decodes and other rows; none with prefixes that are worth sharing, or with parts for cuDNN."""
+        num_decodes, num_others = self._rows_of(shape)
+        n = rows.num_decodes if num_decodes else 0
+        slots, kv_lens, counts, q_starts = rows.slots, rows.kv_lens, rows.counts[n:], rows.q_starts[n:]
+        if n and self._prefixes is not None and self._prefixes.of(rows.page_tables[:n], rows.starts[:n]):
+            return None
+        if self._has_long_rows and long_rows(slots[n:], q_starts, counts, kv_lens[n:]):
+            return None
+        # one row more than there are, which has no tokens and no context: its tiles do nothing
+        starts = np.full(num_others + 2, q_starts[-1], dtype=np.int32)
+        starts[: len(q_starts)] = q_starts
+        tiles = prefill_tiles(counts, self._tile_tokens, kv_lens[n:])
+        arrays = (slots[:n], kv_lens[:n], slots[n:], kv_lens[n:], starts, tiles)
+        num_tiles = shape.num_tokens // self._tile_tokens + num_others
+        shapes = (num_decodes, num_decodes, num_others + 1, num_others + 1, num_others + 2)
+        places = [Place((length,)) for length in shapes]
+        return RecordedData(0, arrays, (*places, Place((2, num_tiles), num_others)))
+
+    def plan_recorded_rows(self, data: Sequence[torch.Tensor]) -> TritonAttentionPlan:
+        """Decodes first: their kernel clears the places that it has no rows for, which others then fill."""
+        decode_slots, decode_lens, slots, kv_lens, q_starts, tiles = data
+        decodes = self._decode_rows(decode_slots, decode_lens, None) if len(decode_slots) else None
+        others = PrefillRows(slots, kv_lens, q_starts, tiles, config=self._exact)
+        return TritonAttentionPlan(self._pages, decodes, others)
+
+    def _rows_of(self, shape: StepShape) -> tuple[int, int]:
+        """How many rows of a recorded step each of the two kernels has room for."""
+        if self._exact is not None:
+            return 0, shape.num_decodes + shape.num_others
+        return shape.num_decodes, shape.num_others
 
     def _plan_decodes(
         self, slots: torch.Tensor, kv_lens: torch.Tensor, shared: SharedPrefixes | None

@@ -13,7 +13,7 @@ from replayed_graphs import use_gpu_steps
 from tiny_text import write_tiny_text_model
 
 import rootlet
-from rootlet.engine.build import proposers
+from rootlet.engine.build import proposers, recording
 from rootlet.kernels.gpu import prefix_groups
 
 from ..models.hf import build_hf
@@ -42,9 +42,9 @@ def folder(tmp_path_factory):
     return str(path)
 
 
-def run(folder, params=PARAMS, *, states=False, logprobs=False):
+def run(folder, params=PARAMS, *, states=False, logprobs=False, **options):
     params = [one | {"ignore_eos": True} for one in params]
-    options = {"max_total_tokens": 1024, "page_size": 16, "disable_overlap_schedule": False}
+    options |= {"max_total_tokens": 1024, "page_size": 16, "disable_overlap_schedule": False}
     with rootlet.Engine(folder, device="cpu", dtype="float32", skip_tokenizer_init=True, **options) as engine:
         return engine.generate(
             input_ids=PROMPTS,
@@ -75,8 +75,8 @@ def test_steps_of_all_kinds(folder, monkeypatch):
     outputs = run(folder, states=True, logprobs=True)
     [made] = graphs
     check_same(outputs, expected)
-    assert {tiles > 0 for _, _, tiles in made._graphs} == {False, True}
-    assert len({size for size, _, _ in made._graphs}) >= 3
+    assert {tiles > 0 for _, _, tiles in made.decodes} == {False, True}
+    assert len({size for size, _, _ in made.decodes}) >= 3
 
 
 def test_greedy_steps_end_in_the_recording(folder, monkeypatch):
@@ -86,7 +86,45 @@ def test_greedy_steps_end_in_the_recording(folder, monkeypatch):
     outputs = run(folder, greedy)
     [made] = graphs
     check_same(outputs, expected)
-    assert {greedy for _, greedy, _ in made._graphs} == {True}
+    assert {greedy for _, greedy, _ in made.decodes} == {True}
+
+
+def test_chunks_of_prompts_beside_decodes(folder, monkeypatch):
+    """Rows of one token and of several in steps padded to 64 tokens, run once, then replayed."""
+    expected = run(folder)
+    graphs = use_gpu_steps(monkeypatch)
+    outputs = run(folder, chunked_prefill_size=20)
+    [made] = graphs
+    check_same(outputs, expected)
+    assert all(recorded for _, _, recorded in made.replays)
+    assert {(size, decodes) for size, decodes, *_ in made.mixed} == {(64, 0), (64, 4)}
+    mixed = [count for count, _, _ in made.replays if count >= 20]
+    assert len(mixed) > 6  # each is run once, recorded once, then replayed
+    assert len(set(mixed)) > 2  # with decodes and without
+
+
+def test_steps_that_no_recording_has_room_for(folder, monkeypatch):
+    """More tokens, or more prompts, than there is room for: launched kernel by kernel, just the same."""
+    prompts = [[i + 1, 7] for i in range(20)]
+    monkeypatch.setattr(recording, "_ALWAYS", 64)
+    monkeypatch.setattr(recording, "_BUSY", 0)
+
+    def outputs():
+        with rootlet.Engine(
+            folder, device="cpu", dtype="float32", skip_tokenizer_init=True, max_total_tokens=2048
+        ) as engine:
+            params = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True}
+            return [
+                output.token_ids
+                for ids in ([PREFIX], prompts, [PREFIX[:60]])
+                for output in engine.generate(input_ids=ids, sampling_params=params)
+            ]
+
+    expected = outputs()
+    graphs = use_gpu_steps(monkeypatch)
+    assert outputs() == expected
+    [made] = graphs
+    assert [recorded for count, greedy, recorded in made.replays if not greedy] == [False, False, True]
 
 
 def test_drafts_are_rows_of_their_own(folder, monkeypatch):
@@ -98,7 +136,7 @@ def test_drafts_are_rows_of_their_own(folder, monkeypatch):
     outputs = run(folder, states=True, logprobs=True)
     [made] = graphs
     check_same(outputs, expected)
-    assert max(count for count, _ in made.replays) > len(PROMPTS)
+    assert max(count for count, _, _ in made.replays) > len(PROMPTS)
 
 
 def test_masks_are_filled_behind_a_replay(tmp_path, monkeypatch):
@@ -120,4 +158,4 @@ def test_masks_are_filled_behind_a_replay(tmp_path, monkeypatch):
     assert [output.token_ids for output in outputs()] == [output.token_ids for output in expected]
     assert re.fullmatch("[ab]{4,8}", expected[0].text)
     [made] = graphs
-    assert {greedy for _, greedy, _ in made._graphs} >= {False}
+    assert {greedy for _, greedy, _ in made.decodes} >= {False}

@@ -102,7 +102,7 @@ def test_each_request_gets_its_own_number(hf, folder, options, overlap):
 
 
 def test_recorded_steps_carry_the_column(hf, folder, monkeypatch):
-    """Steps with prompts are built like those on a GPU, the others recorded and padded to four rows."""
+    """Steps with prompts are padded to the least of all numbers of tokens, the others to four rows."""
     pytest.importorskip("supported_triton")
     from replayed_graphs import use_gpu_steps
 
@@ -110,10 +110,12 @@ def test_recorded_steps_carry_the_column(hf, folder, monkeypatch):
     got = generate(folder, 3, disable_overlap_schedule=False, cuda_graph_max_bs=4)
     assert got == [expected(hf, prompt, number) for prompt, number in zip(PROMPTS[:3], NUMBERS)]
     [made] = graphs
-    assert len(made.replays) == OUTPUT - 1
-    [recorded] = made._graphs.values()
-    assert recorded.columns.shape == (4, 4)  # slot, position, delta, length
-    assert recorded.columns[2].tolist() == [*NUMBERS[:3], 0]
+    assert [recorded for _, _, recorded in made.replays] == [True] * OUTPUT
+    [mixed], [decodes] = made.mixed.values(), made.decodes.values()
+    lengths = [len(prompt) for prompt in PROMPTS[:3]]
+    deltas = [number for number, length in zip(NUMBERS, lengths) for _ in range(length)]
+    assert mixed.room.tensors[2].tolist() == deltas + [0] * (64 - len(deltas))  # slot, position, delta, ...
+    assert decodes.room.tensors[2].tolist() == [*NUMBERS[:3], 0]
 
 
 def test_the_engines_own_names_are_taken(folder, monkeypatch):

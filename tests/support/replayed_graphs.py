@@ -1,17 +1,17 @@
-"""Recorded decode steps without a GPU: what a recording would repeat is run again, on the same tensors."""
+"""Recorded steps without a GPU: what a recording would repeat is run again, on the same tensors."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from rootlet.engine.build import parts
 from rootlet.engine.build.backends import Backend
-from rootlet.engine.steps import decode_graphs, triton_planner
-from rootlet.engine.steps.decode_graphs import DecodeGraphs
+from rootlet.engine.steps import triton_planner
 from rootlet.engine.steps.gpu_inputs import GpuInputs
+from rootlet.engine.steps.graphs import decodes, mixed, recorder, steps
+from rootlet.engine.steps.graphs.recorder import RecordedStep, Recorder, Recording
+from rootlet.engine.steps.graphs.steps import StepGraphs
 from rootlet.engine.steps.triton_planner import TritonPlanner
 
 
@@ -34,27 +34,50 @@ class Again:
         self.output.copy_(self.step())
 
 
-class ReplayedGraphs(DecodeGraphs):
-    """Replays by running; ``replays`` counts those of (size, greedy, tiles)."""
+class ReplayingRecorder(Recorder):
+    """Recordings that run again what they recorded."""
 
-    made: list[ReplayedGraphs] = []  # noqa: RUF012
+    def record(self, step):
+        output = step()
+        return Recording(Again(step, output), output)
+
+
+class WatchedStep(RecordedStep):
+    """Its outputs are copies: on a GPU what reads them stands in line before the next replay."""
+
+    def __call__(self, arrays):
+        return super().__call__(arrays).clone()
+
+
+class WatchedGraphs(StepGraphs):
+    """``made``: all of them; ``replays``: (tokens, greedy, recorded) of each step in turn."""
+
+    made: list[WatchedGraphs] = []  # noqa: RUF012
 
     def __init__(self, *args):
         super().__init__(*args)
         self.replays = []
         self.made.append(self)
 
-    def _replay(self, layout, *, greedy):
-        self.replays.append((layout.num_tokens, greedy))
-        output, columns = super()._replay(layout, greedy=greedy)
-        return output.clone(), columns  # a GPU's copy to the host stands in line before the next replay
+    def replay(self, layout):
+        replayed = super().replay(layout)
+        self.replays.append((layout.num_tokens, False, replayed is not None))
+        return replayed
 
-    def _record(self, names, size, greedy, data):
-        columns = torch.zeros((len(names), -(-size // 4) * 4), dtype=torch.int32)
-        rooms = [one.room(torch.device("cpu")) for one in data]
-        step = partial(self._step, dict(zip(names, columns[:, :size])), rooms, greedy)
-        output = step()
-        return decode_graphs._Graph(Again(step, output), columns, rooms, output)
+    def replay_greedy(self, layout):
+        replayed = super().replay_greedy(layout)
+        self.replays.append((layout.num_tokens, True, replayed is not None))
+        return replayed
+
+    @property
+    def decodes(self):
+        """Recorded steps by (rows, greedy, ...)."""
+        return self._decodes._steps
+
+    @property
+    def mixed(self):
+        """Recorded steps by (tokens, decodes, other rows, ...)."""
+        return self._mixed._steps
 
 
 def use_gpu_steps(monkeypatch):
@@ -68,8 +91,11 @@ def use_gpu_steps(monkeypatch):
 
     # interpreted programs run one after the other: let them be few
     monkeypatch.setattr(triton_planner, "num_decode_splits", lambda *_: 1)
-    monkeypatch.setattr(decode_graphs, "argmax", partial(decode_graphs.argmax, splits=1))
+    monkeypatch.setattr(decodes, "argmax", partial(decodes.argmax, splits=1))
     monkeypatch.setattr(parts, "make_backend", make_backend)
-    monkeypatch.setattr(decode_graphs, "DecodeGraphs", ReplayedGraphs)
-    monkeypatch.setattr(ReplayedGraphs, "made", [])
-    return ReplayedGraphs.made
+    monkeypatch.setattr(recorder, "Recorder", ReplayingRecorder)
+    for module in (decodes, mixed):
+        monkeypatch.setattr(module, "RecordedStep", WatchedStep)
+    monkeypatch.setattr(steps, "StepGraphs", WatchedGraphs)
+    monkeypatch.setattr(WatchedGraphs, "made", [])
+    return WatchedGraphs.made

@@ -1,0 +1,107 @@
+"""Recorded steps after each of whose tokens one is drawn: decodes, with drafts or without.
+
+There is a recording for a number of rows; it reads what changes (the columns of a layout, data of planners)
+from a room of its own. A batch is padded to the next size.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ....cache.kv_kind import Place
+from ....kernels.gpu.argmax import argmax
+from ....kernels.gpu.step_inputs import store_tokens
+from ..gpu_inputs import GpuInputs
+from ..layout import StepLayout
+from ..step_input import SampledPlaces
+from .recorder import RecordedStep, Recorder
+from .room import Room
+
+if TYPE_CHECKING:
+    from ....cache.kv_cache import KVCache
+    from ....cache.kv_kind import RecordedData
+    from ....models.interface import Model
+
+
+def decode_sizes(limit: int) -> list[int]:
+    """Numbers of rows to record, up to ``limit``: close together where a padding row costs most."""
+    steps = [1, 2, 4, *range(8, 33, 8), *range(48, 129, 16), *range(160, 257, 32)]
+    steps += [*range(320, 513, 64), *range(640, 1025, 128), *range(1280, limit + 256, 256)]
+    sizes = [size for size in steps if size < limit]
+    return [*sizes, limit]
+
+
+class DecodeGraphs:
+    """Records and replays steps of up to ``max_rows`` drawn tokens. Call on the runner's stream."""
+
+    def __init__(
+        self, model: Model, kv: KVCache, inputs: GpuInputs, recorder: Recorder, max_rows: int
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._inputs = inputs
+        self._recorder = recorder
+        self._sizes = decode_sizes(max_rows)
+        self._steps: dict[tuple[int, ...], RecordedStep] = {}
+
+    def fits(self, layout: StepLayout) -> bool:
+        """Whether a token is drawn after each of the step's, and they are not too many."""
+        if layout.num_tokens > self._sizes[-1]:
+            return False
+        return layout.only_decodes or (layout.all_sample and not layout.scores)
+
+    def replay(self, layout: StepLayout) -> tuple[torch.Tensor, SampledPlaces]:
+        """Enqueue the layers: hidden states [S, H], and where what is drawn of them goes."""
+        output, columns = self._replay(layout, greedy=False)
+        slots, lengths = columns[0], columns[-1]  # "slot" comes first, "length" was put last
+        count = len(output)
+        return output, SampledPlaces(None, slots[:count], lengths[:count].long())
+
+    def replay_greedy(self, layout: StepLayout) -> torch.Tensor:
+        """Enqueue the step: token ids [S] int64, already stored. Looks for no NaN."""
+        return self._replay(layout, greedy=True)[0]
+
+    def _replay(self, layout: StepLayout, *, greedy: bool) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """What is recorded to be there of the step's T tokens, and their columns, [T or more] int32 each."""
+        columns = layout.columns
+        columns["length"] = layout.positions + 1
+        count = layout.num_tokens  # each is a row: drafts too find the tokens before them in the cache
+        size = self._sizes[bisect_left(self._sizes, count)]
+        data = [planner.recorded_data(layout, size) for planner in self._inputs.planners]
+        key = (size, greedy, *(one.key for one in data))
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = self._make(tuple(columns), size, greedy, data)
+        output = step([*columns.values(), *(array for one in data for array in one.arrays)])
+        return output[:count], step.room.tensors[: len(columns)]
+
+    def _make(
+        self, names: Sequence[str], size: int, greedy: bool, data: Sequence[RecordedData]
+    ) -> RecordedStep:
+        places = [Place((size,))] * len(names)  # padding: slot 0, nothing to attend to
+        room = Room([*places, *(place for one in data for place in one.places)], self._inputs.device)
+        columns = dict(zip(names, room.tensors))
+        rest = iter(room.tensors[len(names) :])
+        own = [[next(rest) for _ in one.arrays] for one in data]
+        return RecordedStep(partial(self._step, columns, own, greedy), room, self._recorder)
+
+    def _step(
+        self, columns: Mapping[str, torch.Tensor], data: Sequence[Sequence[torch.Tensor]], greedy: bool
+    ) -> torch.Tensor:
+        inputs, slots, lengths = self._inputs, columns["slot"], columns["length"]
+        gathered = inputs.gather(columns)
+        plans = [
+            planner.plan_recorded(slots, lengths, own)
+            for planner, own in zip(inputs.planners, data, strict=True)
+        ]
+        hidden = self._model.forward(inputs.forward_input(columns, gathered, plans), self._kv)
+        if not greedy:
+            return hidden
+        token_ids = argmax(self._model.compute_logits(hidden))
+        store_tokens(inputs.tables.tokens, slots, lengths, token_ids)
+        return token_ids

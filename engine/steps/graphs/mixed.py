@@ -1,0 +1,121 @@
+"""Recorded steps of rows of any lengths: chunks of prompts, with the decodes beside them.
+
+There is a recording for a number of tokens and, because attention to long contexts is divided the more the
+fewer rows there are, for a coarse number of decodes. Both are padded: tokens by those of slot 0, which mean
+nothing, rows by rows without tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+
+from ....cache.kv_cache import KVCache
+from ....cache.kv_kind import Place, RecordedData, StepShape
+from ....models.interface import Model
+from ..gpu_inputs import GpuInputs
+from ..layout import StepLayout
+from ..planners import plan_wanted
+from ..step_input import SampledPlaces
+from .recorder import RecordedStep, Recorder
+from .room import Room
+
+_FEW_DECODES = (0, 4, 16)
+
+
+def mixed_sizes(limit: int) -> list[int]:
+    """Numbers of tokens to record, up to ``limit``: products on a GPU go by tiles of 64 to 256 tokens."""
+    steps = [*range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512)]
+    steps += range(5120, limit + 1024, 1024)
+    sizes = [size for size in steps if size < limit]
+    return [*sizes, limit]
+
+
+class MixedGraphs:
+    """Records and replays steps of up to ``max_tokens``. Call on the runner's stream.
+
+    ``max_rows``: most requests that run at once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv: KVCache,
+        inputs: GpuInputs,
+        recorder: Recorder,
+        max_tokens: int,
+        max_rows: int,
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._inputs = inputs
+        self._recorder = recorder
+        self._sizes = mixed_sizes(max_tokens)
+        self._max_rows = max_rows
+        self._steps: dict[tuple[int, ...], RecordedStep] = {}
+
+    def replay(self, layout: StepLayout) -> tuple[torch.Tensor, SampledPlaces] | None:
+        """Enqueue the layers: hidden states [S, H], and where what is drawn of them goes.
+
+        None: this step must be launched kernel by kernel.
+        """
+        shape = self._shape(layout)
+        if shape is None:
+            return None
+        data = []
+        for planner in self._inputs.planners:
+            own = planner.recorded_rows(layout, shape)
+            if own is None:
+                return None
+            data.append(own)
+        columns = layout.columns
+        key = (*shape, *(one.key for one in data))
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = self._make(tuple(columns), shape, data)
+        sampled = (layout.last_tokens, layout.sample_slots, layout.sample_positions)
+        output = step([*columns.values(), *sampled, *(array for one in data for array in one.arrays)])
+        count = layout.num_samples
+        _, slots, positions = step.room.tensors[len(columns) :][:3]
+        return output[:count], SampledPlaces(None, slots[:count], positions[:count].long())
+
+    def _shape(self, layout: StepLayout) -> StepShape | None:
+        """The least that has room for the step, if anything is recorded that has."""
+        num_tokens, num_decodes = layout.num_tokens, layout.num_decodes
+        if num_tokens > self._sizes[-1] or layout.scores or layout.pieces:
+            return None
+        size = self._sizes[bisect_left(self._sizes, num_tokens)]
+        rows = [*(few for few in _FEW_DECODES if few < size), min(size, self._max_rows)]
+        shape = StepShape(size, rows[bisect_left(rows, num_decodes)], max(min(size // 4, 64), size // 32))
+        fits = layout.num_rows - num_decodes <= shape.num_others and layout.num_samples <= _num_samples(shape)
+        return shape if fits else None
+
+    def _make(self, names: Sequence[str], shape: StepShape, data: Sequence[RecordedData]) -> RecordedStep:
+        places = [Place((shape.num_tokens,))] * len(names) + [Place((_num_samples(shape),))] * 3
+        room = Room([*places, *(place for one in data for place in one.places)], self._inputs.device)
+        columns, rest = dict(zip(names, room.tensors)), iter(room.tensors[len(names) :])
+        sampled = [next(rest) for _ in range(3)]
+        own = [[next(rest) for _ in one.arrays] for one in data]
+        return RecordedStep(partial(self._step, columns, sampled, own), room, self._recorder)
+
+    def _step(
+        self,
+        columns: Mapping[str, torch.Tensor],
+        sampled: Sequence[torch.Tensor],
+        data: Sequence[Sequence[torch.Tensor]],
+    ) -> torch.Tensor:
+        inputs = self._inputs
+        tokens, slots, positions = sampled
+        gathered = inputs.gather(columns)
+        plans = [planner.plan_recorded_rows(own) for planner, own in zip(inputs.planners, data, strict=True)]
+        # a sampled token's position is its row's length
+        wanted = plan_wanted(inputs.planners, tokens, slots, positions)
+        hidden = self._model.forward(inputs.forward_input(columns, gathered, plans, wanted), self._kv)
+        return SampledPlaces(tokens, slots, positions).states(hidden)
+
+
+def _num_samples(shape: StepShape) -> int:
+    return min(shape.num_tokens, shape.num_decodes + shape.num_others)

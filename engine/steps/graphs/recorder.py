@@ -1,0 +1,77 @@
+"""Recording a step as a CUDA graph: one launch instead of hundreds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ....kernels.device import RECORDING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .room import Room
+
+
+class Recording(NamedTuple):
+    """A recorded step and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    output: torch.Tensor
+
+    def replay(self) -> torch.Tensor:
+        """Enqueue the step: its output, whose contents are this step's until the next one is enqueued."""
+        self.graph.replay()
+        return self.output
+
+
+class Recorder:
+    """Records steps on the current stream into one pool of memory: they never run at the same time."""
+
+    def __init__(self) -> None:
+        self._pool: tuple[int, int] | None = None
+
+    def record(self, step: Callable[[], torch.Tensor]) -> Recording:
+        """Record ``step``, which must have run before: it then compiled and filled caches, forbidden here."""
+        graph = torch.cuda.CUDAGraph()
+        pool: dict[str, Any] = {} if self._pool is None else {"pool": self._pool}
+        with RECORDING:
+            # thread_local: other threads of the process may go on using the GPU while this one records
+            graph.capture_begin(**pool, capture_error_mode="thread_local")
+            try:
+                output = step()
+            finally:
+                graph.capture_end()
+        self._pool = graph.pool()
+        return Recording(graph, output)
+
+
+class RecordedStep:
+    """A step that is run at its first use, recorded at its second, and replayed from then on.
+
+    Running compiles its kernels and fills caches, which a recording must not do; what is used once is not
+    worth recording.
+
+    Args:
+        step: enqueues the kernels and returns what they write. It reads ``room`` and what never moves.
+    """
+
+    def __init__(self, step: Callable[[], torch.Tensor], room: Room, recorder: Recorder) -> None:
+        self.room = room
+        self._step = step
+        self._recorder = recorder
+        self._has_run = False
+        self._recording: Recording | None = None
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        """Enqueue the step for these contents of the room; what it returns is good until the next step."""
+        self.room.put(arrays)
+        if self._recording is not None:
+            return self._recording.replay()
+        if not self._has_run:
+            self._has_run = True
+            return self._step()
+        self._recording = self._recorder.record(self._step)
+        return self._recording.replay()

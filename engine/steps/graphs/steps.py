@@ -1,0 +1,37 @@
+"""Which steps are replayed, and from which recordings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .decodes import DecodeGraphs
+from .mixed import MixedGraphs
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..layout import StepLayout
+    from ..step_input import SampledPlaces
+
+
+class StepGraphs:
+    """Everything of an engine that is recorded. Call on the runner's stream."""
+
+    def __init__(self, decodes: DecodeGraphs, mixed: MixedGraphs) -> None:
+        self._decodes = decodes
+        self._mixed = mixed
+
+    def replay(self, layout: StepLayout) -> tuple[torch.Tensor, SampledPlaces] | None:
+        """Enqueue the layers: hidden states [S, H], and where what is drawn of them goes.
+
+        None: this step must be launched kernel by kernel.
+        """
+        graphs = self._decodes if self._decodes.fits(layout) else self._mixed
+        return graphs.replay(layout)
+
+    def replay_greedy(self, layout: StepLayout) -> torch.Tensor | None:
+        """Enqueue a step of decodes to the end: token ids [S] int64, already stored. Looks for no NaN.
+
+        None: it has too many rows.
+        """
+        return self._decodes.replay_greedy(layout) if self._decodes.fits(layout) else None
