@@ -114,6 +114,11 @@ class EngineConfig:
     chunked_prefill_size: int | None = _option(
         None, "prompt tokens computed per step, in pieces (default 512 CPU, 8192 GPU); -1: whole prompts"
     )
+    stream_prefill_size: int | None = _option(
+        None,
+        "prompt tokens computed per step while somebody streams tokens and few prompts wait, so that streams"
+        " stay smooth (default 64 CPU, 256 GPU); -1: as many as ever",
+    )
     max_prefill_tokens: int = _option(16384, "prompt tokens computed per step in all, at least 1")
     schedule_policy: str = _option("lpm", "order in which waiting requests start", POLICY_NAMES)
     disable_overlap_schedule: bool | None = _option(
@@ -188,6 +193,8 @@ class EngineConfig:
             )
         if self.chunked_prefill_size is not None and self.chunked_prefill_size != -1:
             self._require_positive("chunked_prefill_size", "or -1 to compute prompts whole")
+        if self.stream_prefill_size is not None and self.stream_prefill_size != -1:
+            self._require_positive("stream_prefill_size", "or -1 for no limit of its own")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
             raise ConfigError(f"mem_fraction_static must be in (0, 1), got {self.mem_fraction_static}.")
         if not 0 <= self.cpu_offload_gb < math.inf:

@@ -152,7 +152,7 @@ class EngineCore:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
         detokenizer = self._detokenizer if request.params.stop else None
-        request.is_watched = detokenizer is not None
+        request.is_watched, request.is_streamed = detokenizer is not None, submission.stream
         tracked = self._tracked[request.rid] = _Tracked(submission, listener)
         self.scheduler.add(request)
         if detokenizer is not None:

@@ -42,6 +42,7 @@ class EngineOptions(TypedDict, total=False):
     disable_radix_cache: bool
     max_running_requests: int | None
     chunked_prefill_size: int | None
+    stream_prefill_size: int | None
     max_prefill_tokens: int
     schedule_policy: str
     disable_overlap_schedule: bool | None

@@ -226,6 +226,7 @@ def _scheduler(config: EngineConfig, resolved: Resolved, constraints: Constraint
         page_size=resolved.page_size,
         policy=make_policy(config.schedule_policy, config.random_seed or 0),
         chunked_prefill_size=resolved.chunked_prefill_size,
+        stream_prefill_size=resolved.stream_prefill_size,
         max_prefill_tokens=config.max_prefill_tokens,
         even_steps=on_gpu,
         drafter=drafter,

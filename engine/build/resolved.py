@@ -23,6 +23,8 @@ from ..schedule.drafts.drafter import MAX_DRAFTS
 # (CPU, GPU) defaults. A CPU prefill step of 512 tokens keeps decoding neighbours waiting about a second on
 # a small model; a GPU needs thousands of tokens to be busy.
 _CHUNK = (512, 8192)
+# What keeps a step with a prompt in it below about twice a plain one.
+_BESIDE_STREAMS = (64, 256)
 _RUNNING = (256, 1024)
 # 64 tokens are what one bulk copy of the attention kernels moves at a time.
 _PAGE = (16, 64)
@@ -38,6 +40,7 @@ class Sizes:
     page_size: int
     max_running_requests: int
     chunked_prefill_size: int | None  # None: prompts are computed whole
+    stream_prefill_size: int | None  # None: no limit of its own
     mem_fraction: float | None
     num_prefill_tokens: int  # prompt tokens that a step may take
 
@@ -53,6 +56,7 @@ class Sizes:
             )
         chunk = config.chunked_prefill_size or _CHUNK[on_gpu]
         limit = config.max_prefill_tokens
+        beside = config.stream_prefill_size or _BESIDE_STREAMS[on_gpu]
         fraction = config.mem_fraction_static
         if fraction is None and config.max_total_tokens is None:
             fraction = _FRACTION[on_gpu]
@@ -61,6 +65,7 @@ class Sizes:
             page_size=config.page_size or _PAGE[on_gpu],
             max_running_requests=config.max_running_requests or _RUNNING[on_gpu],
             chunked_prefill_size=None if chunk == -1 else chunk,
+            stream_prefill_size=None if beside == -1 else beside,
             mem_fraction=fraction,
             num_prefill_tokens=min(context, limit, limit if chunk == -1 else chunk),
         )
@@ -77,6 +82,7 @@ class Resolved:
     page_size: int
     max_running_requests: int
     chunked_prefill_size: int | None
+    stream_prefill_size: int | None
     overlap: bool
     eos_token_ids: tuple[int, ...]
     kernels: str
@@ -107,6 +113,7 @@ class Resolved:
             page_size=sizes.page_size,
             max_running_requests=sizes.max_running_requests,
             chunked_prefill_size=sizes.chunked_prefill_size,
+            stream_prefill_size=sizes.stream_prefill_size,
             overlap=overlap,
             eos_token_ids=eos_token_ids(loaded.config, loaded.generation_config, tokenizer),
             kernels="triton" if on_gpu else describe_kernels(),
@@ -143,6 +150,7 @@ class Resolved:
             "max_req_input_len": min(self.context_length - 1, self.pool_tokens),
             "max_running_requests": self.max_running_requests,
             "chunked_prefill_size": self.chunked_prefill_size or -1,
+            "stream_prefill_size": self.stream_prefill_size or -1,
             "disable_overlap_schedule": not self.overlap,
             "eos_token_ids": list(self.eos_token_ids),
         }

@@ -24,6 +24,10 @@ class PrefixIndex:
         self._counts: Counter[int] = Counter()
         self._members: dict[int, tuple[int, ...]] = {}
 
+    def __len__(self) -> int:
+        """Prefills under way."""
+        return len(self._members)
+
     def add(self, request: Request) -> None:
         """Announce that ``request`` is computing its prompt."""
         if id(request) not in self._members:

@@ -112,6 +112,7 @@ class Request:
     num_preemptions: int = field(init=False, default=0)
     num_passed_over: int = field(init=False, default=0)  # later arrivals admitted before it
     is_watched: bool = field(init=False, default=False)  # somebody looks at every new token
+    is_streamed: bool = field(init=False, default=False)  # somebody reads its tokens as they come
     constraint: RequestConstraint | None = field(init=False, default=None)  # once it is compiled
     speculation: Speculation | None = field(init=False, default=None)  # None: it never has drafts
     collected: Collected = field(init=False, default_factory=Collected)

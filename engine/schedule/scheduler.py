@@ -28,6 +28,7 @@ from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
 from .batch_builder import BatchBuilder
 from .drafts.drafter import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
+from .prefill_budget import PrefillBudget
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus, decode_all, take_all
 
@@ -62,6 +63,8 @@ class Scheduler:
         policy: order of consideration of waiting requests.
         chunked_prefill_size: prompt tokens a step may compute, in pieces; None computes prompts whole.
         max_prefill_tokens: prompt tokens a step may compute; one prompt may exceed it when whole.
+        stream_prefill_size: prompt tokens of a step while somebody streams and little waits; None: no limit
+            of its own.
         drafter: decides which guesses of next tokens are computed; None: one token at a time.
         even_steps: count decodes against the prompt tokens of a step (down to half of them), so that steps
             keep one size: matrix products on a GPU go by whole tiles, and one more costs all of it.
@@ -77,6 +80,7 @@ class Scheduler:
         policy: Policy,
         chunked_prefill_size: int | None,
         max_prefill_tokens: int,
+        stream_prefill_size: int | None = None,
         even_steps: bool = False,
         drafter: Drafter | None = None,
     ) -> None:
@@ -90,7 +94,10 @@ class Scheduler:
         self.waiting: list[Request] = []  # arrival order
         self.running: list[Request] = []  # arrival order
         self._in_chunks = chunked_prefill_size is not None
-        self._prefill_budget = min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens)
+        self._budget = PrefillBudget(
+            min(chunked_prefill_size or max_prefill_tokens, max_prefill_tokens),
+            stream_prefill_size if self._in_chunks else None,
+        )
         self._even_steps = even_steps and self._in_chunks
         self._drafter = drafter or Drafter((), 0, on_gpu=False)
         self._num_speculating = 0  # running requests that may have drafts
@@ -145,7 +152,10 @@ class Scheduler:
         one's tokens are known. The result may be None although ``has_work`` (a lone request gave up its
         duplicate pages, or everybody waits for a commit): call again after the commit.
         """
-        step = BatchBuilder(self._prefill_budget, even=self._even_steps)
+        budget = self._budget.largest
+        if self.waiting or self._prefilling:
+            budget = self._budget.of_step(self.running, self.waiting)
+        step = BatchBuilder(budget, even=self._even_steps)
         preempted = self._continue_running(step)
         if not preempted or not self.running:
             self._admit_waiting(step)
@@ -249,7 +259,7 @@ class Scheduler:
             return remaining if request.num_tokens < request.max_num_tokens else 0
         if self._in_chunks:
             return min(remaining, max(step.prefill_budget, 0))
-        fits = remaining <= step.prefill_budget or step.prefill_budget == self._prefill_budget
+        fits = remaining <= step.prefill_budget or step.prefill_budget == self._budget.largest
         return remaining if fits else 0
 
     def _add_row(self, request: Request, count: int, step: BatchBuilder) -> None:
@@ -390,7 +400,7 @@ class Scheduler:
         """Start ``request`` from its prefix hit. False, with nothing changed, when it does not fit now."""
         remaining = request.num_tokens - match.num_tokens
         count = min(remaining, step.prefill_budget) if self._in_chunks else remaining
-        if count > step.prefill_budget and step.prefill_budget < self._prefill_budget:
+        if count > step.prefill_budget and step.prefill_budget < self._budget.largest:
             return False  # whole prompts: only the first of a step may exceed the budget
         self.cache.lock(match.node)
         need = self.num_pages(match.num_tokens + count) - len(match.pages)

@@ -144,6 +144,32 @@ def test_decoding_goes_on_beside_a_long_prefill():
         assert sum(row.num_tokens for row in batch.rows) <= 8 + 1
 
 
+@pytest.mark.parametrize(("stream", "expected"), [(True, {8}), (False, {64})])
+def test_prompts_take_small_steps_beside_a_stream(stream, expected):
+    core, runner = make_core(num_pages=400, page_size=4, chunk=64, stream_prefill_size=8)
+    core.add(make_submission("talker", [1, 2, 3], 60, stream=stream), Recorder())
+    core.step()
+    core.add(make_submission("reader", [i % 97 for i in range(64)], 1), Recorder())
+    run_to_end(core)
+    sizes = [batch.num_tokens - batch.num_decodes for batch in runner.batches[1:]]
+    assert {size for size in sizes if size} == expected
+
+
+def test_steps_grow_with_what_waits_beside_a_stream():
+    core, runner = make_core(num_pages=800, page_size=4, chunk=64, stream_prefill_size=8, max_running=64)
+    core.add(make_submission("talker", [1, 2, 3], 60, stream=True), Recorder())
+    core.step()
+    for i in range(20):
+        core.add(make_submission(f"reader {i}", [i + j % 7 for j in range(64)], 1), Recorder())
+    run_to_end(core)
+    sizes = [batch.num_tokens - batch.num_decodes for batch in runner.batches[1:]]
+    # an eighth of what waits, 1280 tokens at first, within the two limits
+    assert sizes[:10] == [64] * 10
+    assert sizes[-10:] != sizes[:10]
+    assert min(size for size in sizes if size) <= 8
+    assert max(sizes) == 64
+
+
 def test_even_steps_count_decodes_against_the_prompt_tokens():
     core, runner = make_core(num_pages=400, page_size=4, chunk=16, even_steps=True, max_running=64)
     for i in range(3):

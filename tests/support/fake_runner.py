@@ -154,6 +154,7 @@ def make_core(
     cache: bool = True,
     overlap: bool = False,
     even_steps: bool = False,
+    stream_prefill_size: int | None = None,
     proposers: Sequence[Proposer] = (),
 ) -> tuple[EngineCore, FakeRunner]:
     """A core around a fake runner."""
@@ -167,6 +168,7 @@ def make_core(
         chunked_prefill_size=chunk,
         max_prefill_tokens=max_prefill_tokens,
         even_steps=even_steps,
+        stream_prefill_size=stream_prefill_size,
         drafter=Drafter(proposers, max_running + MAX_DRAFTS, on_gpu=False) if proposers else None,
     )
     runner = FakeRunner(page_size)
