@@ -68,14 +68,15 @@ def write_runs_reference(
 
 def _packed(runs: Sequence[Run]) -> array:
     """Heads (slot, start, place of the first value, place behind the last) of all runs, then all values."""
-    heads, values = array("i"), array("i")
+    heads: list[int] = []
+    values = array("i")
     first = _HEAD * len(runs)
     for slot, start, run in runs:
         values.extend(run)
         end = _HEAD * len(runs) + len(values)
-        heads.extend((slot, start, first, end))
+        heads += (slot, start, first, end)
         first = end
-    return heads + values
+    return array("i", heads) + values
 
 
 @triton.jit(do_not_specialize=["num_token_runs"])
