@@ -66,7 +66,7 @@ class Decodes(NamedTuple):
         """The decodes of requests whose counters say that this step has run."""
         slots = gather_ints("slot", requests, 0)
         starts = gather_ints("num_computed_tokens", requests, -1)
-        return cls(requests, array("i", slots), array("i", starts))
+        return cls(requests, slots, starts)
 
 
 class PageWrite(NamedTuple):

@@ -59,9 +59,9 @@ def gather_reference(name: str, requests: list[Request]) -> list[Any]:
     return list(map(attrgetter(name), requests))
 
 
-def gather_ints_reference(name: str, requests: list[Request], shift: int) -> bytes:
-    """An integer of each request, with ``shift`` added, as the bytes of an ``array('i')``."""
-    return array("i", [value + shift for value in gather_reference(name, requests)]).tobytes()
+def gather_ints_reference(name: str, requests: list[Request], shift: int) -> array:
+    """An integer of each request, with ``shift`` added, as an ``array('i')``."""
+    return array("i", [value + shift for value in map(attrgetter(name), requests)])
 
 
 def load() -> ModuleType | None:

@@ -183,6 +183,15 @@ static int take(Loop *loop, PyObject *request) {
     return length >= most || stops_here || watched || constraint != Py_None;
 }
 
+/* An array('i') of a list of numbers, or of the bytes of them. Gives up ``contents``, which may be NULL. */
+static PyObject *new_array(PyObject *contents) {
+    PyObject *arrays = contents == NULL ? NULL : PyImport_ImportModule("array");
+    PyObject *array = arrays == NULL ? NULL : PyObject_CallMethod(arrays, "array", "sO", "i", contents);
+    Py_XDECREF(arrays);
+    Py_XDECREF(contents);
+    return array;
+}
+
 static PyObject *take_all(PyObject *module, PyObject *args) {
     (void)module;
     Loop *loop = loop_new(args, 6, take);
@@ -190,9 +199,7 @@ static PyObject *take_all(PyObject *module, PyObject *args) {
     if (PyList_GET_SIZE(loop->requests) != PyList_GET_SIZE(loop->others))
         PyErr_Format(PyExc_ValueError, "%zd rows and %zd tokens", PyList_GET_SIZE(loop->requests),
                      PyList_GET_SIZE(loop->others));
-    PyObject *arrays = PyErr_Occurred() ? NULL : PyImport_ImportModule("array");
-    PyObject *one = arrays == NULL ? NULL : PyObject_CallMethod(arrays, "array", "s[i]", "i", 0);
-    Py_XDECREF(arrays);
+    PyObject *one = PyErr_Occurred() ? NULL : new_array(Py_BuildValue("[i]", 0));
     if (one != NULL && PyObject_GetBuffer(one, &loop->item, PyBUF_WRITABLE) == 0) {
         loop->one = one;
         return (PyObject *)loop;
@@ -238,7 +245,7 @@ static PyObject *gather_ints(PyObject *module, PyObject *args) {
             return NULL;
         }
     }
-    return bytes;
+    return new_array(bytes);
 }
 
 static PyMethodDef methods[] = {
