@@ -52,7 +52,7 @@ define install
 endef
 
 # What pip itself reads makes an installation stale.
-SOURCES := pyproject.toml setup.py version.py $(wildcard kernels/csrc/*)
+SOURCES := pyproject.toml setup.py version.py $(wildcard kernels/csrc/* engine/schedule/csrc/*)
 
 $(STAMP): $(LOCK) $(SOURCES)
 	$(call install,$(VENV),-c $(LOCK),$(if $(filter $(LOCK),$?),--clear))
@@ -101,4 +101,4 @@ lock:  ## renew the locks: the newest releases, and the oldest; LOCK_ARGS= keeps
 clean:  ## remove .venv, builds, caches and outputs
 	rm -rf $(VENV) $(VENV)-* build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -f kernels/*.so
+	rm -f kernels/*.so engine/schedule/*.so

@@ -1,8 +1,9 @@
-"""Declares the optional C kernels; everything else about the package is in pyproject.toml.
+"""Declares the optional C parts; everything else about the package is in pyproject.toml.
 
 The sources in ``kernels/csrc`` are compiled once per instruction set, and ``kernels/native.py``
-picks the build for the CPU at hand. All of them are optional: where there is no C compiler, or it
-does not know a flag, the package installs without them and runs on torch alone.
+picks the build for the CPU at hand; ``engine/schedule/csrc`` is compiled once, for its loops do no
+arithmetic. All of them are optional: where there is no C compiler, or it does not know a flag, the
+package installs without them and runs on torch and Python alone.
 """
 
 from __future__ import annotations
@@ -54,6 +55,15 @@ def extension(name: str, flags: list[str]) -> Extension:
 extensions = [extension("_cpu_base", [])]
 if platform.machine().lower() in ("x86_64", "amd64"):
     extensions += [extension("_cpu_v3", V3), extension("_cpu_v4", V4)]
+
+extensions.append(
+    Extension(
+        "rootlet.engine.schedule._rows",
+        sources=["engine/schedule/csrc/rows.c"],
+        extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-g0"],
+        optional=True,
+    )
+)
 
 # script_name: the root is the package, and setuptools would take this file for a module of it
 setup(script_name="setup.py", ext_modules=extensions, cmdclass={"build_ext": BuildOnePerFolder})

@@ -5,18 +5,31 @@ A slot is a row. The host sends only what changed; the tables never come back.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from .memory import zeros
 from .slot_pool import PADDING_SLOT, SlotPool
 
-__all__ = ["PADDING_SLOT", "Run", "SlotPool", "SlotTables"]
+__all__ = ["PADDING_SLOT", "Run", "SlotPool", "SlotTables", "WriteRuns", "write_in_place"]
 
 Run = tuple[int, int, Sequence[int]]
 """``(slot, start, values)``: for columns ``start, start+1, …`` of row ``slot``; ``array('i')`` is fastest."""
+
+WriteRuns = Callable[[torch.Tensor, torch.Tensor, Sequence[Run], Sequence[Run]], None]
+"""Writes runs to a table of tokens and others to one of pages: ``(tokens, pages, token_runs, page_runs)``."""
+
+
+def write_in_place(
+    tokens: torch.Tensor, pages: torch.Tensor, token_runs: Sequence[Run], page_runs: Sequence[Run]
+) -> None:
+    """The :data:`WriteRuns` of tables in the host's memory."""
+    for table, runs in ((tokens, token_runs), (pages, page_runs)):
+        if runs:
+            rows = table.numpy()
+            for slot, start, values in runs:
+                rows[slot, start : start + len(values)] = values
 
 
 class SlotTables:
@@ -24,13 +37,22 @@ class SlotTables:
 
     ``max_pages = ceil(max_tokens / page_size)``. Row 0 is padding. Entries beyond what was written for the
     present owner of a row are left from earlier ones: valid ids, no meaning. Rows are never cleared.
+    ``write_runs`` has to know the device.
     """
 
-    def __init__(self, num_slots: int, max_tokens: int, page_size: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        max_tokens: int,
+        page_size: int,
+        device: torch.device | str,
+        write_runs: WriteRuns = write_in_place,
+    ) -> None:
         self.device = torch.device(device)
         self.max_pages = -(-max_tokens // page_size)
         self.tokens = zeros((num_slots, max_tokens), torch.int32, self.device)
         self.pages = zeros((num_slots, self.max_pages), torch.int32, self.device)
+        self._write_runs = write_runs
 
     @property
     def nbytes(self) -> int:
@@ -46,47 +68,26 @@ class SlotTables:
         self.write(pages=[(slot, start, pages)])
 
     def write(self, tokens: Iterable[Run] = (), pages: Iterable[Run] = ()) -> None:
-        """Apply all changes of a step: one host-to-device copy and one scatter per table that changes.
+        """Apply all changes of a step, or none if one is wrong.
 
         Runs of one call must not overlap (the last need not win on a GPU). Raises AssertionError if a run
         leaves its row: it would land in a neighbour's.
         """
-        token_places, token_values = _flatten(tokens, self.tokens.shape)
-        page_places, page_values = _flatten(pages, self.pages.shape)
-        places = torch.cat((token_places, page_places))
-        num_tokens, num_changes = len(token_values), len(places)
-        if num_changes == 0:
-            return
-        values = torch.frombuffer(token_values + page_values, dtype=torch.int32)
-        if self.device.type == "cuda":  # one copy for both: [2n | n] int32, places first for their alignment
-            changes = torch.cat((places.view(torch.int32), values)).pin_memory()
-            changes = changes.to(self.device, non_blocking=True)
-            places, values = changes[: 2 * num_changes].view(torch.int64), changes[2 * num_changes :]
-        if num_tokens:
-            self.tokens.view(-1)[places[:num_tokens]] = values[:num_tokens]
-        if num_tokens < num_changes:
-            self.pages.view(-1)[places[num_tokens:]] = values[num_tokens:]
+        token_runs, page_runs = [*tokens], [*pages]
+        _check(token_runs, self.tokens.shape)
+        _check(page_runs, self.pages.shape)
+        if token_runs or page_runs:
+            self._write_runs(self.tokens, self.pages, token_runs, page_runs)
 
     def close(self) -> None:
         """Let the memory go. Idempotent."""
         self.tokens = self.pages = torch.empty(0, dtype=torch.int32, device="cpu")
 
 
-def _flatten(runs: Iterable[Run], shape: torch.Size) -> tuple[torch.Tensor, array]:
-    """Flat positions (int64) in a table of ``shape``, and the int32 values that go there, of all ``runs``."""
+def _check(runs: Sequence[Run], shape: torch.Size) -> None:
     num_rows, num_columns = shape
-    values = array("i")
-    shifts, lengths = array("q"), array("q")  # position = shift of its run + index among all values
-    for slot, start, run in runs:
-        if not (0 <= slot < num_rows and start >= 0 and start + len(run) <= num_columns):
+    for slot, start, values in runs:
+        if not (0 <= slot < num_rows and 0 <= start <= start + len(values) <= num_columns):
             raise AssertionError(
-                f"Columns {start}:{start + len(run)} of row {slot} are outside a table of {list(shape)}."
+                f"Columns {start}:{start + len(values)} of row {slot} are outside a table of {list(shape)}."
             )
-        shifts.append(slot * num_columns + start - len(values))
-        lengths.append(len(run))
-        values.extend(run)
-    if not values:
-        return torch.empty(0, dtype=torch.int64, device="cpu"), values
-    shift, length = (torch.frombuffer(part, dtype=torch.int64) for part in (shifts, lengths))
-    places = torch.repeat_interleave(shift, length, output_size=len(values))
-    return places.add_(torch.arange(len(values), dtype=torch.int64, device="cpu")), values

@@ -18,7 +18,7 @@ from ...cache.kv_cache import KVCache
 from ...cache.page_pool import PagePool
 from ...cache.radix_cache import RadixCache
 from ...cache.slot_pool import SlotPool
-from ...cache.slot_tables import SlotTables
+from ...cache.slot_tables import SlotTables, WriteRuns, write_in_place
 from ...errors import ConfigError
 from ...grammar.chat_templates import read_chat_template
 from ...kernels.device import give_back_memory
@@ -101,7 +101,8 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
     loaded.model.set_context_length(resolved.reach)
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
     # one row more than runs (row 0 is padding); a row holds the longest sequence
-    tables = SlotTables(resolved.max_running_requests + 1, resolved.reach, resolved.page_size, device)
+    num_slots = resolved.max_running_requests + 1
+    tables = SlotTables(num_slots, resolved.reach, resolved.page_size, device, _table_writer(device))
     threads = None if team is None else _step_threads(team, loaded, deterministic=config.deterministic)
     runner = _runner(config, resolved, backend, loaded, kv, tables, threads)
     constraints = Constraints(
@@ -171,6 +172,15 @@ def _resolve(
         max_recorded_tokens=recorded,
         kind=kind,
     )
+
+
+def _table_writer(device: torch.device) -> WriteRuns:
+    """What writes to slot tables there."""
+    if device.type != "cuda":
+        return write_in_place
+    from ...kernels.gpu.slot_writes import write_runs  # loads Triton
+
+    return write_runs
 
 
 def _runner(

@@ -12,6 +12,8 @@ from functools import cached_property, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
+from .row_loops import gather_ints
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -62,8 +64,9 @@ class Decodes(NamedTuple):
     @classmethod
     def of(cls, requests: list[Request]) -> Decodes:
         """The decodes of requests whose counters say that this step has run."""
-        slots = array("i", [request.slot for request in requests])
-        return cls(requests, slots, array("i", [request.num_computed_tokens - 1 for request in requests]))
+        slots = gather_ints("slot", requests, 0)
+        starts = gather_ints("num_computed_tokens", requests, -1)
+        return cls(requests, slots, starts)
 
 
 class PageWrite(NamedTuple):

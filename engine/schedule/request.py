@@ -8,9 +8,10 @@ Token ranges of a request, as half-open intervals (everything else is derived fr
 ``pending`` tokens were sampled by a step the host has not committed yet: their values live only in
 the device's token table, which is enough to launch the next step.
 
-Only what is in this file moves the counters: ``resume``, ``advance``, ``guess`` and :func:`decode_all` when
-a step is scheduled, :func:`take_all`, ``settle`` and ``truncate`` when its tokens are known, ``start_over``
-in between. Whoever calls them looks after pages and rows.
+Only what is in this file moves the counters, and for all rows of a step at once what is in ``row_loops``:
+``resume``, ``advance``, ``guess`` and ``decode_all`` when a step is scheduled, ``take_all``, ``settle`` and
+``truncate`` when its tokens are known, ``start_over`` in between. Whoever calls them looks after pages and
+rows.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from .namespace import PLAIN, Namespace
 from .timing import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
     import torch
 
     from ...cache.radix_cache import Prefix
@@ -267,40 +266,3 @@ class Request:
         if self.num_output_tokens and self.token_ids[-1] in self.stop_token_ids:
             return FinishReason("stop", matched=self.token_ids[-1])
         return None
-
-
-def decode_all(running: Iterable[Request], decodes: list[Request]) -> Iterator[Request]:
-    """Compute the newest token of every request that decodes freely, and list them in ``decodes``.
-
-    Yields the others, each before those behind it are looked at. This is a step's only work per row while
-    everybody decodes, so nothing is called here.
-    """
-    for request in running:
-        start = request.num_computed_tokens
-        if start < request.decodes_until:
-            request.num_computed_tokens = start + 1
-            request.num_tokens += 1
-            decodes.append(request)
-        else:
-            yield request
-
-
-def take_all(requests: Sequence[Request], token_ids: Sequence[int]) -> Iterator[Request]:
-    """Commit a drawn token to each of ``requests``; one with verified drafts stands there several times.
-
-    Yields those that need a look before the next is served: ended ones, which take no token, and those that
-    it may end, that a constraint binds or that somebody watches. Like :func:`decode_all` it calls nothing.
-    """
-    for request, token_id in zip(requests, token_ids, strict=True):
-        if request.finish_reason is not None:
-            yield request
-            continue
-        known = request.token_ids
-        known.append(token_id)
-        if (
-            len(known) >= request.max_num_tokens
-            or token_id in request.stop_token_ids
-            or request.is_watched
-            or request.constraint is not None
-        ):
-            yield request

@@ -30,7 +30,8 @@ from .drafts.drafter import NO_VERDICT, Drafter, Verdict
 from .policies import Policy
 from .prefill_budget import PrefillBudget
 from .prefix_index import PrefixIndex
-from .request import FinishReason, Request, RequestStatus, decode_all, take_all
+from .request import FinishReason, Request, RequestStatus
+from .row_loops import decode_all, take_all
 
 # A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
 MAX_PASSED_OVER = 64
@@ -238,7 +239,12 @@ class Scheduler:
         num_drafts = self._drafter.plan(self.running) if self._num_speculating else {}
         for request in decode_all(self.running, step.decodes):  # preemption may shorten it at the far end
             count = self._num_tokens_for(request, step)
-            if count == 1 and request in num_drafts and self._add_drafts(request, num_drafts[request], step):
+            if (
+                num_drafts
+                and count == 1
+                and request in num_drafts
+                and self._add_drafts(request, num_drafts[request], step)
+            ):
                 continue
             if count:
                 while not self._extend_pages(request, count, step):
@@ -300,7 +306,7 @@ class Scheduler:
     def _extend_pages(self, request: Request, count: int, step: BatchBuilder) -> bool:
         """Give ``request`` the pages its next ``count`` tokens need. False when there are not enough."""
         have = len(request.pages)
-        need = self.num_pages(request.num_computed_tokens + count) - have
+        need = -(-(request.num_computed_tokens + count) // self.page_size) - have
         if need <= 0:
             return True
         pages = self._allocate(need)
@@ -314,7 +320,9 @@ class Scheduler:
         missing = count - self.pool.num_free
         if missing > 0:
             self.cache.evict(missing)
-        return self.pool.allocate(count) if self.pool.num_free >= count else None
+            if self.pool.num_free < count:
+                return None
+        return self.pool.allocate(count)
 
     def _preempt(self, request: Request) -> None:
         """Take everything from a running request; it waits again and will recompute what the cache lost."""
@@ -462,7 +470,7 @@ def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verd
         if not request.is_finished:
             kept = len(states) - verdict.surplus.get(request, 0)
             request.collected.hidden_states.append(states[:kept])
-    for request, logprob in zip(requests, verdict.kept(result.logprobs or ())):
+    for request, logprob in zip(requests, verdict.kept(list(result.logprobs or ()))):
         if logprob is not None and not request.is_finished:
             request.collected.output_logprobs.append(logprob)
     for request, embedding in zip(requests, result.embeddings or ()):

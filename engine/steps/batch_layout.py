@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..schedule.row_loops import gather
 from .columns import TokenColumn, fill_columns
 from .layout import BoundSamples, Insert, Piece, ScoreRange, StepLayout
 
@@ -17,15 +18,14 @@ if TYPE_CHECKING:
 def lay_out(batch: Batch, columns: Sequence[TokenColumn] = ()) -> StepLayout:
     """The layout of a batch, which has at least one row, with these columns besides the engine's own."""
     decodes, others, n = batch.decodes, batch.other_rows, len(batch.decodes.requests)
-    slots, starts, counts = places = np.ones((3, batch.num_rows), dtype=np.int32)
-    samples = np.ones(batch.num_rows, dtype=np.int32)
+    slots, starts, counts, samples = places = np.ones((4, batch.num_rows), dtype=np.int32)
     slots[:n], starts[:n] = decodes.slots, decodes.starts
-    tables = [request.pages for request in decodes.requests]
+    tables = gather("pages", decodes.requests)
     if others:
         requests, *where, draws, _, drafts = zip(*others)
-        places[:, n:] = where
+        places[:3, n:] = where
         samples[n:] = np.add(draws, [*map(len, drafts)])
-        tables += [request.pages for request in requests]
+        tables += gather("pages", list(requests))
     return StepLayout(
         slots,
         starts,
@@ -33,7 +33,7 @@ def lay_out(batch: Batch, columns: Sequence[TokenColumn] = ()) -> StepLayout:
         samples,
         num_decodes=batch.num_decodes,
         only_decodes=not others,
-        sampling_rows=[request.sampling_row for request in batch.sampling_requests],
+        sampling_rows=gather("sampling_row", batch.sampling_requests),
         page_tables=tables,
         more_columns=fill_columns(columns, batch, batch.num_tokens),
         token_writes=batch.token_writes,

@@ -36,10 +36,16 @@ class PrefixGroups:
         known = self._tables
         if len(tables) != len(known) or not all(map(is_, tables, known)):
             self._tables = list(tables)
-            # with the page that is being written
-            pages = [table[: p // self._page_size + 1] for table, p in zip(tables, positions.tolist())]
-            self._groups = group_rows(pages, self._page_size, self._rows_per_tile)
+            self._groups = self._found(tables, positions)
         return self._groups
+
+    def _found(self, tables: Sequence[Sequence[int]], positions: np.ndarray) -> SharedGroups | None:
+        first_pages = {table[0] for table in tables if table}
+        if len(first_pages) == len(tables):  # as a rule; where rows come and go this is asked every step
+            return None
+        # with the page that is being written
+        pages = [table[: p // self._page_size + 1] for table, p in zip(tables, positions.tolist())]
+        return group_rows(pages, self._page_size, self._rows_per_tile)
 
     def capacity(self, groups: SharedGroups) -> int:
         """Tiles to make room for in a graph that is to serve groups like these: a power of two."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class SharedGroups:
     tile_lens: np.ndarray  # [G] int32: shared tokens
     kv_starts: np.ndarray  # [B] int32: where each row's own suffix begins, 0 for rows in no tile
 
+
+_ID_BYTES = array("i").itemsize
 
 # sorted rows begin : end, and how many pages they share
 _Group = tuple[int, int, int]
@@ -56,9 +59,9 @@ def group_rows(
     candidates = [row for row, pages in enumerate(page_rows) if len(pages) > 1 and heads[pages[0]] > 1]
     if not candidates:
         return None
-    # Big-endian bytes of non-negative ids sort like the ids, and compare at memory speed.
-    keys = {row: np.asarray(page_rows[row][:-1], dtype=">i4") for row in candidates}
-    candidates.sort(key=lambda row: keys[row].tobytes())
+    # Sorted by their bytes, whatever the order of those in an id, common beginnings stand side by side.
+    keys = {row: array("i", page_rows[row][:-1]).tobytes() for row in candidates}
+    candidates.sort(key=keys.__getitem__)
     common = [_common_length(keys[a], keys[b]) for a, b in itertools.pairwise(candidates)]
 
     def saving(count: int, depth: int) -> int:
@@ -82,10 +85,13 @@ def group_rows(
     return SharedGroups(np.array(tiles, dtype=np.int32), np.array(lengths, dtype=np.int32), kv_starts)
 
 
-def _common_length(a: np.ndarray, b: np.ndarray) -> int:
-    shorter = min(len(a), len(b))
-    different = np.flatnonzero(a[:shorter] != b[:shorter])
-    return int(different[0]) if len(different) else shorter
+def _common_length(a: bytes, b: bytes) -> int:
+    """How many whole ids both begin with: their first difference is the lowest bit of one long integer."""
+    size = min(len(a), len(b))
+    different = int.from_bytes(a[:size], "little") ^ int.from_bytes(b[:size], "little")
+    if different:
+        size = ((different & -different).bit_length() - 1) // 8
+    return size // _ID_BYTES
 
 
 def _best_intervals(common: list[int], saving: Callable[[int, int], int]) -> tuple[int, list[_Group]]:

@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("supported_triton")
 
+from rootlet.engine.steps.shared_prefixes import PrefixGroups
 from rootlet.kernels.gpu.decode_attention import decode_attention
 from rootlet.kernels.gpu.merge_states import Partials, empty_partials, merge_states, merge_states_reference
 from rootlet.kernels.gpu.prefix_attention import num_prefix_splits, prefix_attention, rows_per_tile
@@ -146,6 +147,24 @@ def test_nothing_to_share():
     assert group_rows([[1, 2], [3, 4], [5]], 64, 32) is None
     assert group_rows([[1, 2], [1, 3]], 64, 32, min_shared_tokens=65) is None
     assert group_rows([[1], [1], [1]], 4096, 32) is None  # the last page never counts
+
+
+def test_groups_are_those_of_the_rows_of_the_step():
+    """Also where no two rows begin alike, or rows of one sequence stand one behind the other (drafts)."""
+    found = PrefixGroups(8, 2, 64)
+    positions = np.full(40, 30 * 64 + 5, dtype=np.int32)
+    alone = [[row * 100 + page for page in range(32)] for row in range(40)]
+    assert found.of(alone, positions) is None
+    together = [[*range(9000, 9020), *table[20:]] for table in alone]
+    for tables in (together, [*alone[:20], *together[20:]], [alone[0]] * 40, [*alone[:39], [1]], []):
+        groups = found.of(tables, positions[: len(tables)])
+        pages = [table[:31] for table in tables]
+        expected = group_rows(pages, 64, rows_per_tile(8, 2))
+        assert (groups is None) == (expected is None)
+        if groups is not None:
+            assert groups.kv_starts.tolist() == expected.kv_starts.tolist()
+            assert groups.tile_rows.tolist() == expected.tile_rows.tolist()
+        assert found.of(list(tables), positions[: len(tables)]) is groups  # the same rows
 
 
 def test_sharing_must_pay():

@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     rejected: frozenset[int]
     surplus: Mapping[Request, int]
 
-    def kept(self, values: Sequence[T]) -> Sequence[T]:
+    def kept(self, values: list[T]) -> list[T]:
         """Per-token values without those of rejected tokens."""
         if not self.rejected:
             return values
