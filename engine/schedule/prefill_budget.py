@@ -1,4 +1,4 @@
-"""How many prompt tokens a step may compute: many are cheap per token, few keep neighbours' streams smooth."""
+"""How many prompt tokens a step may compute: many are cheap per token, few keep streams smooth."""
 
 from __future__ import annotations
 
