@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .batch import Filters
 from .draw import exact_masses
+from .stages import Filters
 
 _WHOLE_ROWS = 4  # whole rows are sorted a few at a time, so that their fp64 sums stay in the CPU's cache
 

@@ -12,10 +12,11 @@ from ..kernels.gpu import sample_edits
 from ..kernels.gpu.sample_edits import mask_disallowed
 from ..kernels.gpu.sample_filtered import draw_filtered, softmax_rows
 from ..kernels.gpu.sampling import SCALE, RowDraw, draw_rows
-from .batch import Penalties, SamplingBatch
+from .batch import SamplingBatch
 from .filters import FilteredDraw
 from .logprobs import LOWEST, top_tokens
 from .scratch import Scratch
+from .stages import Penalties
 
 __all__ = ["apply_penalties", "draw", "logprobs", "mask_disallowed"]
 
