@@ -373,7 +373,7 @@ def test_no_rows(device):
     nothing = torch.empty(0, device=device)
     logits = torch.empty(0, 40, device=device)
     drawn = draw_rows(logits, nothing, nothing.int(), nothing.long(), nothing.long())
-    assert [x.numel() for x in drawn] == [0] * 4
+    assert [x.numel() for x in drawn] == [0] * 5
     ids, _, _ = draw_filtered(
         logits, nothing.double(), nothing.long(), nothing.double(), nothing.double(), nothing.bool()
     )
