@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .batch import Filters
+from .batch import SamplingBatch
 from .draw import exact_masses
+from .stages import Filters
 
 _WHOLE_ROWS = 4  # whole rows are sorted a few at a time, so that their fp64 sums stay in the CPU's cache
 
@@ -36,6 +37,15 @@ class FilteredDraw(NamedTuple):
     token_ids: torch.Tensor
     nucleus_mass: torch.Tensor
     nucleus_count: torch.Tensor
+
+
+def nucleus(batch: SamplingBatch, filtered: FilteredDraw) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mass [B] fp64 and number [B] int64 of the tokens that top-p alone keeps, of all rows of a batch."""
+    mass = torch.ones(batch.size, dtype=torch.float64, device=filtered.nucleus_mass.device)
+    count = torch.full_like(mass, batch.vocab_size, dtype=torch.int64)
+    batch.filtered_in_batch.put(mass, filtered.nucleus_mass)
+    batch.filtered_in_batch.put(count, filtered.nucleus_count)
+    return mass, count
 
 
 class _Choice(NamedTuple):

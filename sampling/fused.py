@@ -11,14 +11,17 @@ import torch
 from ..kernels.gpu import sample_edits
 from ..kernels.gpu.sample_edits import mask_disallowed
 from ..kernels.gpu.sample_filtered import draw_filtered, softmax_rows
-from ..kernels.gpu.sampling import SCALE, RowDraw, draw_rows
-from .batch import Penalties, SamplingBatch
-from .filters import FilteredDraw
-from .logprobs import LOWEST, top_tokens
+from ..kernels.gpu.sample_logprobs import rank_tokens, score_tokens
+from ..kernels.gpu.sampling import RowDraw, draw_rows
+from .batch import SamplingBatch
+from .filters import FilteredDraw, nucleus
+from .logprobs import top_tokens
 from .scratch import Scratch
+from .stages import Penalties
 
 __all__ = ["apply_penalties", "draw", "logprobs", "mask_disallowed"]
 
+_RANKED = 256  # longer lists are sorted; ranking costs a few microseconds a token
 _FILTERED_ROWS = 256  # rows filtered at once: three [256, V] tensors of 4 bytes are all the memory it takes
 
 
@@ -87,29 +90,26 @@ def _softmax(logits: torch.Tensor, batch: SamplingBatch, found: RowDraw, some: s
 
 
 def logprobs(
-    logits: torch.Tensor,
-    batch: SamplingBatch,
-    found: RowDraw,
-    nucleus_mass: torch.Tensor,
-    nucleus_count: torch.Tensor,
+    logits: torch.Tensor, batch: SamplingBatch, found: RowDraw, filtered: FilteredDraw | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """As ``logprobs.sampled_logprobs``, of the rows that ask, without another pass over all probabilities.
 
-    ``logits`` [B, V], ``nucleus_mass`` [B] fp64 and ``nucleus_count`` [B] int64 are those of all rows.
+    ``logits`` [B, V] are those of all rows.
     """
-    rows = batch.logprobs
-    total = rows.take(found.total).double() / SCALE
-    highest, temperature = rows.take(found.highest).unsqueeze(1), rows.take(batch.temperature)
-    offset = (total.log() + rows.take(nucleus_mass).log()).float().unsqueeze(1)
-
-    def score(ids: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-        return ((of.gather(1, ids).float() - highest) / temperature - offset).clamp_(min=LOWEST)
-
-    asking = rows.take(logits)
-    chosen = score(rows.take(found.token_ids).unsqueeze(1), asking).squeeze(1)
-    if batch.top_logprobs == 0:
-        return chosen, None, None
-    ids = top_tokens(asking, batch.top_logprobs)
-    values = score(ids, asking)
-    ranks = torch.arange(ids.shape[1], dtype=torch.int64, device=ids.device)
-    return chosen, values.masked_fill_(ranks >= rows.take(nucleus_count).unsqueeze(1), LOWEST), ids
+    rows, width = batch.logprobs, batch.top_logprobs
+    ids = None
+    if width > _RANKED:
+        ids = top_tokens(rows.take(logits), width)
+    elif width:
+        ids = rank_tokens(logits, rows.index, width)
+    chosen, values = score_tokens(
+        logits,
+        rows.index,
+        batch.temperature,
+        found.highest,
+        found.total,
+        found.token_ids,
+        None if filtered is None else nucleus(batch, filtered),
+        ids,
+    )
+    return chosen, values, ids

@@ -46,8 +46,7 @@ def _widened(scores: torch.Tensor) -> torch.Tensor:
 def sampled_logprobs(
     scores: torch.Tensor,
     token_ids: torch.Tensor,
-    nucleus_mass: torch.Tensor,
-    nucleus_count: torch.Tensor,
+    nucleus: tuple[torch.Tensor, torch.Tensor] | None,
     top_k: int,
     work: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -56,8 +55,8 @@ def sampled_logprobs(
     Args:
         scores: [R, V] fp32, processed logits divided by the temperature (by 1 for greedy rows).
         token_ids: [R] int64, the sampled tokens.
-        nucleus_mass: [R] fp64, probability that top-p keeps; 1 if off.
-        nucleus_count: [R] int64, how many tokens that is; V if off.
+        nucleus: [R] fp64, probability that top-p keeps, 1 if off, and [R] int64, how many tokens that is, V
+            if off; None where nobody has top-p.
         top_k: length of the lists; 0 for none.
         work: [R, V] fp32, overwritten.
 
@@ -66,15 +65,20 @@ def sampled_logprobs(
         values >= finfo(fp32).min.
     """
     logprobs = torch.log_softmax(scores, 1, out=work)
-    log_mass = nucleus_mass.log().float().unsqueeze(1)
-    chosen = (logprobs.gather(1, token_ids.unsqueeze(1)) - log_mass).clamp_(min=LOWEST).squeeze(1)
+    chosen = logprobs.gather(1, token_ids.unsqueeze(1))
+    if nucleus is not None:
+        mass, count = nucleus
+        log_mass = mass.log().float().unsqueeze(1)
+        chosen -= log_mass
+    chosen = chosen.clamp_(min=LOWEST).squeeze(1)
     if top_k == 0:
         return chosen, None, None
     top_ids = top_tokens(scores, top_k)
-    top_values = logprobs.gather(1, top_ids) - log_mass
-    ranks = torch.arange(top_ids.shape[1], dtype=torch.int64, device=scores.device)
-    top_values = top_values.masked_fill_(ranks >= nucleus_count.unsqueeze(1), LOWEST).clamp_(min=LOWEST)
-    return chosen, top_values, top_ids
+    top_values = logprobs.gather(1, top_ids)
+    if nucleus is not None:
+        ranks = torch.arange(top_ids.shape[1], dtype=torch.int64, device=scores.device)
+        top_values = (top_values - log_mass).masked_fill_(ranks >= count.unsqueeze(1), LOWEST)
+    return chosen, top_values.clamp_(min=LOWEST), top_ids
 
 
 def prompt_logprobs(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from ..kernels.token_mask import mask_disallowed
-from .batch import Bans, Biases, Penalties
 from .scratch import Scratch
+from .stages import Bans, Biases, Penalties
 
 __all__ = ["add_biases", "apply_penalties", "ban_until_min", "mask_disallowed"]
 

@@ -8,7 +8,7 @@ the token ids, so that nobody waits for it.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,13 +40,16 @@ class ProcessorGroup(NamedTuple):
     custom_params: list[dict[str, Any]]
 
 
-def group_processors(rows: Sequence[SamplingRow], device: torch.device) -> tuple[ProcessorGroup, ...]:
-    """The rows with processors by processor object, in order of their first rows."""
+def group_processors(
+    rows: Sequence[SamplingRow], processed: Iterable[int], device: torch.device
+) -> tuple[ProcessorGroup, ...]:
+    """The rows with processors, at the indices ``processed``, by processor object in order of first rows."""
     # by identity: callers' objects may define any equality
     groups: dict[int, tuple[LogitProcessor, list[int]]] = {}
-    for i, row in enumerate(rows):
-        if row.processor is not None:
-            groups.setdefault(id(row.processor), (row.processor, []))[1].append(i)
+    for i in processed:
+        processor = rows[i].processor
+        if processor is not None:
+            groups.setdefault(id(processor), (processor, []))[1].append(i)
 
     def on_device(index: list[int]) -> torch.Tensor:
         host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda", device="cpu")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 
 from .custom import LogitProcessor
 from .params import SamplingParams
+from .records import pack, unpack
 
 
 @dataclass(frozen=True)
 class SamplingRow:
     """One row of logits and whose it is.
+
+    What batches need of it is computed once; ``dataclasses.replace`` makes a row that knows nothing yet.
 
     Attributes:
         params: the request's parameters.
@@ -39,7 +45,7 @@ class SamplingRow:
     processor: LogitProcessor | None = None
     custom_params: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    @property
+    @cached_property
     def is_argmax(self) -> bool:
         """The row wants the highest of the model's own logits, unedited, and no log-probabilities."""
         params = self.params
@@ -52,6 +58,35 @@ class SamplingRow:
             and params.repetition_penalty == 1
         )
 
+    @cached_property
+    def record(self) -> bytes:
+        """All of it that has a fixed size, see ``records``."""
+        return pack(
+            self.params,
+            seed=self.seed,
+            slot=self.slot,
+            prompt_len=self.prompt_len,
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
+            bans=bool(self.banned_until_min),
+            processed=self.processor is not None,
+        )
+
+
+# Not loops: a step may have a thousand rows, and their set changes whenever one of them ends.
+_is_argmax = attrgetter("is_argmax")
+_record = attrgetter("record")
+
+
+def all_argmax(rows: Iterable[SamplingRow]) -> bool:
+    """Whether every row wants just the highest of the model's own logits (grammar masks aside)."""
+    return all(map(_is_argmax, rows))
+
+
+def records_of(rows: Iterable[SamplingRow]) -> np.ndarray:
+    """The records of ``rows`` as an array of ``records.RECORD``."""
+    return unpack(map(_record, rows))
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -61,10 +96,11 @@ class Rows:
     count: int
 
     @classmethod
-    def build(cls, index: Sequence[int], total: int) -> Rows:
-        """The rows ``index`` (ascending) of a tensor of ``total`` rows."""
-        whole = len(index) == total
-        return cls(None if whole else torch.tensor(index, dtype=torch.int64, device="cpu"), len(index))
+    def where(cls, mask: np.ndarray) -> Rows:
+        """The rows of a tensor where ``mask`` [total] bool is true."""
+        index = np.flatnonzero(mask)
+        whole = len(index) == len(mask)
+        return cls(None if whole else torch.from_numpy(index), len(index))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The rows of ``values`` [total, ...] -> [count, ...]; ``values`` itself if all."""

@@ -12,11 +12,11 @@ from ..errors import RootletError
 from . import penalties as edits
 from .batch import SamplingBatch
 from .draw import draw, most_probable, uniforms
-from .filters import FilteredDraw, draw_filtered
+from .filters import FilteredDraw, draw_filtered, nucleus
 from .logprobs import sampled_logprobs
 from .penalties import add_biases, ban_until_min
 from .processors import Edited, run_processors
-from .rows import SamplingRow
+from .rows import Rows, SamplingRow
 from .scratch import Scratch
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ class Sampler:
         found = None
         if self._fused is not None:
             found, filtered = self._fused.draw(logits, batch, positions)
-            token_ids, weight = found.token_ids, found.highest
+            token_ids, flags = found.token_ids, found.no_token
         else:
             token_ids, weight, filtered = self._choose(logits, batch, positions)
-        flags = ~(weight > -torch.inf)  # true of NaN as well
+            flags = ~(weight > -torch.inf)  # true of NaN as well
         if batch.logprobs.count:
             output = self._with_logprobs(logits, batch, token_ids, filtered, found)
         else:
@@ -199,28 +199,31 @@ class Sampler:
 
         ``found``: what the Triton kernels know of the rows, which spares log_softmax its passes.
         """
-        mass = torch.ones(batch.size, dtype=torch.float64, device=logits.device)
-        count = torch.full((batch.size,), self.vocab_size, dtype=torch.int64, device=logits.device)
-        if filtered is not None:
-            batch.filtered_in_batch.put(mass, filtered.nucleus_mass)
-            batch.filtered_in_batch.put(count, filtered.nucleus_count)
-        rows, width = batch.logprobs, batch.top_logprobs
+        rows = batch.logprobs
         if self._fused is not None and found is not None:
-            chosen, values, ids = self._fused.logprobs(logits, batch, found, mass, count)
+            chosen, values, ids = self._fused.logprobs(logits, batch, found, filtered)
         else:
             shape = (rows.count, self.vocab_size)
             scores = self._scratch.get("scores", shape)
             torch.div(rows.take(logits), rows.take(batch.temperature), out=scores)
+            kept = None
+            if filtered is not None:
+                mass, count = nucleus(batch, filtered)
+                kept = rows.take(mass), rows.take(count)
             work = self._scratch.get("probs", shape)
             chosen, values, ids = sampled_logprobs(
-                scores, rows.take(token_ids), rows.take(mass), rows.take(count), width, work
+                scores, rows.take(token_ids), kept, batch.top_logprobs, work
             )
-        logprobs = torch.full((batch.size,), float("nan"), dtype=torch.float32, device=logits.device)
-        rows.put(logprobs, chosen)
+        logprobs = _spread(rows, batch.size, chosen, float("nan"))
         if values is None or ids is None:
             return SampleOutput(token_ids, logprobs)
-        top_values = torch.full((batch.size, width), float("nan"), dtype=torch.float32, device=logits.device)
-        top_ids = torch.full((batch.size, width), -1, dtype=torch.int64, device=logits.device)
-        rows.put(top_values, values)
-        rows.put(top_ids, ids)
-        return SampleOutput(token_ids, logprobs, top_values, top_ids)
+        top_values = _spread(rows, batch.size, values, float("nan"))
+        return SampleOutput(token_ids, logprobs, top_values, _spread(rows, batch.size, ids, -1))
+
+
+def _spread(rows: Rows, total: int, values: torch.Tensor, fill: float) -> torch.Tensor:
+    """``values`` [count, ...] of some of ``total`` rows as [total, ...], ``fill`` in the others."""
+    if rows.index is None:
+        return values
+    target = torch.full((total, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
+    return target.index_copy_(0, rows.index, values)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from ..schedule.collected import TokenLogprob
+from ..schedule.logprobs import PackedLogprob, TokenLogprob, unpack_logprobs
 from ..schedule.request import Request
 from ..schedule.timing import RequestTiming
 from ..steps.hidden_states import assembled
@@ -187,19 +188,32 @@ def build_output(
         fields["hidden_states"] = assembled(request.collected.hidden_states, request.num_prompt_tokens)
     if request.logprobs is not None:
         scored = list(request.collected.prompt_logprobs)
-        drawn = request.collected.output_logprobs[:num_tokens]
+        drawn, ranked = _drawn(
+            request.collected.output_logprobs[:num_tokens], request.logprobs.top, token_text
+        )
         if request.logprobs.prompt_start == 0:  # nothing predicts the first token
             scored = [_first_token(request), *scored]
         fields["input_token_logprobs"] = [_triple(t, token_text) for t in scored]
-        fields["output_token_logprobs"] = [_triple(t, token_text) for t in drawn]
+        fields["output_token_logprobs"] = drawn
         if request.logprobs.top:
             fields["input_top_logprobs"] = [_top(t, token_text) for t in scored]
-            fields["output_top_logprobs"] = [_top(t, token_text) for t in drawn]
+            fields["output_top_logprobs"] = ranked
     return RequestOutput.of(fields)
 
 
 def _first_token(request: Request) -> TokenLogprob:
     return TokenLogprob(None, request.token_ids[0])
+
+
+def _drawn(
+    packed: Sequence[PackedLogprob], num_top: int, token_text: Callable[[int], str] | None
+) -> tuple[list[LogprobTriple], list[list[LogprobTriple] | None]]:
+    """Of drawn tokens: their own triples, and those of the ``num_top`` alternatives of each."""
+    values, ids = unpack_logprobs(packed)
+    texts = map(token_text, ids) if token_text else repeat(None)
+    triples: list[LogprobTriple] = [*zip(values, ids, texts)]
+    width = 1 + num_top
+    return triples[::width], [triples[i + 1 : i + width] for i in range(0, len(triples), width)]
 
 
 def _triple(token: TokenLogprob, token_text: Callable[[int], str] | None) -> LogprobTriple:

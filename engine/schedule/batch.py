@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .collected import TokenLogprob
+    from .logprobs import PackedLogprob, TokenLogprob
     from .request import Request
 
 
@@ -163,7 +163,7 @@ class StepResult:
     """
 
     token_ids: list[int]
-    logprobs: Sequence[TokenLogprob | None] | None = None
+    logprobs: Sequence[PackedLogprob | None] | None = None
     prompt_scores: Mapping[int, list[TokenLogprob]] = field(default_factory=dict)
     hidden_states: Sequence[tuple[int, torch.Tensor]] = ()
     embeddings: list[list[float]] | None = None

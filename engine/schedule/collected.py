@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """The log-probability of one token and of its ``top`` likeliest alternatives (descending)."""
-
-    logprob: float | None
-    token_id: int
-    top: tuple[tuple[float, int], ...] | None = None
+    from .logprobs import PackedLogprob, TokenLogprob
 
 
 @dataclass(eq=False, slots=True)
@@ -23,7 +16,8 @@ class Collected:
     """Empty in a request that asks for nothing but tokens.
 
     Attributes:
-        output_logprobs: one per committed output token, if asked for.
+        output_logprobs: one per committed output token, if asked for. Only ever appended to while the
+            request runs, so other threads may look.
         prompt_logprobs: of consecutive prompt tokens.
         num_scored: leading prompt positions that need no score of their successor (any more).
         hidden_states: tensors [n, H] of consecutive tokens.
@@ -31,7 +25,7 @@ class Collected:
         embedding: of the whole request, in an engine that embeds.
     """
 
-    output_logprobs: list[TokenLogprob] = field(default_factory=list)
+    output_logprobs: list[PackedLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_scored: int = 0
     hidden_states: list[torch.Tensor] = field(default_factory=list)

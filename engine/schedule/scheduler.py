@@ -470,9 +470,9 @@ def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verd
         if not request.is_finished:
             kept = len(states) - verdict.surplus.get(request, 0)
             request.collected.hidden_states.append(states[:kept])
-    for request, logprob in zip(requests, verdict.kept(list(result.logprobs or ()))):
-        if logprob is not None and not request.is_finished:
-            request.collected.output_logprobs.append(logprob)
+    for request, packed in zip(requests, verdict.kept(list(result.logprobs or ()))):
+        if packed is not None and request.finish_reason is None:
+            request.collected.output_logprobs.append(packed)
     for request, embedding in zip(requests, result.embeddings or ()):
         request.collected.embedding = embedding
 

@@ -29,6 +29,9 @@ class HostCopy:
             self._event = torch.cuda.Event()
             self._event.record()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
     def get(self, name: str) -> list | None:
         """The values of a tensor as lists; None if there was none. Blocks until the copy is complete."""
         return self.tensor(name).tolist() if name in self._tensors else None

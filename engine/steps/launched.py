@@ -10,7 +10,7 @@ from ...sampling.processors import explain
 from ...sampling.rows import SamplingRow
 from ...sampling.sampler import SampleOutput
 from ..schedule.batch import StepResult
-from ..schedule.collected import TokenLogprob
+from ..schedule.logprobs import PackedLogprob, TokenLogprob, pack_logprobs
 from .hidden_states import CollectedStates
 from .host_copy import HostCopy
 from .prompt_scores import PromptScores
@@ -41,10 +41,9 @@ class LaunchedStep:
         states = () if self.states is None else self.states.wait()
         if self.sampled is None:
             return StepResult([], prompt_scores=self._prompt_scores(), hidden_states=states)
-        token_ids = self.sampled.tensor("token_ids").tolist()
         return StepResult(
-            token_ids,
-            self._logprobs(self.sampled, token_ids),
+            self.sampled.tensor("token_ids").tolist(),
+            self._logprobs(self.sampled),
             self._prompt_scores(),
             states,
             self.sampled.get("embeddings"),
@@ -60,19 +59,10 @@ class LaunchedStep:
                     failures.setdefault(i, explain(flag, self.rows[i]))
         return failures
 
-    def _logprobs(self, sampled: HostCopy, token_ids: list[int]) -> list[TokenLogprob | None] | None:
-        logprobs = sampled.get("logprobs")
-        if logprobs is None:
-            return None
-        values, ids = sampled.get("top_values") or (), sampled.get("top_ids") or ()
-        result: list[TokenLogprob | None] = []
-        for i, row in enumerate(self.rows):
-            if not row.logprobs:
-                result.append(None)
-                continue
-            top = tuple(zip(values[i], ids[i]))[: row.top_logprobs] if row.top_logprobs else None
-            result.append(TokenLogprob(logprobs[i], token_ids[i], top))
-        return result
+    def _logprobs(self, sampled: HostCopy) -> list[PackedLogprob | None] | None:
+        names = ("token_ids", "logprobs", "top_values", "top_ids")
+        arrays = [sampled.tensor(name).numpy() for name in names if name in sampled]
+        return pack_logprobs(self.rows, *arrays) if "logprobs" in sampled else None
 
     def _prompt_scores(self) -> dict[int, list[TokenLogprob]]:
         result: dict[int, list[TokenLogprob]] = {}

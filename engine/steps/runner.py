@@ -20,7 +20,7 @@ import torch
 from ...errors import RootletError
 from ...kernels.device import STREAMS
 from ...sampling.batch import SamplingBatch
-from ...sampling.rows import SamplingRow
+from ...sampling.rows import SamplingRow, all_argmax
 from ...sampling.sampler import Sampler
 from .batch_layout import lay_out
 from .columns import TokenColumn
@@ -134,7 +134,8 @@ class ModelRunner:
         if self._graphs is None:
             return None
         # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
-        if layout.only_decodes and not (layout.pieces or layout.bound) and self._sampling(layout).is_argmax:
+        plain = layout.only_decodes and not (layout.pieces or layout.bound)
+        if plain and all_argmax(layout.sampling_rows):
             token_ids = self._graphs.replay_greedy(layout)
             if token_ids is not None:
                 return LaunchedStep(layout.sampling_rows, HostCopy({"token_ids": token_ids}))

@@ -38,6 +38,7 @@ class RowDraw(NamedTuple):
         highest: [B] fp32, the highest logit.
         total: [B] int64, the sum of ``exp((logit - highest) / T)`` over the row, times ``SCALE``.
         uniform: [B] fp64 in [0, 1 - 2**-53], the row's random number.
+        no_token: [B] uint8, 1 where the highest logit is -inf: there was nothing to choose from.
 
     ``total`` and ``uniform`` are undefined in GREEDY rows; ``total`` is 0 in rows without a finite highest
     logit (nothing allowed, or +inf), which get their most probable token. NaN counts as -inf.
@@ -47,6 +48,7 @@ class RowDraw(NamedTuple):
     highest: torch.Tensor
     total: torch.Tensor
     uniform: torch.Tensor
+    no_token: torch.Tensor
 
 
 @triton.jit
@@ -135,6 +137,7 @@ def _finish(
     highest_out,
     total_out,
     uniform_out,
+    no_token_out,
     BLOCK: tl.constexpr,
     PADDED: tl.constexpr,
 ):
@@ -147,6 +150,7 @@ def _finish(
     highest = tl.max(maxima, 0)
     token = tl.min(tl.where(maxima == highest, args, 2147483647), 0).to(tl.int64)
     tl.store(highest_out + row, highest)
+    tl.store(no_token_out + row, (highest == float("-inf")).to(tl.uint8))
     kind = tl.load(kinds + row)
     if kind != 0:
         sums = tl.load(block_sum + row * num_blocks + blocks, mask=present, other=0)
@@ -207,6 +211,7 @@ def draw_rows(
         empty(torch.float32, num_rows),
         empty(torch.int64, num_rows),
         empty(torch.float64, num_rows),
+        empty(torch.uint8, num_rows),
     )
     if num_rows == 0:
         return out

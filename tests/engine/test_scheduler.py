@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rootlet.engine.schedule.batch import StepResult
-from rootlet.engine.schedule.collected import TokenLogprob
 from rootlet.engine.schedule.invariants import check_invariants
 from rootlet.engine.steps.batch_layout import lay_out
 
@@ -315,7 +314,7 @@ def test_a_commit_reports_those_that_ended_or_are_watched():
     first, second = scheduler.schedule(), scheduler.schedule()
     assert scheduler.commit(first, StepResult([10, 11, 12, 13])) == [requests[2]]
     scheduler.abort(requests[3], "enough")
-    logprobs = [TokenLogprob(-1.0, 20), None, None, TokenLogprob(-2.0, 23)]
+    logprobs = [b"-1.0 of 20", None, None, b"-2.0 of 23"]
     assert scheduler.commit(second, StepResult([20, 21, 22, 23], logprobs)) == requests[1:3]
     assert [r.output_ids for r in requests] == [[10, 20], [11, 21], [12, 22], [13]]
     assert [r.collected.output_logprobs for r in requests] == [logprobs[:1], [], [], []]

@@ -16,12 +16,12 @@ from rootlet.kernels.gpu.sample_filtered import draw_filtered, softmax_rows
 from rootlet.kernels.gpu.sampling import FILTERED, GREEDY, GREEDY_WITH_TOTAL, PLAIN, draw_rows
 from rootlet.sampling import batch as sampling_batch
 from rootlet.sampling import penalties as torch_edits
-from rootlet.sampling.batch import Filters, Penalties
 from rootlet.sampling.draw import draw_rows_reference
 from rootlet.sampling.filters import draw_by_sorting
 from rootlet.sampling.rows import Rows
 from rootlet.sampling.scratch import Scratch
 from rootlet.sampling.seeds import stream_key
+from rootlet.sampling.stages import Filters, Penalties
 
 FALSE_ALARM = 1e-6
 
@@ -373,7 +373,7 @@ def test_no_rows(device):
     nothing = torch.empty(0, device=device)
     logits = torch.empty(0, 40, device=device)
     drawn = draw_rows(logits, nothing, nothing.int(), nothing.long(), nothing.long())
-    assert [x.numel() for x in drawn] == [0] * 4
+    assert [x.numel() for x in drawn] == [0] * 5
     ids, _, _ = draw_filtered(
         logits, nothing.double(), nothing.long(), nothing.double(), nothing.double(), nothing.bool()
     )

@@ -9,8 +9,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rootlet.sampling.batch import Filters
 from rootlet.sampling.filters import draw_by_sorting, draw_filtered
+from rootlet.sampling.stages import Filters
 
 NEAR = Fraction(1, 10**11)
 

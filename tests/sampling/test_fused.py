@@ -9,8 +9,10 @@ import torch
 
 pytest.importorskip("supported_triton")
 
-from rootlet.sampling.batch import FILTERED, GREEDY, GREEDY_WITH_TOTAL, PLAIN, upload
+from rootlet.sampling.batch import FILTERED, GREEDY, GREEDY_WITH_TOTAL, PLAIN
+from rootlet.sampling.rows import all_argmax
 from rootlet.sampling.sampler import Sampler, SamplingBatch
+from rootlet.sampling.upload import upload
 
 KINDS = [
     {"temperature": 0},
@@ -129,7 +131,7 @@ def test_kinds(row):
 )
 def test_rows_that_want_an_argmax(row, asked, argmax):
     assert row(**asked).is_argmax == argmax
-    assert SamplingBatch.build([row(**asked), row(temperature=0)], 300, "cpu").is_argmax == argmax
+    assert all_argmax([row(**asked), row(temperature=0)]) == argmax
 
 
 def tensors_of(value) -> list[torch.Tensor]:

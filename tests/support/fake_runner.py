@@ -20,10 +20,10 @@ from rootlet.engine.replies.growing import GrowingOutput
 from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.engine.requests.factory import Submission
 from rootlet.engine.schedule.batch import Batch, StepResult
-from rootlet.engine.schedule.collected import TokenLogprob
 from rootlet.engine.schedule.drafts.drafter import MAX_DRAFTS, Drafter
 from rootlet.engine.schedule.drafts.proposer import Proposer
 from rootlet.engine.schedule.invariants import check_invariants
+from rootlet.engine.schedule.logprobs import TokenLogprob
 from rootlet.engine.schedule.policies import make_policy
 from rootlet.engine.schedule.request import LogprobOptions, Request
 from rootlet.engine.schedule.scheduler import Scheduler
