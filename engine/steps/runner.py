@@ -66,6 +66,9 @@ class Graphs(Protocol):
     def replay_greedy(self, layout: StepLayout) -> torch.Tensor | None:
         """Enqueue a step of decodes to the end: token ids [S] int64, already stored. Looks for no NaN."""
 
+    def close(self) -> None:
+        """Let the recordings go; nothing may be running of them."""
+
 
 class ModelRunner:
     """Runs batches on one device. Owns the slot tables' contents; knows nothing of queues or text.
@@ -108,6 +111,8 @@ class ModelRunner:
         """Wait for the device, then let go of the model and everything on it."""
         if self._stream is not None:
             STREAMS.give_back(self._stream, self._device)
+        if self._graphs is not None:
+            self._graphs.close()
         del self.model, self.kv, self.tables, self.sampler, self._inputs
         self._graphs = self._stream = self._sampling_batch = None
         if self._threads is not None:

@@ -50,7 +50,11 @@ class WatchedStep(RecordedStep):
 
 
 class WatchedGraphs(StepGraphs):
-    """``made``: all of them; ``replays``: (tokens, greedy, recorded) of each step in turn."""
+    """``made``: all of them; ``replays``: (tokens, greedy, recorded) of each step in turn.
+
+    When their engine is closed, ``decodes`` are the recorded steps by (rows, greedy, ...) and ``mixed`` those
+    by (tokens, decodes, other rows, ...).
+    """
 
     made: list[WatchedGraphs] = []  # noqa: RUF012
 
@@ -69,15 +73,11 @@ class WatchedGraphs(StepGraphs):
         self.replays.append((layout.num_tokens, True, replayed is not None))
         return replayed
 
-    @property
-    def decodes(self):
-        """Recorded steps by (rows, greedy, ...)."""
-        return self._decodes._steps
-
-    @property
-    def mixed(self):
-        """Recorded steps by (tokens, decodes, other rows, ...)."""
-        return self._mixed._steps
+    def close(self):
+        self.decodes, self.mixed = dict(self._decodes._steps), dict(self._mixed._steps)
+        super().close()
+        assert not self._decodes._steps
+        assert not self._mixed._steps
 
 
 def use_gpu_steps(monkeypatch):

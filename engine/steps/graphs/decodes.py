@@ -66,6 +66,12 @@ class DecodeGraphs:
         """Enqueue the step: token ids [S] int64, already stored. Looks for no NaN."""
         return self._replay(layout, greedy=True)[0]
 
+    def close(self) -> None:
+        """Let the recordings go: they refer to what made them, so they would stay until a garbage collection,
+        which may then strike while another engine records.
+        """
+        self._steps.clear()
+
     def _replay(self, layout: StepLayout, *, greedy: bool) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         """What is recorded to be there of the step's T tokens, and their columns, [T or more] int32 each."""
         columns = layout.columns

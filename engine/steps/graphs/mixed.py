@@ -82,6 +82,12 @@ class MixedGraphs:
         _, slots, positions = step.room.tensors[len(columns) :][:3]
         return output[:count], SampledPlaces(None, slots[:count], positions[:count].long())
 
+    def close(self) -> None:
+        """Let the recordings go: they refer to what made them, so they would stay until a garbage collection,
+        which may then strike while another engine records.
+        """
+        self._steps.clear()
+
     def _shape(self, layout: StepLayout) -> StepShape | None:
         """The least that has room for the step, if anything is recorded that has."""
         num_tokens, num_decodes = layout.num_tokens, layout.num_decodes

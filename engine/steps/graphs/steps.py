@@ -35,3 +35,8 @@ class StepGraphs:
         None: it has too many rows.
         """
         return self._decodes.replay_greedy(layout) if self._decodes.fits(layout) else None
+
+    def close(self) -> None:
+        """Let the recordings go, and their memory; nothing may be running of them."""
+        self._decodes.close()
+        self._mixed.close()
