@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from h100_workloads import TARGETS, Target
+from owner_shares import PARTS
 
 RESULTS = Path(__file__).parent / "results"
 UNITS = {
     "decode": "ms/token",
     "step": "ms",
     "output_throughput": "tok/s",
+    **dict.fromkeys(["ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "tpot_p50", "tpot_p99"], "ms"),
+    **{f"owner_{part}": "%" for part in PARTS},
 }
 
 

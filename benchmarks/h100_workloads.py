@@ -116,6 +116,16 @@ TARGETS: dict[tuple[str, str, str], Target] = {
     ("Q05B", "W6", "start_second"): Target(29.1),
 }
 
+# streams under load: vLLM's alone, by the metrics of h100_serving.py
+_LATENCIES = [f"{name}_p{percent}" for name in ("ttft", "itl", "tpot") for percent in (50, 99)]
+_STREAM_METRICS = ["total", "output_throughput", *_LATENCIES]
+for _load, _figures in {
+    "stream 4:150": (35.4, 1170, 43, 84, 7.0, 35.6, 7.6, 9.1),
+    "stream 16:500": (36.4, 4036, 57, 115, 8.6, 38.6, 11.5, 13.9),
+    "stream inf:1000": (43.7, 6684, 18133, 39256, 11.7, 40, 18.1, 20.8),
+}.items():
+    TARGETS |= {("L8B", _load, metric): Target(value) for metric, value in zip(_STREAM_METRICS, _figures)}
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -130,6 +140,10 @@ class Requests:
     def input_lengths(self) -> list[int]:
         """Prompt lengths in tokens."""
         return [len(prompt) for prompt in self.prompts]
+
+    def first(self, count: int) -> Requests:
+        """The first few, which share nothing that is known of."""
+        return Requests(self.prompts[:count], self.output_lengths[:count])
 
 
 class Prompts:
