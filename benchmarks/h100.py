@@ -29,6 +29,7 @@ import torch
 from h100_floor import Ceilings, Costs
 from h100_results import RESULTS, Figure, Results, context, figure, number, table, write_rows
 from h100_start import time_starts
+from h100_steps import time_step
 from h100_trace import trace_decode
 from h100_workloads import (
     ENGINE_OPTIONS,
@@ -44,7 +45,7 @@ from owner_shares import watch
 
 import rootlet
 
-OTHER_LENGTHS = 100  # added to the seeds of the shorter runs that are subtracted, so that their ids are fresh
+OTHER_LENGTHS = 100  # added to the seeds of runs of other lengths, so that their ids are fresh
 
 
 class ModelBench:
@@ -110,15 +111,21 @@ class ModelBench:
         yield figure("W4", "ttft", runs, self._floor(self._prompts.single(0, 32768, 1)))
 
     def _w5(self, repeats: int) -> Iterator[Figure]:
+        """``step`` is the median time between tokens 128 and 256 of one request, in runs of its own.
+
+        A difference of a long and a short run is, for a small model, smaller than their scatter.
+        """
         full, half = self._prompts.batch(0), self._prompts.batch(0, output_length=128)
         runs = [self._time(self._prompts.batch(i)) for i in range(repeats)]
-        halves = [self._time(self._prompts.batch(OTHER_LENGTHS + i, 128)) for i in range(repeats)]
-        steps = full.output_lengths[0] - half.output_lengths[0]
         yield figure("W5", "total", runs, self._floor(full))
-        between = [(run - statistics.median(halves)) / steps for run in runs]
+        first, last = half.output_lengths[0], full.output_lengths[0]
+        steps = [
+            time_step(self._ready(), self._prompts.batch(OTHER_LENGTHS + i, output_length=512), first, last)
+            for i in range(repeats)
+        ]
         floor = self._costs.decode_seconds(full, self._ceilings)
         floor -= self._costs.decode_seconds(half, self._ceilings)
-        yield figure("W5", "step", _ms(between), 1e3 * floor / steps)
+        yield figure("W5", "step", _ms(steps), 1e3 * floor / (last - first))
 
     def _w6(self, repeats: int) -> Iterator[Figure]:
         self.close()  # the fresh process wants the card for itself
