@@ -3,60 +3,49 @@
     python benchmarks/h100.py                                     # everything, about ten minutes
     python benchmarks/h100.py --models L8B --workloads W1,W5 --out /tmp/results --commit abc1234
     python benchmarks/h100.py --models Q05B --trace W1
+    python benchmarks/h100.py --models L8B --where W2             # what the engine's own thread does
     python benchmarks/h100.py --add /tmp/results/h100.json        # take over rows measured elsewhere
 
 Dummy bf16 weights, every engine option at its default, wall clock of the blocking ``generate`` call, medians.
 Measured in the same run: the card's read bandwidth and GEMM rate, from which ``h100_floor`` derives the
-least each workload can take. Small requests of every kind run before the first timed one.
-``h100.json`` holds the latest row of each (model, workload, metric), ``h100_history.jsonl`` every row ever
-written. ``ratio`` above 1: we are ahead of the best peer. A workload that fails is reported, the others
-go on, and the exit code is 1.
+least each workload can take. Small requests of every kind run before the first timed one. Where rows go is
+said in ``h100_results``. A workload that fails is reported, the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from h100_floor import Ceilings, Costs
+from h100_results import RESULTS, Figure, Results, context, figure, number, table, write_rows
 from h100_start import time_starts
+from h100_steps import time_step
 from h100_trace import trace_decode
-from h100_workloads import MODELS, REPEATS, TARGETS, WORKLOADS, Prompts, Requests, Target, write_config
+from h100_workloads import (
+    ENGINE_OPTIONS,
+    MODELS,
+    REPEATS,
+    WORKLOADS,
+    Prompts,
+    Requests,
+    names,
+    write_config,
+)
+from owner_shares import watch
 
 import rootlet
 
-RESULTS = Path(__file__).parent / "results"
-ENGINE_OPTIONS = {"load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16"}
-OTHER_LENGTHS = 100  # added to the seeds of the shorter runs that are subtracted, so that their ids are fresh
-UNITS = {
-    "decode": "ms/token",
-    "step": "ms",
-    "output_throughput": "tok/s",
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured value, the single runs it comes from and the least it could be."""
-
-    workload: str
-    metric: str
-    value: float
-    runs: list[float]
-    floor: float | None = None
+OTHER_LENGTHS = 100  # added to the seeds of runs of other lengths, so that their ids are fresh
 
 
 class ModelBench:
@@ -77,8 +66,14 @@ class ModelBench:
 
     def trace(self, workload: str) -> dict:
         """Trace steady decode with the requests of W1 or W5."""
-        requests = self._prompts.single(0) if workload == "W1" else self._prompts.batch(0)
-        return trace_decode(self._ready(), requests.prompts)
+        return trace_decode(self._ready(), self._prompts.of(workload, 0).prompts)
+
+    def where(self, workload: str) -> str:
+        """Where the time of the engine's own thread goes while a workload runs for the second time."""
+        self._time(self._prompts.of(workload, 0), flush=True)
+        with watch(self._ready(), functions=True) as owner:
+            seconds = self._time(self._prompts.of(workload, 1), flush=True)
+        return f"{seconds:.3f} s while being watched\n{owner.report()}"
 
     def close(self) -> None:
         """Free the engine, and what torch keeps of its memory: the next one goes by what is free."""
@@ -99,7 +94,7 @@ class ModelBench:
             (self._time(self._prompts.single(i)) - statistics.median(first)) / steps for i in range(repeats)
         ]
         floor = self._costs.decode_seconds(full, self._ceilings) / steps
-        yield _figure("W1", "decode", _ms(runs), 1e3 * floor)
+        yield figure("W1", "decode", _ms(runs), 1e3 * floor)
 
     def _w2(self, repeats: int) -> Iterator[Figure]:
         runs = [self._time(self._prompts.mixed(i)) for i in range(repeats)]
@@ -108,36 +103,42 @@ class ModelBench:
 
     def _w3(self, repeats: int) -> Iterator[Figure]:
         runs = [self._time(self._prompts.shared_prefix(i), flush=True) for i in range(repeats)]
-        yield _figure("W3", "total", runs, self._floor(self._prompts.shared_prefix(0)))
+        yield figure("W3", "total", runs, self._floor(self._prompts.shared_prefix(0)))
         _say(f"      {self._ready().stats()}")
 
     def _w4(self, repeats: int) -> Iterator[Figure]:
         runs = [self._time(self._prompts.single(i, 32768, 1)) for i in range(repeats)]
-        yield _figure("W4", "ttft", runs, self._floor(self._prompts.single(0, 32768, 1)))
+        yield figure("W4", "ttft", runs, self._floor(self._prompts.single(0, 32768, 1)))
 
     def _w5(self, repeats: int) -> Iterator[Figure]:
+        """``step`` is the median time between tokens 128 and 256 of one request, in runs of its own.
+
+        A difference of a long and a short run is, for a small model, smaller than their scatter.
+        """
         full, half = self._prompts.batch(0), self._prompts.batch(0, output_length=128)
         runs = [self._time(self._prompts.batch(i)) for i in range(repeats)]
-        halves = [self._time(self._prompts.batch(OTHER_LENGTHS + i, 128)) for i in range(repeats)]
-        steps = full.output_lengths[0] - half.output_lengths[0]
-        yield _figure("W5", "total", runs, self._floor(full))
-        between = [(run - statistics.median(halves)) / steps for run in runs]
+        yield figure("W5", "total", runs, self._floor(full))
+        first, last = half.output_lengths[0], full.output_lengths[0]
+        steps = [
+            time_step(self._ready(), self._prompts.batch(OTHER_LENGTHS + i, output_length=512), first, last)
+            for i in range(repeats)
+        ]
         floor = self._costs.decode_seconds(full, self._ceilings)
         floor -= self._costs.decode_seconds(half, self._ceilings)
-        yield _figure("W5", "step", _ms(between), 1e3 * floor / steps)
+        yield figure("W5", "step", _ms(steps), 1e3 * floor / (last - first))
 
     def _w6(self, repeats: int) -> Iterator[Figure]:
         self.close()  # the fresh process wants the card for itself
         prompt = self._prompts.single(0).prompts[0]
         for metric, runs in time_starts(self._folder, self._options, prompt, repeats).items():
-            yield _figure("W6", metric, runs)
+            yield figure("W6", metric, runs)
 
     # ---- parts -------------------------------------------------------------------------------------
 
     def _throughput(self, workload: str, runs: list[float], requests: Requests) -> Iterator[Figure]:
         floor, tokens = self._floor(requests), sum(requests.output_lengths)
-        yield _figure(workload, "total", runs, floor)
-        yield _figure(workload, "output_throughput", [tokens / run for run in runs], tokens / floor)
+        yield figure(workload, "total", runs, floor)
+        yield figure(workload, "output_throughput", [tokens / run for run in runs], tokens / floor)
 
     def _floor(self, requests: Requests) -> float:
         return self._costs.seconds(requests, self._ceilings)
@@ -179,86 +180,8 @@ def _generate(engine: rootlet.Engine, requests: Requests) -> float:
     return elapsed
 
 
-def _figure(workload: str, metric: str, runs: list[float], floor: float | None = None) -> Figure:
-    return Figure(workload, metric, statistics.median(runs), runs, floor)
-
-
 def _ms(runs: list[float]) -> list[float]:
     return [1e3 * run for run in runs]
-
-
-class Results:
-    """The rows so far, on disk after every workload: a run that is cut short loses one workload at most."""
-
-    def __init__(self, folder: Path | None, context: dict[str, str]) -> None:
-        self._folder = folder
-        self._context = context
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, model: str, figures: list[Figure]) -> None:
-        """Take figures over and write them."""
-        rows = [self._row(model, figure) for figure in figures]
-        self.rows += rows
-        if self._folder is not None:
-            write_rows(self._folder, rows)
-
-    def write_trace(self, model: str, workload: str, summary: dict) -> None:
-        """Write the summary of a trace beside the rows."""
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            record = {"model": model, "workload": workload, **self._context, **summary}
-            path = self._folder / f"h100_trace_{model}_{workload}.json"
-            path.write_text(json.dumps(record, indent=1) + "\n")
-
-    def _row(self, model: str, figure: Figure) -> dict[str, Any]:
-        target = TARGETS.get((model, figure.workload, figure.metric))
-        unit = UNITS.get(figure.metric, "s")
-        ratio = None
-        if target is not None:
-            ratio = target.best_peer / figure.value if unit != "tok/s" else figure.value / target.best_peer
-        return {
-            "model": model,
-            "workload": figure.workload,
-            "metric": figure.metric,
-            "unit": unit,
-            "value": figure.value,
-            "best_peer": target.best_peer if target else None,
-            "ratio": ratio,
-            "floor": figure.floor,
-            **self._context,
-            "runs": figure.runs,
-        }
-
-
-def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows: ``h100.json`` keeps the latest of each figure, the history all of them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "h100.json"
-    latest = json.loads(path.read_text()) if path.exists() else []
-    by_key = {(row["model"], row["workload"], row["metric"]): row for row in latest + rows}
-    path.write_text(json.dumps([by_key[key] for key in sorted(by_key)], indent=1) + "\n")
-    with (folder / "h100_history.jsonl").open("a") as history:
-        history.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table, with what must be reached and what is aimed at."""
-    lines = [
-        "| model | workload | metric | ours | best peer | ratio | must | aim | floor | runs |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in rows:
-        target = TARGETS.get((row["model"], row["workload"], row["metric"])) or Target(0)
-        runs = " ".join(_number(run) for run in row["runs"])
-        numbers = (row["value"], row["best_peer"], row["ratio"], target.must, target.aim, row["floor"])
-        what = [row["model"], row["workload"], f"{row['metric']}, {row['unit']}"]
-        cells = [*what, *map(_number, numbers), runs]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _say(text: str) -> None:
@@ -275,40 +198,12 @@ def _attempt(what: str, work: Callable[[], None]) -> bool:
     return True
 
 
-def _context(commit: str | None, device: torch.device) -> dict[str, str]:
-    if commit is None:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        try:
-            commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        except OSError:
-            commit = ""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
-    def split(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in allowed:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(allowed)}")
-        return names
-
-    return split
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", type=_names(("L8B", "Q05B")), default=["L8B", "Q05B"], metavar="A,B")
-    parser.add_argument(
-        "--workloads", type=_names(tuple(WORKLOADS)), default=list(WORKLOADS), metavar="W1,W2"
-    )
+    parser.add_argument("--models", type=names(("L8B", "Q05B")), default=["L8B", "Q05B"], metavar="A,B")
+    parser.add_argument("--workloads", type=names(tuple(WORKLOADS)), default=list(WORKLOADS), metavar="W1,W2")
     parser.add_argument("--repeats", type=int, help="of every workload (default: 2 or 3, as the peers)")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of h100.json (default: %(default)s)"
@@ -321,6 +216,9 @@ def _parse() -> argparse.Namespace:
         help="engine options as JSON, to try out; nothing is written",
     )
     parser.add_argument("--trace", choices=("W1", "W5"), help="trace steady decode instead of timing")
+    parser.add_argument(
+        "--where", choices=("W1", "W2", "W3", "W4", "W5"), help="print what the engine's own thread does"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model, any device, nothing written")
     parser.add_argument("--add", type=Path, metavar="FILE", help="only add the rows of another h100.json")
     return parser.parse_args()
@@ -344,7 +242,7 @@ def main() -> int:
     bandwidth, rate = ceilings.read_bytes_per_s / 1e9, ceilings.flops_per_s / 1e12
     _say(f"read {bandwidth:.0f} GB/s, bf16 GEMM {rate:.1f} TFLOP/s")
     written = not args.quick and not args.options
-    results = Results(args.out if written else None, _context(args.commit, device))
+    results = Results(args.out if written else None, context(args.commit, device))
     complete = True
     with tempfile.TemporaryDirectory() as root:
         for name in ["TINY"] if args.quick else args.models:
@@ -366,6 +264,8 @@ def _run_model(bench: ModelBench, name: str, args: argparse.Namespace, results: 
             _say(json.dumps(summary, indent=1))
 
         return _attempt(f"{name} trace {args.trace}", trace)
+    if args.where is not None:
+        return _attempt(f"{name} where {args.where}", lambda: _say(f"{name} {bench.where(args.where)}"))
     complete = True
     for workload in sorted(args.workloads, key=lambda name: (name != "W6", name)):  # W6 wants the card empty
         if workload == "W4" and MODELS[name]["max_position_embeddings"] <= 32768 and not args.quick:
@@ -375,9 +275,9 @@ def _run_model(bench: ModelBench, name: str, args: argparse.Namespace, results: 
 
         def measure(workload: str = workload) -> None:
             figures = []
-            for figure in bench.run(workload, args.repeats or REPEATS[workload]):
-                figures.append(figure)
-                _say(f"      {figure.metric}: {' '.join(map(_number, figure.runs))}")
+            for measured in bench.run(workload, args.repeats or REPEATS[workload]):
+                figures.append(measured)
+                _say(f"      {measured.metric}: {' '.join(map(number, measured.runs))}")
             results.add(name, figures)
 
         complete &= _attempt(f"{name} {workload}", measure)

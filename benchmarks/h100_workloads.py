@@ -1,4 +1,4 @@
-"""The model shapes, workloads and peers' figures of ``h100.py``.
+"""The model shapes, workloads and peers' figures of ``h100.py`` and ``h100_serving.py``.
 
 Prompts are token ids drawn uniformly from ``[100, vocab - 1000)``, greedy, end of sequence ignored. The
 lengths of a workload never change; its ids depend on ``seed``, so that no repeat finds the prefixes of an
@@ -7,8 +7,9 @@ earlier one. Lengths, orders and seeds are those the peers were timed with.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,7 @@ WORKLOADS = {
     "W5": "256 requests at once, 512 in, 256 out",
     "W6": "start of a fresh process",
 }
+ENGINE_OPTIONS = {"load_format": "dummy", "skip_tokenizer_init": True, "dtype": "bfloat16"}
 REPEATS = {"W1": 3, "W2": 2, "W3": 2, "W4": 3, "W5": 3, "W6": 2}
 
 
@@ -114,6 +116,16 @@ TARGETS: dict[tuple[str, str, str], Target] = {
     ("Q05B", "W6", "start_second"): Target(29.1),
 }
 
+# streams under load: vLLM's alone, by the metrics of h100_serving.py
+_LATENCIES = [f"{name}_p{percent}" for name in ("ttft", "itl", "tpot") for percent in (50, 99)]
+_STREAM_METRICS = ["total", "output_throughput", *_LATENCIES]
+for _load, _figures in {
+    "stream 4:150": (35.4, 1170, 43, 84, 7.0, 35.6, 7.6, 9.1),
+    "stream 16:500": (36.4, 4036, 57, 115, 8.6, 38.6, 11.5, 13.9),
+    "stream inf:1000": (43.7, 6684, 18133, 39256, 11.7, 40, 18.1, 20.8),
+}.items():
+    TARGETS |= {("L8B", _load, metric): Target(value) for metric, value in zip(_STREAM_METRICS, _figures)}
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -128,6 +140,10 @@ class Requests:
     def input_lengths(self) -> list[int]:
         """Prompt lengths in tokens."""
         return [len(prompt) for prompt in self.prompts]
+
+    def first(self, count: int) -> Requests:
+        """The first few, which share nothing that is known of."""
+        return Requests(self.prompts[:count], self.output_lengths[:count])
 
 
 class Prompts:
@@ -169,6 +185,13 @@ class Prompts:
         prompts = [self._ids(ids, self._cut(512)) for _ in range(self._cut(256))]
         return Requests(prompts, [self._cut(output_length)] * len(prompts))
 
+    def of(self, workload: str, seed: int) -> Requests:
+        """The requests of W1 to W5."""
+        if workload == "W4":
+            return self.single(seed, 32768, 1)
+        make = {"W1": self.single, "W2": self.mixed, "W3": self.shared_prefix, "W5": self.batch}
+        return make[workload](seed)
+
     def warm_up(self) -> Iterator[Requests]:
         """Small requests of every kind, so that kernels are compiled and decode steps recorded.
 
@@ -203,3 +226,16 @@ def write_config(model: str, root: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(MODELS[model], indent=1))
     return folder
+
+
+def names(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """A type of arguments: some of ``allowed``, comma-separated."""
+
+    def split(text: str) -> list[str]:
+        chosen = text.split(",")
+        for name in chosen:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(allowed)}")
+        return chosen
+
+    return split
