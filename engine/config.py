@@ -117,7 +117,7 @@ class EngineConfig:
     stream_prefill_size: int | None = _option(
         None,
         "prompt tokens computed per step while somebody streams tokens and few prompts wait, so that streams"
-        " stay smooth (default 64 CPU, 256 GPU); -1: as many as ever",
+        " stay smooth (default 64 CPU, 384 GPU); -1: as many as ever",
     )
     max_prefill_tokens: int = _option(16384, "prompt tokens computed per step in all, at least 1")
     schedule_policy: str = _option("lpm", "order in which waiting requests start", POLICY_NAMES)

@@ -24,7 +24,7 @@ from ..schedule.drafts.drafter import MAX_DRAFTS
 # a small model; a GPU needs thousands of tokens to be busy.
 _CHUNK = (512, 8192)
 # What keeps a step with a prompt in it below about twice a plain one.
-_BESIDE_STREAMS = (64, 256)
+_BESIDE_STREAMS = (64, 384)
 _RUNNING = (256, 1024)
 # 64 tokens are what one bulk copy of the attention kernels moves at a time.
 _PAGE = (16, 64)

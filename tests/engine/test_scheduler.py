@@ -162,7 +162,7 @@ def test_steps_grow_with_what_waits_beside_a_stream():
         core.add(make_submission(f"reader {i}", [i + j % 7 for j in range(64)], 1), Recorder())
     run_to_end(core)
     sizes = [batch.num_tokens - batch.num_decodes for batch in runner.batches[1:]]
-    # an eighth of what waits, 1280 tokens at first, within the two limits
+    # a quarter of what waits, 1280 tokens at first, within the two limits
     assert sizes[:10] == [64] * 10
     assert sizes[-10:] != sizes[:10]
     assert min(size for size in sizes if size) <= 8
