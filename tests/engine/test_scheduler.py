@@ -143,9 +143,9 @@ def test_decoding_goes_on_beside_a_long_prefill():
         assert sum(row.num_tokens for row in batch.rows) <= 8 + 1
 
 
-@pytest.mark.parametrize(("stream", "expected"), [(True, {8}), (False, {64})])
+@pytest.mark.parametrize(("stream", "expected"), [(True, {16}), (False, {64})])
 def test_prompts_take_small_steps_beside_a_stream(stream, expected):
-    core, runner = make_core(num_pages=400, page_size=4, chunk=64, stream_prefill_size=8)
+    core, runner = make_core(num_pages=400, page_size=4, chunk=64, stream_prefill_size=16)
     core.add(make_submission("talker", [1, 2, 3], 60, stream=stream), Recorder())
     core.step()
     core.add(make_submission("reader", [i % 97 for i in range(64)], 1), Recorder())
