@@ -163,7 +163,7 @@ class StepResult:
     """
 
     token_ids: list[int]
-    logprobs: Sequence[PackedLogprob | None] | None = None
+    logprobs: list[PackedLogprob | None] | None = None
     prompt_scores: Mapping[int, list[TokenLogprob]] = field(default_factory=dict)
     hidden_states: Sequence[tuple[int, torch.Tensor]] = ()
     embeddings: list[list[float]] | None = None

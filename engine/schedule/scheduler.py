@@ -470,7 +470,7 @@ def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verd
         if not request.is_finished:
             kept = len(states) - verdict.surplus.get(request, 0)
             request.collected.hidden_states.append(states[:kept])
-    for request, packed in zip(requests, verdict.kept(list(result.logprobs or ()))):
+    for request, packed in zip(requests, verdict.kept(result.logprobs or [])):
         if packed is not None and request.finish_reason is None:
             request.collected.output_logprobs.append(packed)
     for request, embedding in zip(requests, result.embeddings or ()):

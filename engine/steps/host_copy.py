@@ -30,6 +30,7 @@ class HostCopy:
             self._event.record()
 
     def __contains__(self, name: str) -> bool:
+        """Whether there was a tensor of that name."""
         return name in self._tensors
 
     def get(self, name: str) -> list | None:

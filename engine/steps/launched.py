@@ -60,9 +60,11 @@ class LaunchedStep:
         return failures
 
     def _logprobs(self, sampled: HostCopy) -> list[PackedLogprob | None] | None:
+        if "logprobs" not in sampled:
+            return None
         names = ("token_ids", "logprobs", "top_values", "top_ids")
         arrays = [sampled.tensor(name).numpy() for name in names if name in sampled]
-        return pack_logprobs(self.rows, *arrays) if "logprobs" in sampled else None
+        return pack_logprobs(self.rows, *arrays)
 
     def _prompt_scores(self) -> dict[int, list[TokenLogprob]]:
         result: dict[int, list[TokenLogprob]] = {}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+
+from ..upload import upload
 
 Run = tuple[int, int, Sequence[int]]
 """``(slot, start, values)``: for columns ``start, start+1, …`` of row ``slot``."""
@@ -39,9 +42,7 @@ def write_runs(
     longest = max((len(values) for _, _, values in runs), default=0)
     if not longest:
         return
-    changes = torch.frombuffer(_packed(runs), dtype=torch.int32)
-    if tokens.is_cuda:
-        changes = changes.pin_memory().to(tokens.device, non_blocking=True)
+    [changes] = upload(tokens.device, np.frombuffer(_packed(runs), dtype=np.int32))
     _write_runs_kernel[(len(runs), triton.cdiv(longest, block))](
         tokens,
         pages,

@@ -114,8 +114,8 @@ def test_recorded_steps_carry_the_column(hf, folder, monkeypatch):
     [mixed], [decodes] = made.mixed.values(), made.decodes.values()
     lengths = [len(prompt) for prompt in PROMPTS[:3]]
     deltas = [number for number, length in zip(NUMBERS, lengths) for _ in range(length)]
-    assert mixed.room.tensors[2].tolist() == deltas + [0] * (64 - len(deltas))  # slot, position, delta, ...
-    assert decodes.room.tensors[2].tolist() == [*NUMBERS[:3], 0]
+    assert mixed.room.own[2].tolist() == deltas + [0] * (64 - len(deltas))  # slot, position, delta, ...
+    assert decodes.room.own[2].tolist() == [*NUMBERS[:3], 0]
 
 
 def test_the_engines_own_names_are_taken(folder, monkeypatch):

@@ -45,8 +45,8 @@ class ReplayingRecorder(Recorder):
 class WatchedStep(RecordedStep):
     """Its outputs are copies: on a GPU what reads them stands in line before the next replay."""
 
-    def __call__(self, arrays):
-        return super().__call__(arrays).clone()
+    def __call__(self, own, data):
+        return super().__call__(own, data).clone()
 
 
 class WatchedGraphs(StepGraphs):

@@ -67,9 +67,7 @@ class DecodeGraphs:
         return self._replay(layout, greedy=True)[0]
 
     def close(self) -> None:
-        """Let the recordings go: they refer to what made them, so they would stay until a garbage collection,
-        which may then strike while another engine records.
-        """
+        """Let the recordings go."""
         self._steps.clear()
 
     def _replay(self, layout: StepLayout, *, greedy: bool) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
@@ -83,18 +81,14 @@ class DecodeGraphs:
         step = self._steps.get(key)
         if step is None:
             step = self._steps[key] = self._make(tuple(columns), size, greedy, data)
-        output = step([*columns.values(), *(array for one in data for array in one.arrays)])
-        return output[:count], step.room.tensors[: len(columns)]
+        return step([*columns.values()], data)[:count], step.room.own
 
     def _make(
         self, names: Sequence[str], size: int, greedy: bool, data: Sequence[RecordedData]
     ) -> RecordedStep:
-        places = [Place((size,))] * len(names)  # padding: slot 0, nothing to attend to
-        room = Room([*places, *(place for one in data for place in one.places)], self._inputs.device)
-        columns = dict(zip(names, room.tensors))
-        rest = iter(room.tensors[len(names) :])
-        own = [[next(rest) for _ in one.arrays] for one in data]
-        return RecordedStep(partial(self._step, columns, own, greedy), room, self._recorder)
+        room = Room([Place((size,))] * len(names), data, self._inputs.device)  # padding: slot 0, no context
+        step = partial(self._step, dict(zip(names, room.own)), room.planned, greedy)
+        return RecordedStep(step, room, self._recorder)
 
     def _step(
         self, columns: Mapping[str, torch.Tensor], data: Sequence[Sequence[torch.Tensor]], greedy: bool

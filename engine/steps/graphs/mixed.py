@@ -77,15 +77,13 @@ class MixedGraphs:
         if step is None:
             step = self._steps[key] = self._make(tuple(columns), shape, data)
         sampled = (layout.last_tokens, layout.sample_slots, layout.sample_positions)
-        output = step([*columns.values(), *sampled, *(array for one in data for array in one.arrays)])
+        output = step([*columns.values(), *sampled], data)
         count = layout.num_samples
-        _, slots, positions = step.room.tensors[len(columns) :][:3]
+        *_, slots, positions = step.room.own
         return output[:count], SampledPlaces(None, slots[:count], positions[:count].long())
 
     def close(self) -> None:
-        """Let the recordings go: they refer to what made them, so they would stay until a garbage collection,
-        which may then strike while another engine records.
-        """
+        """Let the recordings go."""
         self._steps.clear()
 
     def _shape(self, layout: StepLayout) -> StepShape | None:
@@ -101,11 +99,9 @@ class MixedGraphs:
 
     def _make(self, names: Sequence[str], shape: StepShape, data: Sequence[RecordedData]) -> RecordedStep:
         places = [Place((shape.num_tokens,))] * len(names) + [Place((_num_samples(shape),))] * 3
-        room = Room([*places, *(place for one in data for place in one.places)], self._inputs.device)
-        columns, rest = dict(zip(names, room.tensors)), iter(room.tensors[len(names) :])
-        sampled = [next(rest) for _ in range(3)]
-        own = [[next(rest) for _ in one.arrays] for one in data]
-        return RecordedStep(partial(self._step, columns, sampled, own), room, self._recorder)
+        room = Room(places, data, self._inputs.device)
+        columns, sampled = dict(zip(names, room.own)), room.own[len(names) :]
+        return RecordedStep(partial(self._step, columns, sampled, room.planned), room, self._recorder)
 
     def _step(
         self,

@@ -12,6 +12,7 @@ from ....kernels.device import RECORDING
 if TYPE_CHECKING:
     import numpy as np
 
+    from ....cache.kv_kind import RecordedData
     from .room import Room
 
 
@@ -65,9 +66,9 @@ class RecordedStep:
         self._has_run = False
         self._recording: Recording | None = None
 
-    def __call__(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    def __call__(self, own: Sequence[np.ndarray], data: Sequence[RecordedData]) -> torch.Tensor:
         """Enqueue the step for these contents of the room; what it returns is good until the next step."""
-        self.room.put(arrays)
+        self.room.put(own, data)
         if self._recording is not None:
             return self._recording.replay()
         if not self._has_run:

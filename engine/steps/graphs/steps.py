@@ -37,6 +37,10 @@ class StepGraphs:
         return self._decodes.replay_greedy(layout) if self._decodes.fits(layout) else None
 
     def close(self) -> None:
-        """Let the recordings go, and their memory; nothing may be running of them."""
+        """Let the recordings go, and their memory; nothing may be running of them.
+
+        They refer to what made them, so they would stay until a garbage collection, which may then strike
+        while another engine records.
+        """
         self._decodes.close()
         self._mixed.close()
