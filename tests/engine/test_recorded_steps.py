@@ -127,6 +127,17 @@ def test_steps_that_no_recording_has_room_for(folder, monkeypatch):
     assert [recorded for count, greedy, recorded in made.replays if not greedy] == [False, False, True]
 
 
+def test_more_decodes_than_the_option_allows_are_not_recorded(folder, monkeypatch):
+    expected = run(folder)
+    graphs = use_gpu_steps(monkeypatch)
+    outputs = run(folder, cuda_graph_max_bs=2)
+    [made] = graphs
+    check_same(outputs, expected)
+    decodes = {(count, recorded) for count, _, recorded in made.replays if count <= len(PROMPTS)}
+    assert {recorded for count, recorded in decodes if count > 2} == {False}
+    assert {recorded for count, recorded in decodes if count <= 2} == {True}
+
+
 def test_drafts_are_rows_of_their_own(folder, monkeypatch):
     expected = run(folder, states=True, logprobs=True)
     seen = {tuple(ids): list(output.token_ids) for ids, output in zip(PROMPTS, expected)}

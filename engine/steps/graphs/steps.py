@@ -26,8 +26,10 @@ class StepGraphs:
 
         None: this step must be launched kernel by kernel.
         """
-        graphs = self._decodes if self._decodes.fits(layout) else self._mixed
-        return graphs.replay(layout)
+        if self._decodes.fits(layout):
+            return self._decodes.replay(layout)
+        # how many decodes are recorded at most is an option, which mixed steps are not to get round
+        return None if layout.only_decodes else self._mixed.replay(layout)
 
     def replay_greedy(self, layout: StepLayout) -> torch.Tensor | None:
         """Enqueue a step of decodes to the end: token ids [S] int64, already stored. Looks for no NaN.
