@@ -7,7 +7,8 @@
 
 A load is arrivals per second and requests, ``16:500``; ``inf:1000`` is all at once. All coroutines run in one
 event loop and read ``async_generate(stream=True)``, greedy, end of sequence ignored. Lengths, token ids and
-arrivals are the same in every run. ``--warm`` so many requests come all at once before.
+arrivals are the same in every run. ``--warm`` so many requests come all at once before, then none for ``--idle``
+seconds, in which the engine records what streams meet.
 
 - total, output_throughput: from the first arrival to the last token
 - ttft: from a request's arrival to its first token in its coroutine
@@ -141,6 +142,7 @@ async def run(
     """All loads, one after the other in one event loop; each is added as soon as it is measured."""
     if args.warm:
         await serve(engine, prompts.mixed(WARM).first(args.warm), Load(math.inf, args.warm).pauses())
+        await asyncio.sleep(args.idle)
     for seed, load in enumerate(args.loads):
         requests = prompts.mixed(seed).first(load.count)
         with watch(engine) as owner:
@@ -164,6 +166,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=names(("L8B", "Q05B")), default=["L8B"], metavar="A,B")
     parser.add_argument("--loads", type=_loads, default="4:150,16:500,inf:1000", metavar="RATE:COUNT,...")
     parser.add_argument("--warm", type=int, default=MOST, help="requests before (default: %(default)s)")
+    parser.add_argument("--idle", type=float, default=10, help="seconds after those (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of h100.json (default: results/)")
     parser.add_argument("--commit", help="commit of the code (default: what git says)")
     parser.add_argument("--options", type=json.loads, default={}, help="engine options as JSON, to try out")

@@ -87,6 +87,8 @@ class EngineCore:
         token_text: text of one token id, for log-probabilities with text.
         build_output: what a request looks like to its caller.
         after_step: called after every step that ran something, to watch.
+        get_ready: called again and again between requests, once somebody has streamed, until it says False:
+            a part of what makes later steps faster.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class EngineCore:
         token_text: Callable[[int], str] | None = None,
         build_output: Callable[..., DocumentedOutput] = build_output,
         after_step: Callable[[EngineCore], None] | None = None,
+        get_ready: Callable[[], bool] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -110,6 +113,8 @@ class EngineCore:
         self._token_text = token_text
         self._build_output = build_output
         self._after_step = after_step
+        self._get_ready = get_ready
+        self._has_streamed = False
         self._in_flight: _InFlight | None = None
         self._tracked: dict[str, _Tracked] = {}
         self._compiling: dict[str, Compilation] = {}
@@ -127,6 +132,16 @@ class EngineCore:
     def is_idle(self) -> bool:
         """True while there is no request of any kind, and no step under way."""
         return self._in_flight is None and not self._tracked
+
+    @property
+    def is_getting_ready(self) -> bool:
+        """True while :meth:`get_ready` has something to do."""
+        return self._get_ready is not None and self._has_streamed and self.is_idle
+
+    def get_ready(self) -> None:
+        """Do a part of what makes later steps faster. Readers of streams notice those that are not."""
+        if self._get_ready is not None and not self._get_ready():
+            self._get_ready = None
 
     def wait_for_grammars(self) -> None:
         """Block until a grammar is compiled, if that is all that requests wait for."""
@@ -159,6 +174,7 @@ class EngineCore:
             with self._only(request):
                 tracked.text = detokenizer.start(request.params, request.token_ids)
         if submission.stream:
+            self._has_streamed = True
             build = self._builder(submission)
             tracked.growing = GrowingOutput(
                 request, build, self._detokenizer, tracked.text, self._stream_interval

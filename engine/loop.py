@@ -193,6 +193,8 @@ class EngineLoop:
                     if self._owned().has_work:
                         self._owned().step()
                         self._bells.step()
+                    elif self._owned().is_getting_ready:
+                        self._owned().get_ready()
         except BaseException as failure:  # whatever it was, nobody may be left waiting
             log_exception("A step of the engine failed; the engine is closed")
             self._failure = failure
@@ -210,7 +212,8 @@ class EngineLoop:
 
     def _wait_for_work(self) -> bool:
         with self._condition:
-            while not (self._closing or self._commands or self._owned().has_work):
+            core = self._owned()
+            while not (self._closing or self._commands or core.has_work or core.is_getting_ready):
                 self._condition.wait()
             return not self._closing
 

@@ -123,6 +123,7 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
         token_text=None if tokenizer is None else _token_text(tokenizer),
         build_output=build_output if resolved.kind.is_text else build_embedding,
         after_step=None if config.decode_log_interval is None else StatsLine(config.decode_log_interval),
+        get_ready=runner.record_ahead,
     )
 
     def release() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .request import Request
 
-BACKLOG_SHARE = 4
+BACKLOG_SHARE = 2
 """A step takes at least one part in so many of the prompt tokens that wait: where many do, streams would be
 slow for longer, and first tokens late, if steps stayed short."""
 

@@ -66,6 +66,9 @@ class Graphs(Protocol):
     def replay_greedy(self, layout: StepLayout) -> torch.Tensor | None:
         """Enqueue a step of decodes to the end: token ids [S] int64, already stored. Looks for no NaN."""
 
+    def record_ahead(self, columns: Sequence[str]) -> bool:
+        """Do a part of recording steps before they are needed; False if there is none left."""
+
     def close(self) -> None:
         """Let the recordings go; nothing may be running of them."""
 
@@ -125,6 +128,20 @@ class ModelRunner:
         the tokens of the step before.
         """
         return self.run(lay_out(batch, self._columns))
+
+    @torch.inference_mode()
+    def record_ahead(self) -> bool:
+        """Do a part of recording steps that streams will meet, while no step is under way.
+
+        False if there is nothing left to do, or no memory to do it in: recordings save time, nothing else.
+        """
+        if self._graphs is None:
+            return False
+        with self._placed():
+            try:
+                return self._graphs.record_ahead([column.name for column in self._columns])
+            except torch.OutOfMemoryError:
+                return False
 
     @torch.inference_mode()
     def run(self, layout: StepLayout) -> LaunchedStep:

@@ -14,6 +14,7 @@ from tiny_text import write_tiny_text_model
 
 import rootlet
 from rootlet.engine.build import proposers, recording
+from rootlet.engine.steps.graphs import steps
 from rootlet.kernels.gpu import prefix_groups
 
 from ..models.hf import build_hf
@@ -136,6 +137,31 @@ def test_more_decodes_than_the_option_allows_are_not_recorded(folder, monkeypatc
     decodes = {(count, recorded) for count, _, recorded in made.replays if count <= len(PROMPTS)}
     assert {recorded for count, recorded in decodes if count > 2} == {False}
     assert {recorded for count, recorded in decodes if count <= 2} == {True}
+
+
+def test_steps_of_streams_are_recorded_before_they_come(folder, monkeypatch):
+    """Between requests, once somebody has streamed: whatever comes then is replayed, and the same."""
+    params = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
+    expected = run(folder, [params] * len(PROMPTS))
+    monkeypatch.setattr(steps, "_AHEAD", ((64, 0), (64, 4)))
+    graphs = use_gpu_steps(monkeypatch)
+    options = {"page_size": 16, "max_running_requests": 4, "chunked_prefill_size": 20, "dtype": "float32"}
+    options |= {"max_total_tokens": 1024, "device": "cpu", "skip_tokenizer_init": True}
+    with rootlet.Engine(folder, **options) as engine:
+        [made] = graphs
+
+        def known():
+            return {*made._mixed._steps.values(), *made._decodes._steps.values()}
+
+        engine.generate(input_ids=[1, 2], sampling_params=params)
+        assert len(known()) == 2  # a prompt and a decode; nobody has streamed
+        *_, output = engine.generate(input_ids=PROMPTS[0], sampling_params=params, stream=True)
+        assert made.is_ready.wait(60)
+        recorded = known()
+        assert all(step.is_recorded for step in recorded)
+        outputs = engine.generate(input_ids=PROMPTS, sampling_params=params)
+        assert known() == recorded
+    check_same([output, *outputs], [expected[0], *expected])
 
 
 def test_drafts_are_rows_of_their_own(folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -50,7 +51,8 @@ class WatchedStep(RecordedStep):
 
 
 class WatchedGraphs(StepGraphs):
-    """``made``: all of them; ``replays``: (tokens, greedy, recorded) of each step in turn.
+    """``made``: all of them; ``replays``: (tokens, greedy, recorded) of each step in turn; ``is_ready``: set
+    when nothing is left to record ahead.
 
     When their engine is closed, ``decodes`` are the recorded steps by (rows, greedy, ...) and ``mixed`` those
     by (tokens, decodes, other rows, ...).
@@ -61,6 +63,7 @@ class WatchedGraphs(StepGraphs):
     def __init__(self, *args):
         super().__init__(*args)
         self.replays = []
+        self.is_ready = threading.Event()
         self.made.append(self)
 
     def replay(self, layout):
@@ -72,6 +75,12 @@ class WatchedGraphs(StepGraphs):
         replayed = super().replay_greedy(layout)
         self.replays.append((layout.num_tokens, True, replayed is not None))
         return replayed
+
+    def record_ahead(self, columns):
+        more = super().record_ahead(columns)
+        if not more:
+            self.is_ready.set()
+        return more
 
     def close(self):
         self.decodes, self.mixed = dict(self._decodes._steps), dict(self._mixed._steps)

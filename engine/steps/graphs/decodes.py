@@ -6,8 +6,8 @@ from a room of its own. A batch is padded to the next size.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,14 @@ class DecodeGraphs:
         """Enqueue the step: token ids [S] int64, already stored. Looks for no NaN."""
         return self._replay(layout, greedy=True)[0]
 
+    def ahead(self, max_rows: int, columns: Sequence[str]) -> Iterator[RecordedStep]:
+        """Steps of up to ``max_rows`` that share no prefixes, of a model that reads these columns."""
+        padding = StepLayout.padding(1, 1, columns)
+        for size in self._sizes[: bisect_right(self._sizes, max_rows)]:
+            data = [planner.recorded_data(padding, size) for planner in self._inputs.planners]
+            for greedy in (True, False):
+                yield self._of((*padding.columns, "length"), size, greedy, data)
+
     def close(self) -> None:
         """Let the recordings go."""
         self._steps.clear()
@@ -77,11 +85,18 @@ class DecodeGraphs:
         count = layout.num_tokens  # each is a row: drafts too find the tokens before them in the cache
         size = self._sizes[bisect_left(self._sizes, count)]
         data = [planner.recorded_data(layout, size) for planner in self._inputs.planners]
+        step = self._of(tuple(columns), size, greedy, data)
+        return step([*columns.values()], data)[:count], step.room.own
+
+    def _of(
+        self, names: Sequence[str], size: int, greedy: bool, data: Sequence[RecordedData]
+    ) -> RecordedStep:
+        """The step that has room for ``size`` tokens with such data."""
         key = (size, greedy, *(one.key for one in data))
         step = self._steps.get(key)
         if step is None:
-            step = self._steps[key] = self._make(tuple(columns), size, greedy, data)
-        return step([*columns.values()], data)[:count], step.room.own
+            step = self._steps[key] = self._make(names, size, greedy, data)
+        return step
 
     def _make(
         self, names: Sequence[str], size: int, greedy: bool, data: Sequence[RecordedData]

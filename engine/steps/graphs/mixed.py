@@ -7,8 +7,8 @@ nothing, rows by rows without tokens.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -65,35 +65,61 @@ class MixedGraphs:
         shape = self._shape(layout)
         if shape is None:
             return None
-        data = []
-        for planner in self._inputs.planners:
-            own = planner.recorded_rows(layout, shape)
-            if own is None:
-                return None
-            data.append(own)
+        data = self._data(layout, shape)
+        if data is None:
+            return None
         columns = layout.columns
-        key = (*shape, *(one.key for one in data))
-        step = self._steps.get(key)
-        if step is None:
-            step = self._steps[key] = self._make(tuple(columns), shape, data)
+        step = self._of(tuple(columns), shape, data)
         sampled = (layout.last_tokens, layout.sample_slots, layout.sample_positions)
         output = step([*columns.values(), *sampled], data)
         count = layout.num_samples
         *_, slots, positions = step.room.own
         return output[:count], SampledPlaces(None, slots[:count], positions[:count].long())
 
+    def ahead(self, max_tokens: int, columns: Sequence[str]) -> Iterator[RecordedStep]:
+        """Steps of up to ``max_tokens`` and any number of decodes, of a model that reads these columns."""
+        padding = StepLayout.padding(1, 2, columns)
+        for size in self._sizes[: bisect_right(self._sizes, max_tokens)]:
+            for shape in self._shapes(size):
+                data = self._data(padding, shape)
+                if data is not None:
+                    yield self._of(tuple(padding.columns), shape, data)
+
     def close(self) -> None:
         """Let the recordings go."""
         self._steps.clear()
+
+    def _data(self, layout: StepLayout, shape: StepShape) -> list[RecordedData] | None:
+        """What each planner brings of the step; None if one of them cannot."""
+        data = []
+        for planner in self._inputs.planners:
+            own = planner.recorded_rows(layout, shape)
+            if own is None:
+                return None
+            data.append(own)
+        return data
+
+    def _of(self, names: Sequence[str], shape: StepShape, data: Sequence[RecordedData]) -> RecordedStep:
+        """The step of that shape with such data."""
+        key = (*shape, *(one.key for one in data))
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = self._make(names, shape, data)
+        return step
+
+    def _shapes(self, size: int) -> list[StepShape]:
+        """Those of ``size`` tokens, by their room for decodes."""
+        num_others = max(min(size // 4, 64), size // 32)
+        rows = [*(few for few in _FEW_DECODES if few < size), min(size, self._max_rows)]
+        return [StepShape(size, num_decodes, num_others) for num_decodes in rows]
 
     def _shape(self, layout: StepLayout) -> StepShape | None:
         """The least that has room for the step, if anything is recorded that has."""
         num_tokens, num_decodes = layout.num_tokens, layout.num_decodes
         if num_tokens > self._sizes[-1] or layout.scores or layout.pieces:
             return None
-        size = self._sizes[bisect_left(self._sizes, num_tokens)]
-        rows = [*(few for few in _FEW_DECODES if few < size), min(size, self._max_rows)]
-        shape = StepShape(size, rows[bisect_left(rows, num_decodes)], max(min(size // 4, 64), size // 32))
+        shapes = self._shapes(self._sizes[bisect_left(self._sizes, num_tokens)])
+        shape = next(shape for shape in shapes if shape.num_decodes >= num_decodes)
         fits = layout.num_rows - num_decodes <= shape.num_others and layout.num_samples <= _num_samples(shape)
         return shape if fits else None
 

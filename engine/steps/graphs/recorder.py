@@ -66,13 +66,25 @@ class RecordedStep:
         self._has_run = False
         self._recording: Recording | None = None
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is only replayed from now on."""
+        return self._recording is not None
+
     def __call__(self, own: Sequence[np.ndarray], data: Sequence[RecordedData]) -> torch.Tensor:
         """Enqueue the step for these contents of the room; what it returns is good until the next step."""
         self.room.put(own, data)
+        if self._recording is None and self._has_run:
+            self._recording = self._recorder.record(self._step)
         if self._recording is not None:
             return self._recording.replay()
-        if not self._has_run:
+        self._has_run = True
+        return self._step()
+
+    def get_ready(self) -> None:
+        """Do a part of what is left until it is recorded: run it for what the room holds, or record it."""
+        if self._has_run:
+            self._recording = self._recording or self._recorder.record(self._step)
+        else:
             self._has_run = True
-            return self._step()
-        self._recording = self._recorder.record(self._step)
-        return self._recording.replay()
+            self._step()
