@@ -27,14 +27,12 @@ from ...cache.slot_pool import PADDING_SLOT, SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
 from .batch_builder import BatchBuilder
 from .drafts.drafter import NO_VERDICT, Drafter, Verdict
+from .fairness import consideration_order, count_passed_over
 from .policies import Policy
 from .prefill_budget import PrefillBudget
 from .prefix_index import PrefixIndex
 from .request import FinishReason, Request, RequestStatus
 from .row_loops import decode_all, take_all
-
-# A waiting request that this many younger ones have overtaken goes first, whatever the policy says.
-MAX_PASSED_OVER = 64
 
 
 @dataclass
@@ -382,7 +380,7 @@ class Scheduler:
         """Start waiting requests while budget, slots and pages last."""
         admitted: list[Request] = []
         if self.waiting and step.prefill_budget > 0 and self.slots.num_free:
-            for request in self._consideration_order():
+            for request in consideration_order(self.waiting, self.policy, self.cache):
                 if step.prefill_budget <= 0 or not self.slots.num_free:
                     break
                 if request.num_pending_tokens:  # preempted with a step in flight: its token is unknown
@@ -394,15 +392,7 @@ class Scheduler:
                     break  # the next in order may be smaller, but passing would starve this one
                 admitted.append(request)
         if admitted:
-            self._count_passed_over(admitted)
-
-    def _consideration_order(self) -> Iterable[Request]:
-        """Requests that were preempted or overtaken too often by age, then the rest by policy."""
-        first = [r for r in self.waiting if r.num_preemptions or r.num_passed_over >= MAX_PASSED_OVER]
-        if not first:
-            return self.policy.order(self.waiting, self.cache)
-        chosen = {id(request) for request in first}
-        return first + self.policy.order([r for r in self.waiting if id(r) not in chosen], self.cache)
+            count_passed_over(self.waiting, admitted)
 
     def _admit(self, request: Request, match: Match, step: BatchBuilder) -> bool:
         """Start ``request`` from its prefix hit. False, with nothing changed, when it does not fit now."""
@@ -448,13 +438,6 @@ class Scheduler:
             request.stamps.scheduled = time.monotonic()
             self.stats.num_prompt_tokens_cached += match.num_tokens
             self.stats.num_prompt_tokens_computed += request.num_prompt_tokens - match.num_tokens
-
-    def _count_passed_over(self, admitted: list[Request]) -> None:
-        arrivals = sorted(request.arrival for request in admitted)
-        for request in self.waiting:
-            if request.arrival > arrivals[-1]:
-                break
-            request.num_passed_over += len(arrivals) - bisect.bisect(arrivals, request.arrival)
 
     def num_pages(self, num_tokens: int) -> int:
         """Pages that so many tokens take."""
