@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..errors import InvalidRequestError, is_interrupt
 from .host.code import call_host
@@ -22,6 +22,7 @@ from .replies.growing import GrowingOutput, text_error
 from .replies.outputs import DocumentedOutput, build_output
 from .schedule.constraint import RequestConstraint
 from .schedule.request import FinishReason, Request, RequestStatus
+from .schedule.versions import Label, Versions
 
 if TYPE_CHECKING:
     from ..grammar.compiler import Compilation
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from .requests.factory import Submission
     from .schedule.batch import Batch, StepResult
     from .schedule.scheduler import Scheduler
+
+
+OnRunning: TypeAlias = Literal["abort", "finish", "recompute", "keep"]
+"""What becomes of requests when the engine is to stand still: they end with what they have (those that wait
+too); they run to their ends; they keep their tokens, and what was computed of them is computed again; they
+keep that as well."""
 
 
 class Launched(Protocol):
@@ -106,7 +113,7 @@ class EngineCore:
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.weights_version = 0
+        self.weights_version: Label = 0
         self._detokenizer = detokenizer
         self._overlap = overlap
         self._stream_interval = stream_interval
@@ -115,6 +122,8 @@ class EngineCore:
         self._after_step = after_step
         self._get_ready = get_ready
         self._has_streamed = False
+        self._num_stops = 0
+        self._when_quiet: list[Callable[[], None]] = []
         self._in_flight: _InFlight | None = None
         self._tracked: dict[str, _Tracked] = {}
         self._compiling: dict[str, Compilation] = {}
@@ -124,9 +133,11 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """True while :meth:`step` has something to do, which requests with no grammar yet are not."""
-        if self._in_flight is not None or self.scheduler.has_work:
+        if self._in_flight is not None:
             return True
-        return any(grammar.done() for grammar in self._compiling.values())
+        if self._num_stops and not self.scheduler.is_draining:
+            return False
+        return self.scheduler.has_work or any(grammar.done() for grammar in self._compiling.values())
 
     @property
     def is_idle(self) -> bool:
@@ -136,7 +147,7 @@ class EngineCore:
     @property
     def is_getting_ready(self) -> bool:
         """True while :meth:`get_ready` has something to do."""
-        return self._get_ready is not None and self._has_streamed and self.is_idle
+        return self._get_ready is not None and self._has_streamed and self.is_idle and not self._num_stops
 
     def get_ready(self) -> None:
         """Do a part of what makes later steps faster. Readers of streams notice those that are not."""
@@ -167,6 +178,7 @@ class EngineCore:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
         detokenizer = self._detokenizer if request.params.stop else None
+        request.versions = Versions(self.weights_version)
         request.is_watched, request.is_streamed = detokenizer is not None, submission.stream
         tracked = self._tracked[request.rid] = _Tracked(submission, listener)
         self.scheduler.add(request)
@@ -204,6 +216,68 @@ class EngineCore:
             else:
                 self._fail(request, error)
 
+    def abort_all(self, message: str = "Aborted by the caller.") -> int:
+        """End every request with what it has; how many there were."""
+        rids = list(self._tracked)
+        for rid in rids:
+            self.abort(rid, message)
+        return len(rids)
+
+    # ---- standing still ----------------------------------------------------------------------------
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it takes no steps, or only those that running requests need to end."""
+        return self._num_stops > 0
+
+    def stop(self, on_running: OnRunning, when_quiet: Callable[[], None]) -> int:
+        """Take no steps from now on; ``when_quiet()`` is called when none is under way or due.
+
+        Requests may be added meanwhile and wait. What becomes of those that run says ``on_running``: see
+        :data:`OnRunning`. Returns how many were aborted. As many :meth:`go_on` as stops start it again.
+        Raises InvalidRequestError where requests could never end because it stands still already.
+        """
+        if on_running == "finish" and self._num_stops and self.scheduler.running:
+            raise InvalidRequestError(
+                "The engine is paused, so requests that run cannot finish: resume() first, or choose"
+                " 'abort', 'recompute' or 'keep'."
+            )
+        self._num_stops += 1
+        if self._in_flight is not None:
+            ahead, self._in_flight = self._in_flight, None
+            self._commit(ahead)
+        num_aborted = 0
+        if on_running == "abort":
+            num_aborted = self.abort_all("The engine was stopped.")
+        elif on_running == "recompute":
+            self.scheduler.preempt_all()
+        elif on_running == "finish":
+            self.scheduler.is_draining = True
+        self._when_quiet.append(when_quiet)
+        self._tell_when_quiet()
+        return num_aborted
+
+    def go_on(self) -> None:
+        """Take back one :meth:`stop`."""
+        self._num_stops -= 1
+        if not self._num_stops:
+            self.scheduler.is_draining = False
+
+    def renew_weights(self, label: Label) -> None:
+        """The weights are others now, called ``label``; only while it stands still."""
+        self.weights_version = label
+        self.scheduler.renew_weights()
+        for tracked in self._tracked.values():
+            request = tracked.submission.request
+            request.versions.renew(label, request.num_output_tokens)
+
+    def _tell_when_quiet(self) -> None:
+        if self._when_quiet and not self.has_work:
+            self.scheduler.is_draining = False
+            waiting, self._when_quiet = self._when_quiet, []
+            for tell in waiting:
+                tell()
+
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error``; the core is not usable afterwards."""
         tracked, self._tracked = self._tracked, {}
@@ -233,6 +307,7 @@ class EngineCore:
             self._in_flight.step.draw()
         if self._after_step is not None and batch is not None:
             call_host("What watches steps", self._after_step, self)
+        self._tell_when_quiet()
         return self.has_work
 
     def _commit(self, due: _InFlight) -> None:
@@ -311,7 +386,6 @@ class EngineCore:
             self._build_output,
             token_text=token_text,
             index=submission.index,
-            weights_version=self.weights_version,
         )
 
 

@@ -42,9 +42,8 @@ def build_embedding(
     num_tokens: int | None = None,  # noqa: ARG001
     token_text: Callable[[int], str] | None,  # noqa: ARG001
     index: int | None,
-    weights_version: int,
 ) -> EmbeddingOutput:
     """Snapshot ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
     return EmbeddingOutput(
-        **shared_fields(request, index, weights_version, ended=True), embedding=request.collected.embedding
+        **shared_fields(request, index, 0, ended=True), embedding=request.collected.embedding
     )

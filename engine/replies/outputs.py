@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..schedule.logprobs import PackedLogprob, TokenLogprob, unpack_logprobs
 from ..schedule.request import Request
 from ..schedule.timing import RequestTiming
+from ..schedule.versions import Label, WeightSpan
 from ..steps.hidden_states import assembled
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class DocumentedOutput(Mapping[str, object]):
         prompt_tokens: tokens of the prompt.
         cached_tokens: prompt tokens that came from the prefix cache.
         index: position in a batch (``prompt * n + sample``), None for a single request.
-        weights_version: how often the weights had been updated when the request ended.
+        weights_version: that of the weights which drew the last token.
         timing: where the time went, in the final output.
     """
 
@@ -48,7 +49,7 @@ class DocumentedOutput(Mapping[str, object]):
     prompt_tokens: int
     cached_tokens: int
     index: int | None = None
-    weights_version: int = 0
+    weights_version: Label = 0
     timing: RequestTiming | None = field(default=None, compare=False)
 
     @classmethod
@@ -104,6 +105,8 @@ class RequestOutput(DocumentedOutput):
     Attributes:
         rid, finish_reason, prompt_tokens, cached_tokens, index, weights_version, timing: as in
             :class:`DocumentedOutput`.
+        weights_versions: which version drew which tokens, in turn; one unless the weights were updated
+            meanwhile.
         text: text generated so far (cumulative), or None without a tokenizer.
         token_ids: generated token ids so far, stop token included.
         completion_tokens: how many those are.
@@ -121,6 +124,7 @@ class RequestOutput(DocumentedOutput):
     text: str | None
     token_ids: tuple[int, ...]
     completion_tokens: int
+    weights_versions: tuple[WeightSpan, ...] = ()
     input_token_logprobs: list[LogprobTriple] | None = None
     output_token_logprobs: list[LogprobTriple] | None = None
     input_top_logprobs: list[list[LogprobTriple] | None] | None = None
@@ -129,6 +133,7 @@ class RequestOutput(DocumentedOutput):
 
     def _more_meta(self) -> dict[str, object]:
         more: dict[str, object] = {"completion_tokens": self.completion_tokens}
+        more["weights_versions"] = [span._asdict() for span in self.weights_versions]
         logprobs = {name: getattr(self, name) for name in _LOGPROB_FIELDS}
         more |= {name: value for name, value in logprobs.items() if value is not None}
         return more if self.hidden_states is None else more | {"hidden_states": self.hidden_states}
@@ -148,10 +153,9 @@ class RequestOutput(DocumentedOutput):
 Outputs = RequestOutput | list[RequestOutput]
 
 
-def shared_fields(
-    request: Request, index: int | None, weights_version: int, *, ended: bool
-) -> dict[str, Any]:
-    """The fields of :class:`DocumentedOutput` as ``request`` stands; not ``ended``: as it stood before."""
+def shared_fields(request: Request, index: int | None, num_tokens: int, *, ended: bool) -> dict[str, Any]:
+    """The fields of :class:`DocumentedOutput` as ``request`` stands, with so many tokens of output; not
+    ``ended``: as it stood before."""
     reason = request.finish_reason if ended else None
     return {
         "rid": request.rid,
@@ -159,7 +163,7 @@ def shared_fields(
         "prompt_tokens": request.num_prompt_tokens,
         "cached_tokens": request.num_cached_tokens,
         "index": index,
-        "weights_version": weights_version,
+        "weights_version": request.versions.last(num_tokens),
         "timing": request.stamps.timing() if ended else None,
     }
 
@@ -171,7 +175,6 @@ def build_output(
     num_tokens: int | None = None,
     token_text: Callable[[int], str] | None,
     index: int | None,
-    weights_version: int,
 ) -> RequestOutput:
     """The final output of ``request``, or with ``num_tokens`` how it was when it had so many.
 
@@ -182,7 +185,8 @@ def build_output(
     tokens = tuple(
         request.token_ids[first:] if num_tokens is None else request.token_ids[first : first + num_tokens]
     )
-    fields = shared_fields(request, index, weights_version, ended=ended)
+    fields = shared_fields(request, index, len(tokens), ended=ended)
+    fields["weights_versions"] = request.versions.spans(len(tokens))
     fields["text"], fields["token_ids"], fields["completion_tokens"] = text, tokens, len(tokens)
     if ended and request.return_hidden_states:
         fields["hidden_states"] = assembled(request.collected.hidden_states, request.num_prompt_tokens)

@@ -10,7 +10,8 @@ class Namespace(NamedTuple):
 
     Attributes:
         adapter: name of the adapter that computes it; None: none does.
-        weights_version: of the engine's weights.
+        weights_version: how often the weights had been replaced when it began to be computed: keys and values
+            of other weights are never found.
         embeds: digest of the vectors that stand for the prompt's tokens; None: they stand for themselves.
     """
 

@@ -26,6 +26,7 @@ from ...cache.slot_pool import PADDING_SLOT
 from .collected import Collected
 from .namespace import PLAIN, Namespace
 from .timing import Stamps
+from .versions import Versions
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,7 @@ class Request:
     collected: Collected = field(init=False, default_factory=Collected)
     prefix_hashes: tuple[int, ...] | None = field(init=False, default=None)
     stamps: Stamps = field(init=False, default_factory=Stamps)
+    versions: Versions = field(init=False, default_factory=lambda: Versions(0))  # of the weights that draw it
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.num_tokens = len(self.token_ids)

@@ -104,17 +104,22 @@ class Scheduler:
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
+        self._num_updates = 0  # of the weights
+        self.is_draining = False
 
     # ---- the outside -------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
-        """True while any request waits for a step or runs."""
+        """True while any request waits for a step or runs; of one that drains, while any has begun."""
+        if self.is_draining:
+            return bool(self.running) or any(request.num_preemptions for request in self.waiting)
         return bool(self.waiting or self.running)
 
     def add(self, request: Request) -> None:
         """Take a new request; it must fit alone in an empty pool (checked where requests enter)."""
         request.arrival = self._num_arrived
+        self._rename(request)
         self._num_arrived += 1
         (self.compiling if request.status is RequestStatus.COMPILING else self.waiting).append(request)
 
@@ -123,6 +128,26 @@ class Scheduler:
         self.compiling.remove(request)
         request.status = RequestStatus.WAITING
         bisect.insort(self.waiting, request, key=_arrival)
+
+    def preempt_all(self) -> None:
+        """Take everything from all that run, while no step is under way: they will start over."""
+        for request in reversed(self.running[:]):
+            self._preempt(request)
+
+    def renew_weights(self) -> None:
+        """Other weights compute what comes: what earlier ones left in the cache is found by nobody any more.
+
+        Requests that run keep what they have, and the name that it has in the cache.
+        """
+        self._num_updates += 1
+        for request in (*self.waiting, *self.compiling):
+            self._rename(request)
+
+    def _rename(self, request: Request) -> None:
+        """Have a request that owns nothing look for what the present weights computed."""
+        if request.namespace.weights_version != self._num_updates:
+            request.namespace = request.namespace._replace(weights_version=self._num_updates)
+            request.prefix_hashes = None
 
     def abort(self, request: Request, message: str) -> None:
         """End ``request`` now; its pages are free for the next step. No-op on a finished one."""
@@ -328,6 +353,7 @@ class Scheduler:
         self._release(request)
         request.status = RequestStatus.WAITING
         request.start_over()
+        self._rename(request)
         self.stats.num_preemptions += 1
         position = next(
             (i for i, other in enumerate(self.waiting) if other.arrival > request.arrival), len(self.waiting)
@@ -384,6 +410,8 @@ class Scheduler:
                 if step.prefill_budget <= 0 or not self.slots.num_free:
                     break
                 if request.num_pending_tokens:  # preempted with a step in flight: its token is unknown
+                    continue
+                if self.is_draining and not request.num_preemptions:
                     continue
                 match = self.cache.match(request.key_ids, request.match_limit, request.namespace)
                 if self.cache.enabled and self._prefilling.covers_more(request, match.num_tokens):

@@ -76,9 +76,7 @@ def request_of(row, packed, tokens) -> Request:
 
 
 def output_of(request, num_tokens=None, token_text=None):
-    return build_output(
-        request, None, num_tokens=num_tokens, token_text=token_text, index=None, weights_version=0
-    )
+    return build_output(request, None, num_tokens=num_tokens, token_text=token_text, index=None)
 
 
 @settings(max_examples=300, deadline=None)
