@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from ...errors import WeightsError
-from ..fields import list_names
+from .load_record import LoadRecord
 from .names import USUAL_NAMES, Names
 from .slots import NamedSlots, Slot, stores_of
-from .weight_names import describe_foreign, match_names
+from .weight_names import match_names
 
 _logger = logging.getLogger("rootlet.models")
 
@@ -25,41 +23,6 @@ IGNORED_SUFFIXES: Final = (
     "attn.masked_bias",  # a constant of old attention masks
 )
 """Endings of checkpoint names that carry no weight and may be present in any family."""
-
-
-@dataclass
-class _LoadRecord:
-    """What has come so far in one load: the slots filled, and what was wrong."""
-
-    seen: set[str] = field(default_factory=set)  # names in the stream
-    filled: set[str] = field(default_factory=set)  # names of slots
-    refused: set[str] = field(default_factory=set)  # names of slots whose tensor did not fit
-    leftover: list[str] = field(default_factory=list)
-    duplicate: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
-
-    def raise_problems(self, wanted: Iterable[str]) -> None:
-        """Raise one WeightsError about everything wrong, if anything is."""
-        accounted = self.filled | self.refused
-        missing = [name for name in wanted if name not in accounted]
-        problems = {
-            "missing": missing,
-            "leftover": self.leftover,
-            "duplicate": self.duplicate,
-            "misshapen": self.misshapen,
-        }
-        parts = [f"{kind} ({len(names)}): {list_names(names)}" for kind, names in problems.items() if names]
-        if parts:
-            owner = describe_foreign(self.leftover)
-            if owner is not None:
-                raise WeightsError(
-                    f"The weights do not fit the model: their names are those of {owner}, which is not"
-                    f" supported. {'; '.join(parts)}."
-                )
-            raise WeightsError(
-                f"The weights do not fit the model; {'; '.join(parts)}. "
-                "Check that config.json belongs to this checkpoint and that the checkpoint is complete."
-            )
 
 
 class WeightTable:
@@ -117,7 +80,7 @@ class WeightTable:
                 named = ((rename(name), tensor) for name, tensor in named)
                 shapes = {rename(name): shape for name, shape in shapes.items()}
             self._check(shapes)
-        record = _LoadRecord()
+        record = LoadRecord()
         # Weights must be ordinary tensors whatever mode the caller is in: an inference tensor could
         # not be updated outside of it, and a parameter would bring its autograd history along.
         with torch.inference_mode(False), torch.no_grad():
@@ -132,7 +95,7 @@ class WeightTable:
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise WeightsError if tensors of these names and shapes are not what the model needs."""
-        record = _LoadRecord()
+        record = LoadRecord()
         for name, shape in shapes.items():
             source = self._find(name, shape, None, record)
             if source is not None:
@@ -140,7 +103,7 @@ class WeightTable:
         record.raise_problems(self._slots)
 
     def _find(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None, record: _LoadRecord
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None, record: LoadRecord
     ) -> str | None:
         """The name of the slot for a tensor; None after noting why there is none. A None ``dtype`` fits."""
         source = self._tied.get(name, name)
@@ -159,7 +122,7 @@ class WeightTable:
             return source
         return None
 
-    def _load_one(self, name: str, tensor: Tensor, record: _LoadRecord) -> None:
+    def _load_one(self, name: str, tensor: Tensor, record: LoadRecord) -> None:
         """Load one tensor, or note why not."""
         source = self._find(name, tuple(tensor.shape), tensor.dtype, record)
         if source is None:
