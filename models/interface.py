@@ -8,10 +8,10 @@ refusals are all here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, WeightsError
 
 if TYPE_CHECKING:  # `rootlet.register_model` needs no torch
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `rootlet.register_model` needs no torch
     from ..cache.kv_cache import KVCache
     from ..cache.kv_spec import KVCacheSpec
     from .forward import ForwardInput
+    from .layers.weight_update import TensorSpec
 
 
 class Output(enum.Enum):
@@ -38,6 +39,23 @@ REQUIRED: Final = (
     "set_context_length",
 )
 """The methods of :class:`RequiredModel`, by which a class is checked when it is registered."""
+
+
+class WeightPlan(Protocol):
+    """Where checked tensors of an update go."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of the tensors that are wanted; others are left aside."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a tensor's values are kept in."""
+
+    def check_ties(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raise WeightsError if names that are the same weight bring different values."""
+
+    def write(self, named: Iterable[tuple[str, torch.Tensor]], *, held: bool) -> int:
+        """Copy the tensors to where they stay; the bytes written. ``held``: none changes until it returns."""
 
 
 class RequiredModel(Protocol):
@@ -95,6 +113,12 @@ class Model(RequiredModel, Protocol):
     @property
     def weight_dtypes(self) -> Mapping[str, torch.dtype]:
         """The types of those that are not of the model's dtype, and perhaps of others. Default: none."""
+
+    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> WeightPlan:
+        """Where new values go, of all weights or with ``partial`` of some. Raises WeightsError.
+
+        Nothing is changed by it. Default: ``load_weights`` takes them, all at once.
+        """
 
     def check_embeddings(self) -> None:
         """Raise ConfigError unless there are embeddings or scores to compute."""
@@ -166,6 +190,18 @@ class CompletedModel:
             )
         return shapes
 
+    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> WeightPlan:
+        """As the class does it; else all are given to ``load_weights``."""
+        own = getattr(self._model, "plan_update", None)
+        if callable(own):
+            return own(specs, partial=partial)
+        if partial:
+            raise WeightsError(
+                f"An update of some weights needs a method plan_update, and {self._name} has none. Add it, or"
+                " give all weights."
+            )
+        return _Loading(self, specs)
+
     def check_embeddings(self) -> None:
         """Raise ConfigError if the class has no embeddings."""
         self._embeddings()
@@ -198,3 +234,31 @@ class CompletedModel:
         if not callable(method):
             raise ConfigError(f"{need} has none.{mend}")
         return method
+
+
+class _Loading:
+    """The plan of a class that only knows how to load: names are its business."""
+
+    def __init__(self, model: CompletedModel, specs: Mapping[str, TensorSpec]) -> None:
+        self._model = model
+        self.names = frozenset(specs)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What the class says, else the model's."""
+        return self._model.weight_dtypes.get(name, self._model.dtype)
+
+    def check_ties(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Nothing is known of any."""
+
+    def write(self, named: Iterable[tuple[str, torch.Tensor]], *, held: bool) -> int:  # noqa: ARG002
+        """One after the other."""
+        written = 0
+
+        def counted() -> Iterable[tuple[str, torch.Tensor]]:
+            nonlocal written
+            for name, tensor in named:
+                yield name, tensor
+                written += tensor.numel() * self.dtype(name).itemsize
+
+        self._model.load_weights(counted())
+        return written

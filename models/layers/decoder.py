@@ -7,7 +7,7 @@ a :class:`~rootlet.models.layers.make.Make`, and says what else is unlike the us
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from .rope_config import RopeConfig
 from .rotary import RotaryTable
 from .slots import NamedSlots, prefixed
 from .weight_table import WeightTable
+from .weight_update import TensorSpec, UpdatePlan
 
 
 class CausalLM(ABC):
@@ -185,6 +186,10 @@ class CausalLM(ABC):
         absent; if present, ``model.embed_tokens.weight`` goes before it.
         """
         self._weights.load(named)
+
+    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> UpdatePlan:
+        """Where new values of weights go, all of them or with ``partial`` some. Raises WeightsError."""
+        return self._weights.plan_update(specs, partial=partial)
 
     def use_batch_invariant_kernels(self) -> None:
         """Multiply with kernels whose result for a row depends, to the last bit, on that row alone.

@@ -9,6 +9,8 @@ from ...errors import WeightsError
 from ..fields import list_names
 from .weight_names import describe_foreign
 
+_ADVICE = "Check that config.json belongs to this checkpoint and that the checkpoint is complete."
+
 
 @dataclass
 class LoadRecord:
@@ -21,8 +23,8 @@ class LoadRecord:
     duplicate: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
 
-    def raise_problems(self, wanted: Iterable[str]) -> None:
-        """Raise one WeightsError about everything wrong, if anything is."""
+    def raise_problems(self, wanted: Iterable[str], advice: str = _ADVICE) -> None:
+        """Raise one WeightsError about everything wrong, if anything is; ``advice`` is how to mend it."""
         accounted = self.filled | self.refused
         missing = [name for name in wanted if name not in accounted]
         problems = {
@@ -39,7 +41,4 @@ class LoadRecord:
                     f"The weights do not fit the model: their names are those of {owner}, which is not"
                     f" supported. {'; '.join(parts)}."
                 )
-            raise WeightsError(
-                f"The weights do not fit the model; {'; '.join(parts)}. "
-                "Check that config.json belongs to this checkpoint and that the checkpoint is complete."
-            )
+            raise WeightsError(f"The weights do not fit the model; {'; '.join(parts)}. {advice}")

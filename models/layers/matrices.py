@@ -136,6 +136,10 @@ class FloatMatrix:
         """The matrix, unpacked; a copy where it is packed."""
         return None if self._home is None else self._home.dense()
 
+    def memory(self) -> Tensor | None:
+        """The rows, if they are kept as they are."""
+        return None if self._home is None or self._open is not None else self._home.memory()
+
     def finish(self) -> None:
         """Pack what waits, unless values are missing that were never loaded: then drop it."""
         values, self._open = self._open, None

@@ -53,6 +53,9 @@ class Slot(Protocol):
     def get(self) -> Tensor | None:
         """The tensor as the checkpoint has it, possibly a view of the store; None if nothing was loaded."""
 
+    def view(self) -> Tensor | None:
+        """The memory that it fills, in the checkpoint's order; None where that is no view, or not there."""
+
 
 class _Placed(ABC):
     """A slot of one store, given by where in the store's tensor it lies."""
@@ -84,6 +87,11 @@ class _Placed(ABC):
     def get(self) -> Tensor | None:
         """A view of the store's tensor."""
         memory = self.store.read()
+        return None if memory is None else self.place(memory)
+
+    def view(self) -> Tensor | None:
+        """A view of the store's memory, where values lie in it as they are."""
+        memory = self.store.memory()
         return None if memory is None else self.place(memory)
 
 
@@ -140,6 +148,10 @@ class _Wrapped:
 
     def accepts(self, dtype: torch.dtype) -> bool:
         return self._slot.accepts(dtype)
+
+    def view(self) -> Tensor | None:
+        """Values change on their way."""
+        return None
 
 
 class RotaryPairs(_Wrapped):

@@ -46,6 +46,9 @@ class Store(Protocol):
     def read(self) -> Tensor | None:
         """The whole tensor, possibly the memory itself; None before it was filled."""
 
+    def memory(self) -> Tensor | None:
+        """What is written to, if values lie in it as :meth:`read` gives them; None before it is there."""
+
     def finish(self) -> None:
         """Called when a load ends, with or without error."""
 
@@ -87,6 +90,10 @@ class TensorStore:
 
     def read(self) -> Tensor | None:
         """The memory itself."""
+        return self._home
+
+    def memory(self) -> Tensor | None:
+        """The whole tensor."""
         return self._home
 
     def finish(self) -> None:

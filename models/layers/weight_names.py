@@ -10,6 +10,12 @@ from .names import Names
 # what torch.compile, DistributedDataParallel, FSDP and PEFT put in front of every name
 _WRAPPERS: Final = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 
+# what wrappers put anywhere in a name -> what stood there
+_WRAPPED_PARTS: Final = dict.fromkeys((*_WRAPPERS, ".base_layer"), "") | {
+    "model.language_model.": "model.",
+    ".modules_to_save.default": "",
+}
+
 # part of a name -> whose weights have it
 _FOREIGN: Final = {
     ".lora_A.": "a LoRA adapter that was not merged (merge it first: merge_and_unload in PEFT)",
@@ -57,6 +63,13 @@ def describe_foreign(names: Collection[str]) -> str | None:
         if any(part in name for name in names):
             return owner
     return None
+
+
+def unwrapped(name: str, known: Collection[str]) -> str | None:
+    """The name in ``known`` that ``name`` is once what wrappers put into it is taken out; None if none is."""
+    for part, instead in _WRAPPED_PARTS.items():
+        name = name.replace(part, instead)
+    return name if name in known else None
 
 
 def _split_prefix(prefix: str) -> tuple[str, str]:

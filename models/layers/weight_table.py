@@ -12,7 +12,8 @@ from torch import Tensor
 from .load_record import LoadRecord
 from .names import USUAL_NAMES, Names
 from .slots import NamedSlots, Slot, stores_of
-from .weight_names import match_names
+from .weight_names import match_names, unwrapped
+from .weight_update import TensorSpec, UpdatePlan
 
 _logger = logging.getLogger("rootlet.models")
 
@@ -92,6 +93,34 @@ class WeightTable:
                 for store in stores_of(self._slots.items()):
                     store.finish()
         record.raise_problems(self._slots)
+
+    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> UpdatePlan:
+        """Where tensors of these names go, of weights that were loaded before.
+
+        Unless ``partial``, they must be all. Raises WeightsError about everything that is wrong with them.
+        """
+        record = LoadRecord()
+        slots: dict[str, Slot] = {}
+        tied: dict[str, str] = {}
+        for name, spec in specs.items():
+            source = self._find(name, spec.shape, spec.dtype, record)
+            if source is None:
+                continue
+            record.filled.add(source)
+            if name != source and source in specs:
+                tied[name] = source
+            else:
+                slots[name] = self._slots[source]
+        record.raise_problems(() if partial else self._slots, self._advice(record))
+        return UpdatePlan(slots, tied)
+
+    def _advice(self, record: LoadRecord) -> str:
+        """How to mend an update."""
+        for name in record.leftover:
+            inner = unwrapped(name, {*self._slots, *self._tied})
+            if inner is not None:
+                return f"Did you mean {inner}? {name} is its name in a wrapper: give those of what is wrapped."
+        return "Nothing was changed. An update of some weights alone needs partial=True."
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise WeightsError if tensors of these names and shapes are not what the model needs."""

@@ -1,0 +1,96 @@
+"""Updating the weights of a model that has some: everything is checked first, then only copied.
+
+A plan says where each tensor of an update goes. Where a name's values lie as the checkpoint has them, that is
+a view of the memory, and many tensors are copied at once; elsewhere (panels, rotary pairs) the slot takes
+them. No address changes, so recorded steps stay valid.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import WeightsError
+from .slots import Slot, stores_of
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a tensor before it comes; ``dtype`` None: not that."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+
+
+class UpdatePlan:
+    """Where checked tensors go.
+
+    Args:
+        slots: what each name fills; names that carry no weight are not in it.
+        tied: names that bring what another name of the update brings too.
+    """
+
+    def __init__(self, slots: Mapping[str, Slot], tied: Mapping[str, str]) -> None:
+        self._slots = slots
+        self._tied = tied
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the tensors that are wanted."""
+        return frozenset((*self._slots, *self._tied))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a tensor's values are kept in."""
+        return self._slots[self._tied.get(name, name)].dtype
+
+    def check_ties(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise WeightsError if names that are the same weight bring different values."""
+        for name, source in self._tied.items():
+            if not _are_equal(tensors[name], tensors[source], self.dtype(source)):
+                raise WeightsError(
+                    f"{name} and {source} are one weight in this model (tie_word_embeddings), and the update"
+                    f" has different values for them. Leave {name} out, or build the engine with"
+                    ' json_model_override_args={"tie_word_embeddings": false}.'
+                )
+
+    def write(self, named: Iterable[tuple[str, Tensor]], *, held: bool) -> int:
+        """Copy the tensors to where they stay; returns the bytes written.
+
+        ``held``: all of them stay as they are until it returns, so that many are copied at once; otherwise a
+        tensor is used only until the next is asked for. Copies between devices may be under way on the
+        current stream when it returns.
+        """
+        groups: defaultdict[tuple, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        written = 0
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                for name, tensor in named:
+                    slot = self._slots.get(name)
+                    if slot is None:
+                        continue
+                    written += tensor.numel() * slot.dtype.itemsize
+                    view = slot.view()
+                    if view is None:
+                        slot.load(tensor)
+                    elif not held:
+                        view.copy_(tensor, non_blocking=True)
+                    else:
+                        targets, sources = groups[view.device, view.dtype, tensor.device, tensor.dtype]
+                        targets.append(view)
+                        sources.append(tensor.detach())
+                for targets, sources in groups.values():
+                    torch._foreach_copy_(targets, sources, non_blocking=True)
+            finally:
+                for store in stores_of(self._slots.items()):
+                    store.finish()
+        return written
+
+
+def _are_equal(first: Tensor, second: Tensor, dtype: torch.dtype) -> bool:
+    same = first.device == second.device and first.data_ptr() == second.data_ptr()
+    if same and first.dtype == second.dtype and first.stride() == second.stride():
+        return True
+    return torch.equal(first.to(dtype), second.to(first.device, dtype))
