@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .engine.jobs import run_jobs
     from .engine.replies.embedding import EmbeddingOutput
     from .engine.replies.outputs import RequestOutput
+    from .engine.weights.options import WeightUpdate
     from .grammar.tool_calls import Function, FunctionCallParser, Tool, ToolCallItem
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
@@ -41,6 +42,7 @@ __all__ = [
     "SamplingParams",
     "Tool",
     "ToolCallItem",
+    "WeightUpdate",
     "__version__",
     "async_stream_and_merge",
     "errors",
@@ -61,6 +63,7 @@ _LAZY = {
     "SamplingParams": ".sampling.params",
     "Tool": ".grammar.tool_calls",
     "ToolCallItem": ".grammar.tool_calls",
+    "WeightUpdate": ".engine.weights.options",
     "async_stream_and_merge": ".engine.documented",
     "stream_and_merge": ".engine.documented",
     "register_model": ".models.registry",

@@ -7,8 +7,8 @@
 
 A load is arrivals per second and requests, ``16:500``; ``inf:1000`` is all at once. All coroutines run in one
 event loop and read ``async_generate(stream=True)``, greedy, end of sequence ignored. Lengths, token ids and
-arrivals are the same in every run. ``--warm`` so many requests come all at once before, then none for ``--idle``
-seconds, in which the engine records what streams meet.
+arrivals are the same in every run. ``--warm`` so many requests come all at once before, then none for
+``--idle`` seconds, in which the engine records what streams meet.
 
 - total, output_throughput: from the first arrival to the last token
 - ttft: from a request's arrival to its first token in its coroutine

@@ -36,6 +36,7 @@ class BuiltEngine:
         self.tokenizer_manager = SimpleNamespace(tokenizer=parts.tokenizer)  # where documented examples look
         self.chat_renderer = parts.chat_renderer  # messages to prompts
         self._resolved = parts.resolved
+        self._model_config = parts.model_config
         self._constraints = parts.constraints
         self._encoder = parts.encoder
         self._sessions = Sessions(getattr(parts.tokenizer, "bos_token_id", None))

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..sampling.params import SamplingParams
 from ..signatures import suggest_names
-from .base import BuiltEngine
 from .chat.options import ChatFields, ChatOptions
 from .chat.plan import ChatPlan
 from .host.side_thread import beside_loop, count_chars
 from .output_kind import OutputKind
 from .requests.arguments import GenerateArgs, RequestFields, logprob_fields
 from .requests.scoring import ScorePlan
+from .updatable import UpdatableEngine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ _named = suggest_names(
 )
 
 
-class Engine(BuiltEngine):
+class Engine(UpdatableEngine):
     """An LLM in this process: paged KV pool, radix prefix cache and continuous batching behind a few calls.
 
     Args:

@@ -18,7 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import EngineClosedError, EngineFailedError, EngineForkedError, EngineThreadError
+from ..errors import (
+    EngineClosedError,
+    EngineFailedError,
+    EngineForkedError,
+    EngineThreadError,
+    InvalidRequestError,
+)
 from .host.code import call_host, log_exception
 from .replies.bells import Bells
 
@@ -75,7 +81,7 @@ class EngineLoop:
     @property
     def pump(self) -> Callable[[], object] | None:
         """What a waiting caller calls again and again to get on; None if a thread of ours does the work."""
-        return self.step if self.by_hand else None
+        return self._step_for_waiter if self.by_hand else None
 
     def check_open(self) -> None:
         """Raise EngineClosedError or EngineFailedError after the end, EngineForkedError in a forked child."""
@@ -156,6 +162,13 @@ class EngineLoop:
             more = core.step() if core.has_work else False
             self._bells.step()
         return more and not self._closing
+
+    def _step_for_waiter(self) -> None:
+        """A step for somebody who waits for a request. Raises InvalidRequestError where that never ends."""
+        if not self.step() and self._core is not None and self._core.is_stopped:
+            raise InvalidRequestError(
+                "The engine is paused, and nobody else drives it: call resume() before you wait for requests."
+            )
 
     def wake(self) -> None:
         """Have the thread look again whether there is work: a grammar was compiled."""

@@ -114,10 +114,13 @@ class Model(RequiredModel, Protocol):
     def weight_dtypes(self) -> Mapping[str, torch.dtype]:
         """The types of those that are not of the model's dtype, and perhaps of others. Default: none."""
 
-    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> WeightPlan:
+    def plan_update(
+        self, specs: Mapping[str, TensorSpec], *, partial: bool, translate: bool = False
+    ) -> WeightPlan:
         """Where new values go, of all weights or with ``partial`` of some. Raises WeightsError.
 
-        Nothing is changed by it. Default: ``load_weights`` takes them, all at once.
+        ``translate``: names may be those that ``load_weights`` translates. Nothing is changed by it. Default:
+        ``load_weights`` takes them, all at once.
         """
 
     def check_embeddings(self) -> None:
@@ -190,11 +193,13 @@ class CompletedModel:
             )
         return shapes
 
-    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> WeightPlan:
+    def plan_update(
+        self, specs: Mapping[str, TensorSpec], *, partial: bool, translate: bool = False
+    ) -> WeightPlan:
         """As the class does it; else all are given to ``load_weights``."""
         own = getattr(self._model, "plan_update", None)
         if callable(own):
-            return own(specs, partial=partial)
+            return own(specs, partial=partial, translate=translate)
         if partial:
             raise WeightsError(
                 f"An update of some weights needs a method plan_update, and {self._name} has none. Add it, or"

@@ -53,11 +53,13 @@ ENGINE_FLOORS = {
     "stats": 6,
     "build": 7,
     "calls": 7,
+    "weights": 7,
     "base": 8,
-    "engine": 9,
-    "documented": 10,
-    "jobs": 10,
-    "__init__": 11,
+    "updatable": 9,
+    "engine": 10,
+    "documented": 11,
+    "jobs": 11,
+    "__init__": 12,
 }
 NOT_THE_PACKAGE = {"tests", "benchmarks", "notebooks", "docs", "examples", "build", "dist", "out"}
 WITHOUT_TORCH = (
@@ -236,6 +238,7 @@ def test_public_names():
         "SamplingParams",
         "Tool",
         "ToolCallItem",
+        "WeightUpdate",
         "__version__",
         "async_stream_and_merge",
         "errors",

@@ -25,6 +25,7 @@ from ...kernels.device import give_back_memory
 from ...kernels.matrices.packing import is_multiplied_in_c
 from ...kernels.native import describe as describe_kernels
 from ...kernels.threads import Team, default_threads
+from ...models.config import ModelConfig
 from ...models.loader import LoadedModel
 from ...sampling.sampler import Sampler
 from ..chat.render import ChatRenderer
@@ -61,6 +62,7 @@ class Parts:
     chat_renderer: ChatRenderer
     limits: Limits
     resolved: Resolved
+    model_config: ModelConfig
     constraints: Constraints
     encoder: TextEncoder
     release: Callable[[], None]  # frees device memory
@@ -145,7 +147,7 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
         tool_call_parser=config.tool_call_parser,
         reasoning_parser=config.reasoning_parser,
     )
-    return Parts(core, tokenizer, renderer, limits, resolved, constraints, encoder, release)
+    return Parts(core, tokenizer, renderer, limits, resolved, loaded.config, constraints, encoder, release)
 
 
 def _resolve(

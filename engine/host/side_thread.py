@@ -47,3 +47,8 @@ def count_chars(value: Any) -> int:
         elif isinstance(one, dict):
             pending.extend(one.values())
     return total
+
+
+async def run_beside(function: Callable[[], T]) -> T:
+    """``function()`` on a thread of its own, for as long as it takes."""
+    return await asyncio.wrap_future(in_thread(function))

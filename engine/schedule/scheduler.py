@@ -104,7 +104,7 @@ class Scheduler:
         self._num_collecting = 0  # running requests that want hidden states
         self._prefilling = PrefixIndex()
         self._num_arrived = 0
-        self._num_updates = 0  # of the weights
+        self.num_updates = 0  # of the weights
         self.is_draining = False
 
     # ---- the outside -------------------------------------------------------------------------------
@@ -139,14 +139,14 @@ class Scheduler:
 
         Requests that run keep what they have, and the name that it has in the cache.
         """
-        self._num_updates += 1
+        self.num_updates += 1
         for request in (*self.waiting, *self.compiling):
             self._rename(request)
 
     def _rename(self, request: Request) -> None:
         """Have a request that owns nothing look for what the present weights computed."""
-        if request.namespace.weights_version != self._num_updates:
-            request.namespace = request.namespace._replace(weights_version=self._num_updates)
+        if request.namespace.weights_version != self.num_updates:
+            request.namespace = request.namespace._replace(weights_version=self.num_updates)
             request.prefix_hashes = None
 
     def abort(self, request: Request, message: str) -> None:

@@ -8,12 +8,12 @@ plan and launch the next step.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import is_
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .layout import StepLayout
     from .step_input import SampledPlaces, StepInput
     from .threads import StepThreads
+
+T = TypeVar("T")
 
 NO_ERRORS: Mapping[int, RootletError] = MappingProxyType({})
 
@@ -128,6 +130,20 @@ class ModelRunner:
         the tokens of the step before.
         """
         return self.run(lay_out(batch, self._columns))
+
+    def write_weights(self, write: Callable[[], T], ready: Iterable[torch.cuda.Event]) -> T:
+        """Run ``write()``, which changes weights or the KV pool, while no step is under way.
+
+        Its copies are done on return. ``ready``: what must have happened on other streams before.
+        """
+        if self._stream is None:
+            return write()
+        with torch.cuda.stream(self._stream):
+            for event in ready:
+                self._stream.wait_event(event)
+            result = write()
+            self._stream.synchronize()
+        return result
 
     @torch.inference_mode()
     def record_ahead(self) -> bool:

@@ -187,9 +187,14 @@ class CausalLM(ABC):
         """
         self._weights.load(named)
 
-    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> UpdatePlan:
-        """Where new values of weights go, all of them or with ``partial`` some. Raises WeightsError."""
-        return self._weights.plan_update(specs, partial=partial)
+    def plan_update(
+        self, specs: Mapping[str, TensorSpec], *, partial: bool, translate: bool = False
+    ) -> UpdatePlan:
+        """Where new values of weights go, all of them or with ``partial`` some. Raises WeightsError.
+
+        ``translate``: names may be those of a checkpoint of the bare or wrapped model.
+        """
+        return self._weights.plan_update(specs, partial=partial, translate=translate)
 
     def use_batch_invariant_kernels(self) -> None:
         """Multiply with kernels whose result for a row depends, to the last bit, on that row alone.

@@ -11,7 +11,7 @@ from .names import Names
 _WRAPPERS: Final = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "base_model.model.")
 
 # what wrappers put anywhere in a name -> what stood there
-_WRAPPED_PARTS: Final = dict.fromkeys((*_WRAPPERS, ".base_layer"), "") | {
+_WRAPPED_PARTS: Final = dict.fromkeys((*sorted(_WRAPPERS, key=len, reverse=True), ".base_layer"), "") | {
     "model.language_model.": "model.",
     ".modules_to_save.default": "",
 }

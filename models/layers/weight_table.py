@@ -94,21 +94,28 @@ class WeightTable:
                     store.finish()
         record.raise_problems(self._slots)
 
-    def plan_update(self, specs: Mapping[str, TensorSpec], *, partial: bool) -> UpdatePlan:
+    def plan_update(
+        self, specs: Mapping[str, TensorSpec], *, partial: bool, translate: bool = False
+    ) -> UpdatePlan:
         """Where tensors of these names go, of weights that were loaded before.
 
-        Unless ``partial``, they must be all. Raises WeightsError about everything that is wrong with them.
+        Unless ``partial``, they must be all. ``translate``: names of wrapped or bare models will do, as in
+        :meth:`load`. Raises WeightsError about everything that is wrong with them.
         """
+        rename = match_names(specs, self._slots, self._names) if translate else None
+        ours = {name: name if rename is None else rename(name) for name in specs}
         record = LoadRecord()
         slots: dict[str, Slot] = {}
         tied: dict[str, str] = {}
+        theirs = {inner: name for name, inner in ours.items()}
         for name, spec in specs.items():
-            source = self._find(name, spec.shape, spec.dtype, record)
+            inner = ours[name]
+            source = self._find(inner, spec.shape, spec.dtype, record)
             if source is None:
                 continue
             record.filled.add(source)
-            if name != source and source in specs:
-                tied[name] = source
+            if inner != source and source in theirs:
+                tied[name] = theirs[source]
             else:
                 slots[name] = self._slots[source]
         record.raise_problems(() if partial else self._slots, self._advice(record))
@@ -119,7 +126,7 @@ class WeightTable:
         for name in record.leftover:
             inner = unwrapped(name, {*self._slots, *self._tied})
             if inner is not None:
-                return f"Did you mean {inner}? {name} is its name in a wrapper: give those of what is wrapped."
+                return f"Did you mean {inner}? {name} is its name in a wrapper: give what is wrapped."
         return "Nothing was changed. An update of some weights alone needs partial=True."
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

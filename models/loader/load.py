@@ -80,9 +80,9 @@ def load_model(
         model_path, load_format, revision, download_dir, lambda folder: check_folder(folder, overrides)
     )
     gguf_file = read_gguf(source.path) if source.is_gguf else None
-    config = ModelConfig.from_dict(merge_overrides(_read_config(source, gguf_file), overrides))
+    config = ModelConfig.from_dict(merge_overrides(read_config(source, gguf_file), overrides))
     architecture = resolve(config.architectures)
-    checkpoint = _open_folder(source)
+    checkpoint = open_folder(source)
     stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
     chosen = choose_dtype(dtype, stored, device)
     model = build_model(architecture, config, chosen, device)
@@ -113,7 +113,7 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
     return dict(overrides)
 
 
-def _open_folder(source: ModelSource) -> Checkpoint | None:
+def open_folder(source: ModelSource) -> Checkpoint | None:
     """The checkpoint of a folder; None for GGUF and dummy, which are opened when the dtype is known."""
     if source.shards is None:
         return None
@@ -134,7 +134,8 @@ def _open_dummy(model: Model, dtype: torch.dtype, device: str | torch.device) ->
     return make_dummy(shapes, dtype, dtypes, device=device)
 
 
-def _read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:
+def read_config(source: ModelSource, gguf_file: GGUFFile | None) -> dict[str, Any]:
+    """What config.json says, or what the metadata of a GGUF file say in its words."""
     if gguf_file is not None:
         return config_from_gguf(gguf_file, read_rope_factors(gguf_file))
     return read_json(source.path / CONFIG)

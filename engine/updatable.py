@@ -1,0 +1,160 @@
+"""An engine whose weights can be replaced while it runs: what RL loops call."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .base import BuiltEngine
+from .host.side_thread import run_beside
+from .weights import documented, reading
+from .weights.options import UpdateOptions
+from .weights.pauses import Pauses
+from .weights.updates import Updates
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from typing_extensions import Unpack
+
+    from .core import OnRunning
+    from .options import EngineOptions
+    from .schedule.versions import Label
+    from .weights.options import Staging, WeightUpdate
+    from .weights.updates import UpdateBlock
+
+
+class UpdatableEngine(BuiltEngine):
+    """What :class:`~rootlet.Engine` is but for generating."""
+
+    def __init__(self, model_path: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
+        super().__init__(model_path, **options)
+        self._updates = Updates(self._loop, self._model_config, self._resolved.dtype)
+        self._pauses = Pauses(self._loop)
+
+    # ---- new weights -------------------------------------------------------------------------------
+
+    def update_weights(
+        self,
+        source: Any,
+        *,
+        version: Label | None = None,
+        partial: bool = False,
+        expect: Mapping[str, Any] | None = None,
+        on_running: OnRunning = "abort",
+        flush_cache: bool = True,
+        staging: Staging = "auto",
+        check_finite: bool = False,
+    ) -> WeightUpdate:
+        """Replace the weights by others of the same shapes: all together, or, if anything is wrong, none.
+
+        Args:
+            source: names as a Hugging Face checkpoint has them, with tensors of any float dtype on any
+                device: a mapping (``state_dict()``), a torch module, the path of a checkpoint, pairs of name
+                and tensor, or an object with ``metadata()`` (name, dtype and shape of each) that is iterated.
+                What is iterated is read once, in the calling thread, and each tensor only until the next is
+                asked for; it is kept aside first, so that nothing has changed if it raises in the middle.
+            version: what outputs call the new weights; integers must rise. Default: one more.
+            partial: names that do not come keep their values.
+            expect: what will come, ``{name: (dtype, shape)}``: checked before the first tensor is read.
+            on_running: what becomes of requests. "abort" ends them with what they have, those that wait too;
+                "finish" lets those that have begun run to their ends first; "recompute" keeps their tokens
+                and computes their keys and values again; "keep" keeps these as well (needs
+                ``flush_cache=False``). In other engines' words: vLLM says abort, wait, keep; SGLang abort,
+                retract, in_place. Of what crosses an update, outputs say in ``weights_versions`` which
+                version drew which token.
+            flush_cache: drop the prefix cache. What old weights computed is never found by new requests
+                either way; False merely leaves it to be evicted.
+            staging: where tensors wait that do not stay: "kv" (the memory of the KV pool, whose contents
+                are then dropped first), "host", or "auto": the pool if ``flush_cache``, else the host.
+            check_finite: refuse NaN and infinities, which takes a pass over the tensors.
+
+        Returns a :class:`~rootlet.WeightUpdate` when the copies are done; the source may then be overwritten.
+        On a GPU it waits for what the calling thread's current stream has in line.
+
+        Raises WeightsError for anything that does not fit, NumericalError, InvalidParameterError for an
+        option, and whatever the source raises: the old weights serve on, to the bit.
+        """
+        options = UpdateOptions(version, partial, on_running, flush_cache, staging, check_finite)
+        return self._updates.update(source, expect, options)
+
+    async def async_update_weights(self, source: Any, **options: Any) -> WeightUpdate:
+        """:meth:`update_weights` for a running event loop; the source is read on a thread of its own."""
+        return await run_beside(lambda: self.update_weights(source, **options))
+
+    def weight_update(
+        self,
+        *,
+        version: Label | None = None,
+        partial: bool = False,
+        expect: Mapping[str, Any] | None = None,
+        on_running: OnRunning = "abort",
+        flush_cache: bool = True,
+        staging: Staging = "auto",
+        check_finite: bool = False,
+    ) -> AbstractContextManager[UpdateBlock]:
+        """A block in which weights arrive in pieces; they are replaced at its end, unless it raises.
+
+        ``with engine.weight_update(version=3) as update:`` then ``update.add(name, tensor)`` or
+        ``update.add_bucket(buffer, entries)``, and ``update.result`` after it. Arguments as in
+        :meth:`update_weights`. Nothing is generated within the block, unless ``staging="host"``.
+        """
+        options = UpdateOptions(version, partial, on_running, flush_cache, staging, check_finite)
+        return self._updates.block(expect, options)
+
+    def update_weights_from_tensor(
+        self,
+        named_tensors: Sequence[tuple[str, torch.Tensor]],
+        load_format: str | None = None,
+        flush_cache: bool = True,
+    ) -> tuple[bool, str]:
+        """The documented form of :meth:`update_weights` with ``partial=True``: (True, "Success").
+
+        ``load_format`` must be None or "direct"; names are always those of a checkpoint. Raises as there.
+        """
+        return documented.from_tensor(self._updates, named_tensors, load_format, flush_cache=flush_cache)
+
+    def update_weights_from_disk(
+        self, model_path: str | os.PathLike[str], load_format: str | None = None
+    ) -> tuple[bool, str]:
+        """The documented form for a checkpoint; waits for running requests. (success, message)."""
+        return documented.from_disk(self._updates, model_path, load_format)
+
+    # ---- reading -----------------------------------------------------------------------------------
+
+    @property
+    def weights_version(self) -> Label:
+        """What the present weights are called: 0 at first."""
+        return self._loop.call(lambda core: core.weights_version)
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        """A copy of one weight, whole, by its checkpoint name; None if there is none."""
+        return self._loop.call(lambda core: reading.read_weight(core, name))
+
+    def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list | None:
+        """The first ``truncate_size`` rows of a weight as lists of floats; None for an unknown name."""
+        return self._loop.call(lambda core: reading.first_rows(core, name, truncate_size))
+
+    def weights_checksum(self, names: Iterable[str] | None = None) -> dict[str, str]:
+        """SHA-256 of each weight's bytes, by name: equal in engines with equal weights of one dtype.
+
+        ``names``: default all; of tied weights one. Raises WeightsError for an unknown name.
+        """
+        return self._loop.call(lambda core: reading.checksum(core, names))
+
+    # ---- standing still ----------------------------------------------------------------------------
+
+    def pause(self, mode: OnRunning = "abort") -> int:
+        """Take no steps until :meth:`resume`; requests that come meanwhile wait.
+
+        ``mode`` is what becomes of those that are there, as ``on_running`` of :meth:`update_weights`. Returns
+        how many were aborted. Idempotent: of a paused engine it changes what becomes of requests.
+        """
+        return self._pauses.pause(mode)
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`. Idempotent."""
+        self._pauses.resume()

@@ -1,0 +1,1 @@
+"""The weights of a running engine: replaced, read, shared with a trainer."""
