@@ -27,6 +27,8 @@ class Calls:
     def __init__(self, factory: RequestFactory, loop: EngineLoop) -> None:
         self._factory = factory
         self._loop = loop
+        self.before_start: Callable[[], None] = _nothing
+        """Called before requests are handed over; what it raises is the call's."""
 
     def run(self, args: GenerateArgs, progress: bool) -> Any:
         """Wait for the outputs of a call, one or a list; or give a stream of them."""
@@ -80,6 +82,7 @@ class Calls:
         return build(args) if args.input_embeds is None else on_plain_thread(build, args)
 
     def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
+        self.before_start()
         loop = self._loop
         handles = [RequestHandle(s.request.rid, loop, is_streamed=s.stream) for s in submissions]
 
@@ -99,6 +102,10 @@ class Calls:
             if submission.turn is not None:
                 submission.turn.record(handle)
         return handles
+
+
+def _nothing() -> None:
+    """Nothing to check."""
 
 
 def _check_progress(progress: bool, stream: bool) -> None:

@@ -12,6 +12,7 @@ from .host.side_thread import run_beside
 from .weights import documented, reading
 from .weights.options import UpdateOptions
 from .weights.pauses import Pauses
+from .weights.sharing import Sharing
 from .weights.updates import Updates
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ class UpdatableEngine(BuiltEngine):
 
     def __init__(self, model_path: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
         super().__init__(model_path, **options)
-        self._updates = Updates(self._loop, self._model_config, self._resolved.dtype)
+        self._sharing = Sharing(self._loop)
+        self._updates = Updates(self._loop, self._model_config, self._resolved.dtype, self._sharing)
+        self._calls.before_start = self._sharing.check
         self._pauses = Pauses(self._loop)
 
     # ---- new weights -------------------------------------------------------------------------------
@@ -122,6 +125,48 @@ class UpdatableEngine(BuiltEngine):
     ) -> tuple[bool, str]:
         """The documented form for a checkpoint; waits for running requests. (success, message)."""
         return documented.from_disk(self._updates, model_path, load_format)
+
+    # ---- weights that a trainer shares -------------------------------------------------------------
+
+    def share_weights(
+        self,
+        module: torch.nn.Module,
+        *,
+        version: Label | None = None,
+        on_running: OnRunning = "abort",
+    ) -> WeightUpdate:
+        """Let ``module``, the same model in transformers, be trained in the engine's own memory.
+
+        The engine takes the module's values; then the module's parameters become views of the engine's
+        memory, so that a step of the optimizer changes both and nothing is ever copied. Parameters, optimizer
+        and ``save_pretrained`` work as before, results are the same to the bit. After each step call
+        :meth:`weights_changed`, and do not generate while one may run. Closing the engine leaves the module
+        its values. Arguments as in :meth:`update_weights`.
+
+        Raises WeightsError, with nothing changed, where layouts do not allow it: another dtype or device,
+        wrapped modules, and weights that the engine keeps in a layout of its own, as on most CPUs.
+        """
+        return self._sharing.begin(module, UpdateOptions(version, on_running=on_running))
+
+    def weights_changed(
+        self, version: Label | None = None, *, on_running: OnRunning = "abort", flush_cache: bool = True
+    ) -> WeightUpdate:
+        """The trainer has changed the weights that it shares: from here on they have the next version.
+
+        No byte is moved. Raises WeightsError if nothing is shared, or a parameter has left the engine's
+        memory, which every call of the engine looks for too.
+        """
+        options = UpdateOptions(version, on_running=on_running, flush_cache=flush_cache)
+        return self._sharing.changed(options)
+
+    def unshare_weights(self) -> None:
+        """Give the module memory of its own, with the same values. Idempotent."""
+        self._sharing.end()
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether a module shares the weights."""
+        return self._sharing.is_on
 
     # ---- reading -----------------------------------------------------------------------------------
 

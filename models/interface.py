@@ -51,6 +51,9 @@ class WeightPlan(Protocol):
     def dtype(self, name: str) -> torch.dtype:
         """The type that a tensor's values are kept in."""
 
+    def view(self, name: str) -> torch.Tensor | None:
+        """The memory of a wanted tensor in the checkpoint's layout; None where it is kept in another."""
+
     def check_ties(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raise WeightsError if names that are the same weight bring different values."""
 
@@ -251,6 +254,9 @@ class _Loading:
     def dtype(self, name: str) -> torch.dtype:
         """What the class says, else the model's."""
         return self._model.weight_dtypes.get(name, self._model.dtype)
+
+    def view(self, name: str) -> None:
+        """Nobody knows where it lies."""
 
     def check_ties(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Nothing is known of any."""

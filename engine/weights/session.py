@@ -55,9 +55,9 @@ class UpdateSession:
         self._tensors: dict[str, torch.Tensor] = {}
         self._specs: dict[str, TensorSpec] = {}
         self._stage: Stage = HostStage()
-        self._runner: ModelRunner = loop.call(_runner_of)
+        self._runner: ModelRunner = loop.call(runner_of)
         self._model: Model = self._runner.model
-        self._label: Label = loop.call(lambda core: _label(core, options))
+        self._label: Label = loop.call(lambda core: next_label(core, options))
         if manifest is not None:  # everything that can be told before the first tensor comes
             self._plan(manifest)
 
@@ -148,7 +148,7 @@ class UpdateSession:
         """Copy on the engine's thread, where nothing interrupts it."""
         assert self._standstill is not None
         wanted = {name: tensor for name, tensor in tensors.items() if name in plan.names}
-        ready = _marks(wanted.values())
+        ready = marks(wanted.values())
         flush = self._options.flush_cache
 
         def run(core: EngineCore) -> tuple[int, int]:
@@ -187,17 +187,19 @@ def _compare(manifest: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec]
         raise WeightsError(f"The update is not what was announced, so nothing was changed: {shown}.")
 
 
-def _marks(tensors: Iterable[torch.Tensor]) -> Sequence[torch.cuda.Event]:
+def marks(tensors: Iterable[torch.Tensor]) -> Sequence[torch.cuda.Event]:
     """What the calling thread has put in line on the streams that made these tensors, so far."""
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     return [torch.cuda.current_stream(device).record_event() for device in devices]
 
 
-def _label(core: EngineCore, options: UpdateOptions) -> Label:
+def next_label(core: EngineCore, options: UpdateOptions) -> Label:
+    """What the next weights are called. Raises InvalidParameterError if that does not rise."""
     return options.label_after(core.weights_version, core.scheduler.num_updates)
 
 
-def _runner_of(core: EngineCore) -> ModelRunner:
+def runner_of(core: EngineCore) -> ModelRunner:
+    """The runner of a built engine."""
     return core.runner  # type: ignore[return-value]  # of a built engine it is
 
 

@@ -19,13 +19,15 @@ from .source import Source, open_path, open_source, read_spec
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
     from ..loop import EngineLoop
+    from .sharing import Sharing
 
 
 class Updates:
     """All updates of an engine. Any thread may call but the engine's own; they take turns."""
 
-    def __init__(self, loop: EngineLoop, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, loop: EngineLoop, config: ModelConfig, dtype: torch.dtype, sharing: Sharing) -> None:
         self._loop = loop
+        self._sharing = sharing
         self._config = config
         self._dtype = dtype
         self._turn = threading.Lock()
@@ -53,6 +55,7 @@ class Updates:
         """Make the tensors of a source the weights."""
         self._loop.check_wait()
         self._loop.check_open()
+        self._sharing.refuse("update_weights()")
         with self._turn, shielded():
             session = UpdateSession(self._loop, options, source.manifest, translate=source.is_checkpoint)
             return session.take(source) if source.held is None else session.write(source.held)
@@ -62,6 +65,7 @@ class Updates:
         """Tensors are added within the block and become the weights at its end."""
         self._loop.check_wait()
         self._loop.check_open()
+        self._sharing.refuse("weight_update()")
         manifest = None if expect is None else {name: read_spec(name, spec) for name, spec in expect.items()}
         with self._turn:
             session = UpdateSession(self._loop, options, manifest)

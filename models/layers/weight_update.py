@@ -46,6 +46,10 @@ class UpdatePlan:
         """The type that a tensor's values are kept in."""
         return self._slots[self._tied.get(name, name)].dtype
 
+    def view(self, name: str) -> Tensor | None:
+        """The memory of a wanted tensor in the checkpoint's layout; None where it is kept in another."""
+        return self._slots[self._tied.get(name, name)].view()
+
     def check_ties(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise WeightsError if names that are the same weight bring different values."""
         for name, source in self._tied.items():
