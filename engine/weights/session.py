@@ -55,9 +55,10 @@ class UpdateSession:
         self._tensors: dict[str, torch.Tensor] = {}
         self._specs: dict[str, TensorSpec] = {}
         self._stage: Stage = HostStage()
-        self._runner: ModelRunner = loop.call(runner_of)
+        self._runner: ModelRunner
+        self._label: Label
+        self._runner, self._label = loop.call(lambda core: (runner_of(core), next_label(core, options)))
         self._model: Model = self._runner.model
-        self._label: Label = loop.call(lambda core: next_label(core, options))
         if manifest is not None:  # everything that can be told before the first tensor comes
             self._plan(manifest)
 
@@ -147,7 +148,8 @@ class UpdateSession:
     def _commit(self, plan: WeightPlan, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
         """Copy on the engine's thread, where nothing interrupts it."""
         assert self._standstill is not None
-        wanted = {name: tensor for name, tensor in tensors.items() if name in plan.names}
+        names = plan.names
+        wanted = {name: tensor.detach() for name, tensor in tensors.items() if name in names}
         ready = marks(wanted.values())
         flush = self._options.flush_cache
 

@@ -26,7 +26,8 @@ def find_problem(name: Any, tensor: Any) -> str | None:
         return f"A name must be a string, got {short(name)}."
     if not isinstance(tensor, torch.Tensor):
         return f"{name} must be a tensor, got {type(tensor).__name__}."
-    if hasattr(tensor, "full_tensor") or hasattr(tensor, "device_mesh"):
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    if not plain and (hasattr(tensor, "full_tensor") or hasattr(tensor, "device_mesh")):
         return f"{name} is a {type(tensor).__name__}, a part of a tensor. {_GATHER}"
     if tensor.layout is not torch.strided:
         return f"{name} has the layout {tensor.layout}; weights are plain tensors."

@@ -44,6 +44,7 @@ class WeightTable:
         self._slots = dict(slots)
         self._tied = dict(tied)
         self._ignored = IGNORED_SUFFIXES + ignored
+        self._last_plan: tuple[object, UpdatePlan] | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,6 +103,9 @@ class WeightTable:
         Unless ``partial``, they must be all. ``translate``: names of wrapped or bare models will do, as in
         :meth:`load`. Raises WeightsError about everything that is wrong with them.
         """
+        asked = (dict(specs), partial, translate)
+        if self._last_plan is not None and self._last_plan[0] == asked:  # a trainer's next step
+            return self._last_plan[1]
         rename = match_names(specs, self._slots, self._names) if translate else None
         ours = {name: name if rename is None else rename(name) for name in specs}
         record = LoadRecord()
@@ -119,7 +123,9 @@ class WeightTable:
             else:
                 slots[name] = self._slots[source]
         record.raise_problems(() if partial else self._slots, self._advice(record))
-        return UpdatePlan(slots, tied)
+        plan = UpdatePlan(slots, tied)
+        self._last_plan = (asked, plan)
+        return plan
 
     def _advice(self, record: LoadRecord) -> str:
         """How to mend an update."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,11 +36,10 @@ class UpdatePlan:
     def __init__(self, slots: Mapping[str, Slot], tied: Mapping[str, str]) -> None:
         self._slots = slots
         self._tied = tied
-
-    @property
-    def names(self) -> frozenset[str]:
+        self._stores = stores_of(slots.items())
+        self._views: dict[str, Tensor] = {}  # of names whose memory is there: it never moves
+        self.names: Final = frozenset((*slots, *tied))
         """Of the tensors that are wanted."""
-        return frozenset((*self._slots, *self._tied))
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that a tensor's values are kept in."""
@@ -75,8 +74,12 @@ class UpdatePlan:
                     slot = self._slots.get(name)
                     if slot is None:
                         continue
+                    view = self._views.get(name)
+                    if view is None:
+                        view = slot.view()
+                        if view is not None:
+                            self._views[name] = view
                     written += tensor.numel() * slot.dtype.itemsize
-                    view = slot.view()
                     if view is None:
                         slot.load(tensor)
                     elif not held:
@@ -84,11 +87,11 @@ class UpdatePlan:
                     else:
                         targets, sources = groups[view.device, view.dtype, tensor.device, tensor.dtype]
                         targets.append(view)
-                        sources.append(tensor.detach())
+                        sources.append(tensor)
                 for targets, sources in groups.values():
                     torch._foreach_copy_(targets, sources, non_blocking=True)
             finally:
-                for store in stores_of(self._slots.items()):
+                for store in self._stores:
                     store.finish()
         return written
 
