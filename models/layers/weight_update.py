@@ -7,6 +7,7 @@ them. No address changes, so recorded steps stay valid.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ...errors import WeightsError
 from .slots import Slot, stores_of
+
+_LARGE = 4 << 20  # bytes
 
 
 class TensorSpec(NamedTuple):
@@ -37,6 +40,8 @@ class UpdatePlan:
         self._slots = slots
         self._tied = tied
         self._stores = stores_of(slots.items())
+        sizes = [math.prod(slot.shape) * slot.dtype.itemsize for slot in slots.values()]
+        self._mean_bytes = sum(sizes) // max(len(sizes), 1)
         self._views: dict[str, Tensor] = {}  # of names whose memory is there: it never moves
         self.names: Final = frozenset((*slots, *tied))
         """Of the tensors that are wanted."""
@@ -66,6 +71,8 @@ class UpdatePlan:
         tensor is used only until the next is asked for. Copies between devices may be under way on the
         current stream when it returns.
         """
+        # Large tensors keep a GPU longer than the host needs to begin with the next: those go at once.
+        in_groups = held and self._mean_bytes < _LARGE
         groups: defaultdict[tuple, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         written = 0
         with torch.inference_mode(False), torch.no_grad():
@@ -82,8 +89,8 @@ class UpdatePlan:
                     written += tensor.numel() * slot.dtype.itemsize
                     if view is None:
                         slot.load(tensor)
-                    elif not held:
-                        view.copy_(tensor, non_blocking=True)
+                    elif not in_groups:
+                        view.copy_(tensor, non_blocking=held or tensor.device == view.device)
                     else:
                         targets, sources = groups[view.device, view.dtype, tensor.device, tensor.dtype]
                         targets.append(view)

@@ -13,7 +13,7 @@ from ..models.hf import build_hf
 
 PARAMS = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 PROMPTS = [[1, 2, 3, 4, 5], [7] * 30, [5, 6]]
-OPTIONS = {"dtype": "bfloat16", "skip_tokenizer_init": True, "max_total_tokens": 4096}
+OPTIONS = {"dtype": "bfloat16", "skip_tokenizer_init": True, "max_total_tokens": 4096, "deterministic": True}
 
 
 @pytest.fixture(scope="module")
