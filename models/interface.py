@@ -138,6 +138,12 @@ class Model(RequiredModel, Protocol):
     def offload_layers(self, num_bytes: int) -> None:
         """Keep so many bytes of layers in host memory; before a load. Default: refused."""
 
+    def place_weights(self, allocate: Callable[[int], torch.Tensor]) -> None:
+        """Keep all weights in ``allocate(bytes)``, uint8 of its device; before a load. Default: refused."""
+
+    def weight_tensors(self) -> Sequence[torch.Tensor]:
+        """The tensors that hold the weights, each once. Default: none, so none are given back on a CPU."""
+
 
 _OPTIONAL: Final = tuple(name for name in vars(Model) if name[0] != "_")
 
@@ -231,6 +237,16 @@ class CompletedModel:
             f"cpu_offload_gb={num_bytes / 2**30:g} needs {needs} {self._name}",
             " Add it, or leave the option out.",
         )(num_bytes)
+
+    def place_weights(self, allocate: Callable[[int], torch.Tensor]) -> None:
+        """As the class does it. Raises ConfigError if it does not."""
+        need = f"enable_memory_saver=True needs a method place_weights, and {self._name}"
+        self._own("place_weights", need, " Add it, or leave the option out.")(allocate)
+
+    def weight_tensors(self) -> Sequence[torch.Tensor]:
+        """Those that the class names, if it does."""
+        named = getattr(self._model, "weight_tensors", tuple)
+        return named()
 
     def _embeddings(self) -> Callable[[torch.Tensor], torch.Tensor]:
         need = f"is_embedding=True needs a method compute_embeddings, and {self._name}"
