@@ -48,6 +48,10 @@ class WeightPlan(Protocol):
     def names(self) -> Collection[str]:
         """Of the tensors that are wanted; others are left aside."""
 
+    @property
+    def filled(self) -> Collection[str]:
+        """The names in ``weight_shapes`` that have new values then."""
+
     def dtype(self, name: str) -> torch.dtype:
         """The type that a tensor's values are kept in."""
 
@@ -265,7 +269,7 @@ class _Loading:
 
     def __init__(self, model: CompletedModel, specs: Mapping[str, TensorSpec]) -> None:
         self._model = model
-        self.names = frozenset(specs)
+        self.names = self.filled = frozenset(specs)
 
     def dtype(self, name: str) -> torch.dtype:
         """What the class says, else the model's."""

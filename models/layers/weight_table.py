@@ -136,7 +136,7 @@ class WeightTable:
             else:
                 slots[name] = self._slots[source]
         record.raise_problems(() if partial else self._slots, self._advice(record))
-        plan = UpdatePlan(slots, tied)
+        plan = UpdatePlan(slots, tied, record.filled)
         self._last_plan = (asked, plan)
         return plan
 
