@@ -16,6 +16,7 @@
     ├── TokenizerError (RuntimeError)        the model's tokenizer raised; ``__cause__`` is what it raised
     ├── ProfileError (RuntimeError)           a profile is started twice, or stopped before it was started
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
+    ├── DeviceMemoryError (MemoryError)      memory cannot be taken, or taken back: too little of it is free
     ├── EngineThreadError (RuntimeError)     a call would wait for the thread it runs on
     ├── EngineClosedError (RuntimeError)     the engine was closed
     │   └── EngineForkedError                it was built before this process was forked off
@@ -99,6 +100,10 @@ class ProfileError(RootletError, RuntimeError):
 
 class OutOfPagesError(RootletError, MemoryError):
     """The page pool has fewer free pages than asked for."""
+
+
+class DeviceMemoryError(RootletError, MemoryError):
+    """A device refuses memory, at construction or when an engine wants back what it had released."""
 
 
 class EngineClosedError(RootletError, RuntimeError):

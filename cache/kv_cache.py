@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from .kv_spec import KVCacheSpec
-from .memory import free_memory, zeros
+from .memory import Allocate, free_memory, zeros
 
 _log = logging.getLogger("rootlet.cache")
 
@@ -47,9 +47,13 @@ class KVCache:
     Everything starts as zeros, not as whatever the memory held: attention gives masked positions the weight
     zero, and zero times a stray NaN or infinity is NaN. (What sequences write later is finite unless the
     model itself overflowed, and kernels are expected not to read beyond a row's length at all.)
+
+    ``allocate``: where the memory comes from.
     """
 
-    def __init__(self, spec: KVCacheSpec, num_pages: int, device: torch.device | str) -> None:
+    def __init__(
+        self, spec: KVCacheSpec, num_pages: int, device: torch.device | str, allocate: Allocate = zeros
+    ) -> None:
         self.spec = spec
         self.num_pages = num_pages
         self.device = torch.device(device)
@@ -57,7 +61,9 @@ class KVCache:
         for group in spec.groups:
             for plane in group.planes:
                 counts[spec.page_size * plane.nbytes] += len(group.layers)
-        self._data = {size: _pages(count, num_pages, size, self.device) for size, count in counts.items()}
+        self._data = {
+            size: allocate(*_pages(count, num_pages, size), self.device) for size, count in counts.items()
+        }
         self.layers: tuple[LayerKV, ...] = self._lay_out()
 
     def _lay_out(self) -> tuple[LayerKV, ...]:
@@ -110,14 +116,14 @@ class KVCache:
         self.layers = ()
 
 
-def _pages(count: int, num_pages: int, size: int, device: torch.device) -> torch.Tensor:
-    """Pages of ``size`` bytes for so many planes: ``[count, num_pages, words]``, in the widest integers.
+def _pages(count: int, num_pages: int, size: int) -> tuple[tuple[int, ...], torch.dtype]:
+    """Pages of ``size`` bytes for so many planes: ``[count, num_pages, words]``, and the widest integers.
 
     Integers, for torch's indexed copies know no float8.
     """
     words = (torch.int64, torch.int32, torch.int16, torch.uint8)
     word = next(dtype for dtype in words if size % dtype.itemsize == 0)
-    return zeros((count, num_pages, size // word.itemsize), word, device)
+    return (count, num_pages, size // word.itemsize), word
 
 
 def plan_num_pages(

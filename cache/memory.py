@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
+
+Allocate: TypeAlias = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
+"""Makes a contiguous tensor of zeros: ``(shape, dtype, device)``. :func:`zeros` is one."""
 
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a huge number where v2 writes "max"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .memory import zeros
+from .memory import Allocate, zeros
 from .slot_pool import PADDING_SLOT, SlotPool
 
 __all__ = ["PADDING_SLOT", "Run", "SlotPool", "SlotTables", "WriteRuns", "write_in_place"]
@@ -37,7 +37,7 @@ class SlotTables:
 
     ``max_pages = ceil(max_tokens / page_size)``. Row 0 is padding. Entries beyond what was written for the
     present owner of a row are left from earlier ones: valid ids, no meaning. Rows are never cleared.
-    ``write_runs`` has to know the device.
+    ``write_runs`` has to know the device; ``allocate`` is where the memory comes from.
     """
 
     def __init__(
@@ -47,11 +47,12 @@ class SlotTables:
         page_size: int,
         device: torch.device | str,
         write_runs: WriteRuns = write_in_place,
+        allocate: Allocate = zeros,
     ) -> None:
         self.device = torch.device(device)
         self.max_pages = -(-max_tokens // page_size)
-        self.tokens = zeros((num_slots, max_tokens), torch.int32, self.device)
-        self.pages = zeros((num_slots, self.max_pages), torch.int32, self.device)
+        self.tokens = allocate((num_slots, max_tokens), torch.int32, self.device)
+        self.pages = allocate((num_slots, self.max_pages), torch.int32, self.device)
         self._write_runs = write_runs
 
     @property

@@ -56,6 +56,7 @@ class BuiltEngine:
             parts.core, parts.release, by_hand=self.config.step_by_hand, shielded=host_modes.shielded
         )
         self._profile = Profile(parts.resolved.device)
+        self._memory = parts.memory
         self._calls = Calls(self._factory, self._loop)
         # The loop refers to the core and never to this object, so this runs when the last reference goes. It
         # runs at interpreter exit as well: a thread stopped in the middle of a step would abort the process.

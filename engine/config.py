@@ -102,6 +102,11 @@ class EngineConfig:
         "GiB, at least 0, of the layers' weights that stay in host memory and are copied to the GPU in every"
         " step: same results, slower, more room",
     )
+    enable_memory_saver: bool = _option(
+        False,
+        "on a GPU: keep weights and KV cache where release_memory() can give their memory back; on a CPU it"
+        " can without this",
+    )
     page_size: int | None = _option(
         None,
         "tokens per KV page, at least 1 (default 16 CPU, 64 GPU); prefix reuse is token-exact whatever it is",
@@ -201,6 +206,11 @@ class EngineConfig:
             raise ConfigError(
                 "cpu_offload_gb must be a number of GiB, at least 0 (which offloads nothing),"
                 f" got {self.cpu_offload_gb}."
+            )
+        if self.enable_memory_saver and self.cpu_offload_gb:
+            raise ConfigError(
+                f"enable_memory_saver=True does not go with cpu_offload_gb={self.cpu_offload_gb}, by which"
+                " weights pass through buffers. Leave one of the two out."
             )
         if not 0 < self.grammar_compile_budget < math.inf:
             raise ConfigError(

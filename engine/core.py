@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
-from ..errors import InvalidRequestError, is_interrupt
+from ..errors import InvalidRequestError, RootletError, is_interrupt
 from .host.code import call_host
 from .replies.growing import GrowingOutput, text_error
 from .replies.outputs import DocumentedOutput, build_output
@@ -96,6 +96,7 @@ class EngineCore:
         after_step: called after every step that ran something, to watch.
         get_ready: called again and again between requests, once somebody has streamed, until it says False:
             a part of what makes later steps faster.
+        refusal: why no request may be added now, None where one may.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class EngineCore:
         build_output: Callable[..., DocumentedOutput] = build_output,
         after_step: Callable[[EngineCore], None] | None = None,
         get_ready: Callable[[], bool] | None = None,
+        refusal: Callable[[], RootletError | None] = lambda: None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -121,6 +123,8 @@ class EngineCore:
         self._build_output = build_output
         self._after_step = after_step
         self._get_ready = get_ready
+        self._is_ready = get_ready is None
+        self._refusal = refusal
         self._has_streamed = False
         self._num_stops = 0
         self._when_quiet: list[Callable[[], None]] = []
@@ -140,6 +144,11 @@ class EngineCore:
         return self.scheduler.has_work or any(grammar.done() for grammar in self._compiling.values())
 
     @property
+    def rids(self) -> list[str]:
+        """Of the requests that have not ended, in the order they came."""
+        return [*self._tracked]
+
+    @property
     def is_idle(self) -> bool:
         """True while there is no request of any kind, and no step under way."""
         return self._in_flight is None and not self._tracked
@@ -147,12 +156,15 @@ class EngineCore:
     @property
     def is_getting_ready(self) -> bool:
         """True while :meth:`get_ready` has something to do."""
-        return self._get_ready is not None and self._has_streamed and self.is_idle and not self._num_stops
+        return not self._is_ready and self._has_streamed and self.is_idle and not self._num_stops
 
     def get_ready(self) -> None:
         """Do a part of what makes later steps faster. Readers of streams notice those that are not."""
-        if self._get_ready is not None and not self._get_ready():
-            self._get_ready = None
+        self._is_ready = self._get_ready is None or not self._get_ready()
+
+    def get_ready_again(self) -> None:
+        """What was done to be ready is undone: begin anew."""
+        self._is_ready = self._get_ready is None
 
     def wait_for_grammars(self) -> None:
         """Block until a grammar is compiled, if that is all that requests wait for."""
@@ -162,8 +174,11 @@ class EngineCore:
     def add(self, submission: Submission, listener: Listener) -> None:
         """Take a request; ``listener`` hears about it from :meth:`step`."""
         request = submission.request
+        refused = self._refusal()
         if request.rid in self._tracked:
-            listener.fail(InvalidRequestError(f"A request with rid {request.rid!r} is still running."))
+            refused = InvalidRequestError(f"A request with rid {request.rid!r} is still running.")
+        if refused is not None:
+            listener.fail(refused)
             if submission.grammar is not None:
                 submission.grammar.release()
             return

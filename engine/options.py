@@ -38,6 +38,7 @@ class EngineOptions(TypedDict, total=False):
     kv_cache_bytes: int | None
     mem_fraction_static: float | None
     cpu_offload_gb: float
+    enable_memory_saver: bool
     page_size: int | None
     disable_radix_cache: bool
     max_running_requests: int | None

@@ -1,9 +1,9 @@
-"""An engine whose weights can be replaced while it runs: what RL loops call."""
+"""An engine whose weights can be replaced and whose memory can be lent: what RL loops call."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,15 +17,28 @@ from .weights.updates import Updates
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
-    from .core import OnRunning
+    from .core import EngineCore, OnRunning
+    from .memory import Keep, MemoryReport, Tags
     from .options import EngineOptions
     from .schedule.versions import Label
     from .weights.options import Staging, WeightUpdate
     from .weights.updates import UpdateBlock
+
+T = TypeVar("T")
+
+
+def _all_of(*checks: Callable[[], None]) -> Callable[[], None]:
+    """All of them in turn. It is no method of the engine, which would not end with ``del`` then."""
+
+    def check() -> None:
+        for one in checks:
+            one()
+
+    return check
 
 
 class UpdatableEngine(BuiltEngine):
@@ -33,9 +46,11 @@ class UpdatableEngine(BuiltEngine):
 
     def __init__(self, model_path: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
         super().__init__(model_path, **options)
-        self._sharing = Sharing(self._loop)
-        self._updates = Updates(self._loop, self._model_config, self._resolved.dtype, self._sharing)
-        self._calls.before_start = self._sharing.check
+        self._sharing = Sharing(self._loop, self._memory)
+        self._updates = Updates(
+            self._loop, self._memory, self._model_config, self._resolved.dtype, self._sharing
+        )
+        self._calls.before_start = _all_of(self._memory.check, self._sharing.check)
         self._pauses = Pauses(self._loop)
 
     # ---- new weights -------------------------------------------------------------------------------
@@ -177,18 +192,71 @@ class UpdatableEngine(BuiltEngine):
 
     def weight(self, name: str) -> torch.Tensor | None:
         """A copy of one weight, whole, by its checkpoint name; None if there is none."""
-        return self._loop.call(lambda core: reading.read_weight(core, name))
+        return self._read(lambda core: reading.read_weight(core, name))
 
     def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list | None:
         """The first ``truncate_size`` rows of a weight as lists of floats; None for an unknown name."""
-        return self._loop.call(lambda core: reading.first_rows(core, name, truncate_size))
+        return self._read(lambda core: reading.first_rows(core, name, truncate_size))
 
     def weights_checksum(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """SHA-256 of each weight's bytes, by name: equal in engines with equal weights of one dtype.
 
         ``names``: default all; of tied weights one. Raises WeightsError for an unknown name.
         """
-        return self._loop.call(lambda core: reading.checksum(core, names))
+        return self._read(lambda core: reading.checksum(core, names))
+
+    def _read(self, read: Callable[[EngineCore], T]) -> T:
+        """``read(core)``, of weights that are there."""
+
+        def run(core: EngineCore) -> T:
+            self._memory.check_weights()
+            return read(core)
+
+        return self._loop.call(run)
+
+    # ---- memory ------------------------------------------------------------------------------------
+
+    def release_memory(self, tags: Tags = None, *, weights: Keep = "discard") -> MemoryReport:
+        """Give memory to others until :meth:`resume_memory`, without losing a recorded step or an address.
+
+        Args:
+            tags: some of "weights", "kv_cache" (which empties the prefix cache too) and "cuda_graph"
+                (recorded steps, work buffers, and what torch's allocator has cached); None: all.
+            weights: "discard" them, so that requests are refused by WeightsError until others are pushed, or
+                keep them on the "host", from where they return. With device="cpu" they are there already:
+                then nothing of them is given back.
+
+        Nothing happens to what is released already. Requests are refused while weights or KV cache are away.
+        On a GPU the engine has to be built with ``enable_memory_saver=True``.
+
+        Raises InvalidRequestError, which names them, while there are requests; InvalidParameterError for
+        other tags; ConfigError where nothing can be released; DeviceMemoryError.
+        """
+        return self._loop.call(lambda core: self._memory.release(core, tags, weights))
+
+    def resume_memory(self, tags: Tags = None) -> MemoryReport:
+        """Take memory back, in the same place. Nothing happens to what is there.
+
+        Raises InvalidParameterError for other tags. DeviceMemoryError if too little memory is free: free
+        some, and call it again.
+        """
+        return self._loop.call(lambda core: self._memory.resume(core, tags))
+
+    async def async_release_memory(self, tags: Tags = None, *, weights: Keep = "discard") -> MemoryReport:
+        """:meth:`release_memory` for a running event loop."""
+        return await run_beside(lambda: self.release_memory(tags, weights=weights))
+
+    async def async_resume_memory(self, tags: Tags = None) -> MemoryReport:
+        """:meth:`resume_memory` for a running event loop."""
+        return await run_beside(lambda: self.resume_memory(tags))
+
+    def release_memory_occupation(self, tags: Tags = None) -> None:
+        """:meth:`release_memory` under the documented name; weights have to be pushed anew."""
+        self.release_memory(tags)
+
+    def resume_memory_occupation(self, tags: Tags = None) -> None:
+        """:meth:`resume_memory` under the documented name."""
+        self.resume_memory(tags)
 
     # ---- standing still ----------------------------------------------------------------------------
 

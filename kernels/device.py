@@ -7,10 +7,11 @@ them, so they can never be freed. Engines that come and go therefore take over e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 
 import torch
@@ -51,7 +52,31 @@ class StreamPool:
 STREAMS = StreamPool()
 
 RECORDING = threading.Lock()
-"""Held while a graph is recorded or cached memory is returned: torch allows neither beside a recording."""
+"""Held while a graph is recorded or memory is returned: torch allows neither beside a recording."""
+
+
+@contextlib.contextmanager
+def at_rest(device: torch.device) -> Iterator[None]:
+    """A block that begins when all work on a GPU is done and in which no engine records: for unmapping."""
+    with RECORDING, torch.cuda.device(device):
+        torch.cuda.synchronize()
+        yield
+
+
+def when_at_rest(device: torch.device, action: Callable[[], None]) -> None:
+    """``action()`` :func:`at_rest`, now or soon: for finalizers, which strike at any moment.
+
+    The thread they strike may be the one that records, so it is not to wait: another one does.
+    """
+
+    def run() -> None:
+        with at_rest(device):
+            action()
+
+    if RECORDING.locked():
+        threading.Thread(target=run, name="rootlet-unmap", daemon=True).start()
+    else:
+        run()
 
 
 def give_back_memory(device: torch.device) -> None:
@@ -59,12 +84,15 @@ def give_back_memory(device: torch.device) -> None:
 
     While the host program records a graph of its own torch refuses; the memory then stays in torch's cache.
     """
-    if device.type != "cuda":
-        return
-    with RECORDING, torch.cuda.device(device):
-        torch.cuda.synchronize()
-        try:
-            torch.cuda.empty_cache()
-        except RuntimeError as error:
-            if "captures_underway" not in str(error):
-                raise
+    if device.type == "cuda":
+        with at_rest(device):
+            empty_cache()
+
+
+def empty_cache() -> None:
+    """:func:`give_back_memory` of the current device, inside a block of :func:`at_rest`."""
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if "captures_underway" not in str(error):
+            raise

@@ -48,6 +48,10 @@ class WeightPlan(Protocol):
     def names(self) -> Collection[str]:
         """Of the tensors that are wanted; others are left aside."""
 
+    @property
+    def filled(self) -> Collection[str]:
+        """The names in ``weight_shapes`` that have new values then."""
+
     def dtype(self, name: str) -> torch.dtype:
         """The type that a tensor's values are kept in."""
 
@@ -137,6 +141,12 @@ class Model(RequiredModel, Protocol):
 
     def offload_layers(self, num_bytes: int) -> None:
         """Keep so many bytes of layers in host memory; before a load. Default: refused."""
+
+    def place_weights(self, allocate: Callable[[int], torch.Tensor]) -> None:
+        """Keep all weights in ``allocate(bytes)``, uint8 of its device; before a load. Default: refused."""
+
+    def weight_tensors(self) -> Sequence[torch.Tensor]:
+        """The tensors that hold the weights, each once. Default: none, so none are given back on a CPU."""
 
 
 _OPTIONAL: Final = tuple(name for name in vars(Model) if name[0] != "_")
@@ -232,6 +242,16 @@ class CompletedModel:
             " Add it, or leave the option out.",
         )(num_bytes)
 
+    def place_weights(self, allocate: Callable[[int], torch.Tensor]) -> None:
+        """As the class does it. Raises ConfigError if it does not."""
+        need = f"enable_memory_saver=True needs a method place_weights, and {self._name}"
+        self._own("place_weights", need, " Add it, or leave the option out.")(allocate)
+
+    def weight_tensors(self) -> Sequence[torch.Tensor]:
+        """Those that the class names, if it does."""
+        named = getattr(self._model, "weight_tensors", tuple)
+        return named()
+
     def _embeddings(self) -> Callable[[torch.Tensor], torch.Tensor]:
         need = f"is_embedding=True needs a method compute_embeddings, and {self._name}"
         return self._own("compute_embeddings", need)
@@ -249,7 +269,7 @@ class _Loading:
 
     def __init__(self, model: CompletedModel, specs: Mapping[str, TensorSpec]) -> None:
         self._model = model
-        self.names = frozenset(specs)
+        self.names = self.filled = frozenset(specs)
 
     def dtype(self, name: str) -> torch.dtype:
         """What the class says, else the model's."""

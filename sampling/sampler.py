@@ -69,6 +69,15 @@ class Sampler:
 
             self._fused = kernels
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its work buffers."""
+        return self._scratch.nbytes
+
+    def clear(self) -> None:
+        """Let the work buffers go; they come back as they are needed."""
+        self._scratch.clear()
+
     @torch.no_grad()
     def sample(
         self,

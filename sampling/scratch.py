@@ -29,3 +29,12 @@ class Scratch:
             buffer = torch.empty(numel, dtype=dtype, device=self._device)
             self._buffers[name, dtype] = buffer
         return buffer[:numel].view(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def clear(self) -> None:
+        """Let them go."""
+        self._buffers.clear()

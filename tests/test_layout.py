@@ -50,6 +50,7 @@ ENGINE_FLOORS = {
     "chat": 5,
     "core": 5,
     "loop": 6,
+    "memory": 6,
     "stats": 6,
     "build": 7,
     "calls": 7,

@@ -14,8 +14,16 @@ from ..config import EngineConfig
 from ..replies.progress_bar import ProgressBar
 
 
-def load_weights(config: EngineConfig, device: torch.device, check: Callable[[], None]) -> LoadedModel:
-    """The model with its weights, and a bar meanwhile. What ``check`` raises ends the load."""
+def load_weights(
+    config: EngineConfig,
+    device: torch.device,
+    check: Callable[[], None],
+    allocate: Callable[[int], torch.Tensor] | None,
+) -> LoadedModel:
+    """The model with its weights, and a bar meanwhile. What ``check`` raises ends the load.
+
+    ``allocate(bytes)``: where the weights are to be; None: anywhere.
+    """
     # delay: a model that loads at once shows nothing; disable=None: nor does anything without a terminal
     with ProgressBar(
         desc="Loading weights", unit="B", unit_scale=True, delay=2, leave=False, disable=None
@@ -37,6 +45,7 @@ def load_weights(config: EngineConfig, device: torch.device, check: Callable[[],
             trust_remote_code=config.trust_remote_code,
             batch_invariant=config.deterministic,
             cpu_offload_gb=config.cpu_offload_gb,
+            allocate=allocate,
             progress=progress,
         )
 

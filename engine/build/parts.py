@@ -31,6 +31,7 @@ from ...sampling.sampler import Sampler
 from ..chat.render import ChatRenderer
 from ..config import EngineConfig
 from ..core import EngineCore
+from ..memory import EngineMemory
 from ..replies.detokenizer import Detokenizer
 from ..replies.embedding import build_embedding
 from ..replies.outputs import build_output
@@ -48,6 +49,7 @@ from .loading import load_weights, make_tokenizer
 from .memory import measure_steps, plan_pool
 from .proposers import make_drafter
 from .recording import make_graphs, max_recorded_tokens
+from .released import make_memory, make_places
 from .resolved import Resolved, Sizes, output_kind, resolve_device
 
 logger = logging.getLogger("rootlet.engine")
@@ -65,6 +67,7 @@ class Parts:
     model_config: ModelConfig
     constraints: Constraints
     encoder: TextEncoder
+    memory: EngineMemory
     release: Callable[[], None]  # frees device memory
 
 
@@ -95,18 +98,23 @@ def build(config: EngineConfig, check: Callable[[], None] = lambda: None) -> Par
 def _build(config: EngineConfig, device: torch.device, team: Team | None, check: Callable[[], None]) -> Parts:
     backend_name = choose_backend(config, device)
     template = None if config.chat_template is None else read_chat_template(config.chat_template)
-    loaded = load_weights(config, device, check)
+    places = make_places(config, device)
+    loaded = load_weights(config, device, check, places.allocate_weights)
     check()
     tokenizer = None if config.skip_tokenizer_init else make_tokenizer(config, template)
     backend = make_backend(backend_name, config, loaded, device)
     resolved = _resolve(config, device, backend, loaded, tokenizer, team)
     loaded.model.set_context_length(resolved.reach)
-    kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device)
+    allocate = places.allocate_kv_cache
+    kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device, allocate)
     # one row more than runs (row 0 is padding); a row holds the longest sequence
     num_slots = resolved.max_running_requests + 1
-    tables = SlotTables(num_slots, resolved.reach, resolved.page_size, device, _table_writer(device))
+    tables = SlotTables(
+        num_slots, resolved.reach, resolved.page_size, device, _table_writer(device), allocate
+    )
     threads = None if team is None else _step_threads(team, loaded, deterministic=config.deterministic)
     runner = _runner(config, resolved, backend, loaded, kv, tables, threads)
+    memory = make_memory(places, loaded.model, kv, tables, runner)
     constraints = Constraints(
         config.grammar_backend,
         tokenizer if resolved.kind.is_text else None,
@@ -126,11 +134,13 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
         build_output=build_output if resolved.kind.is_text else build_embedding,
         after_step=None if config.decode_log_interval is None else StatsLine(config.decode_log_interval),
         get_ready=runner.record_ahead,
+        refusal=memory.refusal,
     )
 
     def release() -> None:
         with contextlib.ExitStack() as ending:  # each of them, in this order, whatever the others raise
-            ending.callback(give_back_memory, device)  # nobody but the runner held the model
+            ending.callback(give_back_memory, device)  # nobody but these held the model
+            ending.callback(memory.close)
             ending.callback(kv.close)
             ending.callback(tables.close)
             ending.callback(runner.close)
@@ -147,7 +157,18 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
         tool_call_parser=config.tool_call_parser,
         reasoning_parser=config.reasoning_parser,
     )
-    return Parts(core, tokenizer, renderer, limits, resolved, loaded.config, constraints, encoder, release)
+    return Parts(
+        core,
+        tokenizer,
+        renderer,
+        limits,
+        resolved,
+        loaded.config,
+        constraints,
+        encoder,
+        memory,
+        release,
+    )
 
 
 def _resolve(

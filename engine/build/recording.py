@@ -51,4 +51,4 @@ def make_graphs(
     recorder, limit = Recorder(), resolved.max_decode_rows
     decodes = DecodeGraphs(model, kv, inputs, recorder, min(config.cuda_graph_max_bs or limit, limit))
     mixed = MixedGraphs(model, kv, inputs, recorder, resolved.max_recorded_tokens, limit)
-    return StepGraphs(decodes, mixed)
+    return StepGraphs(decodes, mixed, recorder)

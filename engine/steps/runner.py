@@ -71,8 +71,12 @@ class Graphs(Protocol):
     def record_ahead(self, columns: Sequence[str]) -> bool:
         """Do a part of recording steps before they are needed; False if there is none left."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the device that recordings hold."""
+
     def close(self) -> None:
-        """Let the recordings go; nothing may be running of them."""
+        """Let the recordings go; nothing may be running of them. Others may be made after that."""
 
 
 class ModelRunner:
@@ -102,6 +106,7 @@ class ModelRunner:
         self.sampler = sampler
         self._inputs = inputs
         self._graphs = graphs
+        self._may_record = True
         self._columns = tuple(columns)
         self._embeds = embeds
         self._threads = threads
@@ -122,6 +127,25 @@ class ModelRunner:
         self._graphs = self._stream = self._sampling_batch = None
         if self._threads is not None:
             self._threads.close()
+
+    @property
+    def step_nbytes(self) -> int:
+        """Bytes that are kept from step to step: recordings and work buffers."""
+        return self.sampler.nbytes + (0 if self._graphs is None else self._graphs.nbytes)
+
+    def forget_steps(self) -> None:
+        """Let those bytes go; steps are launched kernel by kernel until :meth:`record_steps`."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._may_record = False
+        self._sampling_batch = None
+        self.sampler.clear()
+        if self._graphs is not None:
+            self._graphs.close()
+
+    def record_steps(self) -> None:
+        """Record steps again from now on."""
+        self._may_record = True
 
     def launch(self, batch: Batch) -> LaunchedStep:
         """Enqueue one step: table updates, forward pass, prompt scores, sampling.
@@ -151,7 +175,7 @@ class ModelRunner:
 
         False if there is nothing left to do, or no memory to do it in: recordings save time, nothing else.
         """
-        if self._graphs is None:
+        if self._graphs is None or not self._may_record:
             return False
         with self._placed():
             try:
@@ -169,7 +193,7 @@ class ModelRunner:
 
     def _replay(self, layout: StepLayout) -> LaunchedStep | None:
         """The step from a recording, if there is one."""
-        if self._graphs is None:
+        if self._graphs is None or not self._may_record:
             return None
         # A greedy recording looks for no NaN, so it takes no first tokens: broken models fail there.
         plain = layout.only_decodes and not (layout.pieces or layout.bound)

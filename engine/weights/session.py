@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from ...models.interface import Model, WeightPlan
     from ..core import EngineCore
     from ..loop import EngineLoop
+    from ..memory import EngineMemory
     from ..schedule.versions import Label
     from ..steps.runner import ModelRunner
     from .source import Source
+
+_IN_POOL = (
+    "An update of weights is under way, whose tensors wait in the KV pool: end it first, or choose"
+    " staging='host' for it."
+)
 
 
 class UpdateSession:
@@ -39,12 +45,14 @@ class UpdateSession:
     def __init__(
         self,
         loop: EngineLoop,
+        memory: EngineMemory,
         options: UpdateOptions,
         manifest: Mapping[str, TensorSpec] | None = None,
         *,
         translate: bool = False,
     ) -> None:
         self._loop = loop
+        self._memory = memory
         self._options = options
         self._manifest = manifest
         self._translate = translate
@@ -83,6 +91,9 @@ class UpdateSession:
         """Stand still from now on, if tensors are to be kept in the KV pool."""
         if self._options.stages_in_pool and self._runner.kv.data:
             self._ending.enter_context(self._stopped())
+            if not self._loop.call(lambda core: self._memory.borrow("kv_cache", _IN_POOL)):  # noqa: ARG005
+                return  # the pool is released: the host keeps what comes
+            self._ending.callback(self._return_cache)
             self._num_flushed = self._loop.call(_flush)
             self._stage = PoolStage(self._runner.kv.data)
             self._ending.callback(self._clear, self._stage)
@@ -154,7 +165,9 @@ class UpdateSession:
         flush = self._options.flush_cache
 
         def run(core: EngineCore) -> tuple[int, int]:
+            self._memory.resume(core, ["weights"])  # if they are released
             written = self._runner.write_weights(lambda: plan.write(wanted.items(), held=True), ready)
+            self._memory.weights_came(core, plan.filled if self._options.partial else None)
             core.renew_weights(self._label)
             return written, _flush(core) if flush else 0
 
@@ -172,6 +185,10 @@ class UpdateSession:
         if not self._loop.is_closed:
             runner = self._runner
             self._loop.call(lambda core: runner.write_weights(stage.clear, ()))  # noqa: ARG005
+
+    def _return_cache(self) -> None:
+        if not self._loop.is_closed:
+            self._loop.call(lambda core: self._memory.give_back("kv_cache", _IN_POOL))  # noqa: ARG005
 
 
 def _compare(manifest: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec]) -> None:

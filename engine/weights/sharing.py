@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from ...models.interface import Model
     from ..core import EngineCore
     from ..loop import EngineLoop
+    from ..memory import EngineMemory
 
+_SHARED = (
+    "A module shares the weights, and lies in their memory: unshare_weights() first, or release 'kv_cache'"
+    " and 'cuda_graph' alone."
+)
 _COPY = "Copy the weights instead: update_weights(module)."
 
 
@@ -54,8 +59,9 @@ class _Shared(NamedTuple):
 class Sharing:
     """Which module shares an engine's weights, if any. Any thread may call but the engine's own."""
 
-    def __init__(self, loop: EngineLoop) -> None:
+    def __init__(self, loop: EngineLoop, memory: EngineMemory) -> None:
         self._loop = loop
+        self._memory = memory
         self._turn = threading.Lock()
         self._shared: tuple[_Shared, ...] = ()
 
@@ -80,6 +86,7 @@ class Sharing:
                     one.view.copy_(one.parameter.detach())
                 for one in shared:
                     one.parameter.data = one.view
+                self._memory.borrow("weights", _SHARED)
                 return sum(one.view.nbytes for one in shared)
 
             done = self._renew(adopt, options, len(shared), list(parameters.values()))
@@ -101,6 +108,8 @@ class Sharing:
                 for one in self._shared:
                     if one.holds:
                         one.parameter.data = one.view.clone()
+            if self._shared and not self._loop.is_closed:
+                self._loop.call(lambda core: self._memory.give_back("weights", _SHARED))  # noqa: ARG005
             self._shared = ()
 
     def check(self) -> None:
@@ -158,8 +167,10 @@ class Sharing:
             ready = marks(parameters)
 
             def run(core: EngineCore) -> tuple[int, int]:
+                self._memory.resume(core, ["weights"])  # if they are released
                 with torch.inference_mode(False), torch.no_grad():
                     written = runner_of(core).write_weights(write, ready)
+                self._memory.weights_came(core)
                 core.renew_weights(label)
                 return written, core.scheduler.cache.flush() if options.flush_cache else 0
 

@@ -19,14 +19,23 @@ from .source import Source, open_path, open_source, read_spec
 if TYPE_CHECKING:
     from ...models.config import ModelConfig
     from ..loop import EngineLoop
+    from ..memory import EngineMemory
     from .sharing import Sharing
 
 
 class Updates:
     """All updates of an engine. Any thread may call but the engine's own; they take turns."""
 
-    def __init__(self, loop: EngineLoop, config: ModelConfig, dtype: torch.dtype, sharing: Sharing) -> None:
+    def __init__(
+        self,
+        loop: EngineLoop,
+        memory: EngineMemory,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        sharing: Sharing,
+    ) -> None:
         self._loop = loop
+        self._memory = memory
         self._sharing = sharing
         self._config = config
         self._dtype = dtype
@@ -57,7 +66,9 @@ class Updates:
         self._loop.check_open()
         self._sharing.refuse("update_weights()")
         with self._turn, shielded():
-            session = UpdateSession(self._loop, options, source.manifest, translate=source.is_checkpoint)
+            session = UpdateSession(
+                self._loop, self._memory, options, source.manifest, translate=source.is_checkpoint
+            )
             return session.take(source) if source.held is None else session.write(source.held)
 
     @contextmanager
@@ -68,7 +79,7 @@ class Updates:
         self._sharing.refuse("weight_update()")
         manifest = None if expect is None else {name: read_spec(name, spec) for name, spec in expect.items()}
         with self._turn:
-            session = UpdateSession(self._loop, options, manifest)
+            session = UpdateSession(self._loop, self._memory, options, manifest)
             block = UpdateBlock(session)
             try:
                 session.begin()

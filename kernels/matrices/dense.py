@@ -55,6 +55,11 @@ class DenseMatrix:
         """Bytes held."""
         return self._storage.nbytes
 
+    @property
+    def storage(self) -> torch.Tensor:
+        """The matrix itself."""
+        return self._storage
+
     def product(self, product: Product) -> torch.Tensor:
         """All of it in one kernel where that is faster, and then nothing is rounded between."""
         if not on_gpu(product.x):

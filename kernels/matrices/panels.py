@@ -41,6 +41,11 @@ class PanelMatrix:
         """Bytes held, with the zeros that fill up the last panel."""
         return self._storage.nbytes
 
+    @property
+    def storage(self) -> torch.Tensor:
+        """The panels, ``[panels * K * rows of a panel]``."""
+        return self._storage
+
     def product(self, product: Product) -> torch.Tensor:
         """The multiplication with its bias, then what else there is."""
         return around(product, self.multiply)

@@ -7,7 +7,7 @@ a :class:`~rootlet.models.layers.make.Make`, and says what else is unlike the us
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -176,6 +176,14 @@ class CausalLM(ABC):
         host has no room.
         """
         self.layers = offload(self.layers, num_bytes, self.device)
+
+    def place_weights(self, allocate: Callable[[int], Tensor]) -> None:
+        """Keep all weights in ``allocate(bytes)``, uint8 of a GPU; once, before a load, nothing offloaded."""
+        self._weights.move(allocate)
+
+    def weight_tensors(self) -> list[Tensor]:
+        """What the weights lie in, in the layouts of their kernels; each tensor once."""
+        return self._weights.tensors
 
     def load_weights(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Load a checkpoint from (Hugging Face name, tensor) pairs, in any order, one at a time.

@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...kernels.matrices.dense import DenseMatrix
 from ...kernels.matrices.interface import Matrix
 from ...kernels.matrices.packing import pack_weight
+from ...kernels.matrices.panels import PanelMatrix
 from .slots import NamedSlots, Ranks, Rows, Shard
 from .storage import Place, Room, check_empty
 
@@ -103,7 +105,7 @@ class FloatMatrix:
         self._room: Room | None = None
         self._open: Tensor | None = None  # what a load writes to, while one is under way
         self._missing = 0  # values that this load has not brought
-        self._home: Matrix | None = None
+        self._home: DenseMatrix | PanelMatrix | None = None
         self.batch_invariant = False
 
     def slots(self, start: int, stop: int, split: Split | None) -> NamedSlots:
@@ -158,6 +160,11 @@ class FloatMatrix:
         if self._open is None or (self._home is not None and self._open is self._home.memory()):
             return held
         return held + self._open.nbytes
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The matrix as its multiplication reads it."""
+        return () if self._home is None else (self._home.storage,)
 
     def _begin(self, place: Place) -> Tensor:
         """What a load writes to, with the values of an earlier one where it may not bring all."""

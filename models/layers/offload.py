@@ -16,7 +16,7 @@ weights arrive.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ from ..forward import ForwardInput
 from .part import Layer
 from .residual import Residual
 from .slots import NamedSlots, stores_of
-from .storage import Room, Store
+from .storage import Room, Store, lay_out, total_bytes
 
 _logger = logging.getLogger("rootlet.models")
 
@@ -36,9 +36,6 @@ GIB = 2**30
 
 NUM_BUFFERS = 2
 """One to compute from and one to fill."""
-
-# Where a tensor may begin: as far apart as torch's allocator places them, so that the same kernels fit.
-_ALIGNMENT = 512
 
 
 class WeightStream:
@@ -50,18 +47,10 @@ class WeightStream:
         self._buffers = list(torch.empty((num_buffers, max(sizes)), dtype=torch.uint8, device=device))
         self._homes = [copies.host_memory(size) for size in sizes]
 
-    def rooms(self, index: int, stores: Iterable[Store]) -> list[Room]:
+    def rooms(self, index: int, stores: Sequence[Store]) -> list[Room]:
         """Places for the tensors of offloaded layer ``index``, one after the other on both sides."""
-        rooms, start = [], 0
-        for store in stores:
-            stop = start + _num_bytes(store)
-            home, seen = (
-                memory[start:stop].view(store.dtype).view(store.shape)
-                for memory in (self._homes[index], self._buffers[self._slot(index)])
-            )
-            rooms.append(Room(home, seen))
-            start = _aligned(stop)
-        return rooms
+        sides = (self._homes[index], self._buffers[self._slot(index)])
+        return [Room(*both) for both in zip(*(lay_out(memory, stores) for memory in sides))]
 
     def begin(self) -> None:
         """Start the first copies of a pass, as soon as the work given so far is done."""
@@ -137,10 +126,10 @@ def offload(
     All of them if they have fewer. Raises ConfigError if the host has no room for them.
     """
     stores = [stores_of(layer.weights()) for layer in layers]
-    chosen = choose([_layer_bytes(held) for held in stores], num_bytes)
+    chosen = choose([total_bytes(held) for held in stores], num_bytes)
     if not chosen:
         return list(layers)
-    sizes = [_layer_bytes(stores[i]) for i in chosen]
+    sizes = [total_bytes(stores[i]) for i in chosen]
     _check_host(sum(sizes))
     # memory must be ordinary whatever mode the caller is in, as in WeightTable.load
     with torch.inference_mode(False):
@@ -167,18 +156,6 @@ def choose(sizes: Sequence[int], num_bytes: int) -> list[int]:
         count += 1
         chosen = [(i + 1) * len(sizes) // count - 1 for i in range(count)]
     return chosen
-
-
-def _layer_bytes(stores: Iterable[Store]) -> int:
-    return sum(_aligned(_num_bytes(store)) for store in stores)
-
-
-def _num_bytes(store: Store) -> int:
-    return torch.Size(store.shape).numel() * store.dtype.itemsize
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _check_host(num_bytes: int) -> None:

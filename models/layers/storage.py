@@ -9,7 +9,7 @@ the home, and somebody copies it to the place that the layer reads before the la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -55,6 +55,10 @@ class Store(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes held now."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the values lie in, however they lie; empty before it was filled."""
 
 
 class TensorStore:
@@ -104,8 +108,40 @@ class TensorStore:
         """Bytes held now."""
         return 0 if self._home is None else self._home.nbytes
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The memory."""
+        return () if self._home is None else (self._home,)
+
 
 def check_empty(*held: object) -> None:
     """Raise AssertionError if any of what a store holds is there already."""
     if any(item is not None for item in held):
         raise AssertionError("A store is moved once, before its first rows arrive.")
+
+
+# Where a tensor may begin: as far apart as torch's allocator places them, so that the same kernels fit.
+_ALIGNMENT = 512
+
+
+def total_bytes(stores: Iterable[Store]) -> int:
+    """What :func:`lay_out` needs for them."""
+    return sum(map(_aligned_bytes, stores))
+
+
+def lay_out(memory: Tensor, stores: Iterable[Store]) -> list[Tensor]:
+    """A tensor for each store, one after the other in ``memory``, uint8 of :func:`total_bytes` or more."""
+    tensors, start = [], 0
+    for store in stores:
+        part = memory[start : start + _num_bytes(store)]
+        tensors.append(part.view(store.dtype).view(store.shape))
+        start += _aligned_bytes(store)
+    return tensors
+
+
+def _num_bytes(store: Store) -> int:
+    return torch.Size(store.shape).numel() * store.dtype.itemsize
+
+
+def _aligned_bytes(store: Store) -> int:
+    return -(-_num_bytes(store) // _ALIGNMENT) * _ALIGNMENT

@@ -12,6 +12,7 @@ from torch import Tensor
 from .load_record import LoadRecord
 from .names import USUAL_NAMES, Names
 from .slots import NamedSlots, Slot, stores_of
+from .storage import Room, lay_out, total_bytes
 from .weight_names import match_names, unwrapped
 from .weight_update import TensorSpec, UpdatePlan
 
@@ -60,6 +61,18 @@ class WeightTable:
     def nbytes(self) -> int:
         """Bytes held by all weights, shared ones counted once."""
         return sum(store.nbytes for store in stores_of(self._slots.items()))
+
+    def move(self, allocate: Callable[[int], Tensor]) -> None:
+        """Before a load: have all stores in one piece of memory, ``allocate(bytes)``, rows as they are."""
+        stores = stores_of(self._slots.items())
+        with torch.inference_mode(False):
+            for store, memory in zip(stores, lay_out(allocate(total_bytes(stores)), stores)):
+                store.move(Room(memory, memory))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What all values lie in, however they lie."""
+        return [tensor for store in stores_of(self._slots.items()) for tensor in store.tensors]
 
     def get(self, name: str) -> Tensor | None:
         """The tensor of a checkpoint name, also a tied one; None if unknown or not loaded."""
@@ -123,7 +136,7 @@ class WeightTable:
             else:
                 slots[name] = self._slots[source]
         record.raise_problems(() if partial else self._slots, self._advice(record))
-        plan = UpdatePlan(slots, tied)
+        plan = UpdatePlan(slots, tied, record.filled)
         self._last_plan = (asked, plan)
         return plan
 

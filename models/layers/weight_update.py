@@ -34,9 +34,10 @@ class UpdatePlan:
     Args:
         slots: what each name fills; names that carry no weight are not in it.
         tied: names that bring what another name of the update brings too.
+        filled: the model's own names of what is filled.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], tied: Mapping[str, str]) -> None:
+    def __init__(self, slots: Mapping[str, Slot], tied: Mapping[str, str], filled: Iterable[str]) -> None:
         self._slots = slots
         self._tied = tied
         self._stores = stores_of(slots.items())
@@ -45,6 +46,8 @@ class UpdatePlan:
         self._views: dict[str, Tensor] = {}  # of names whose memory is there: it never moves
         self.names: Final = frozenset((*slots, *tied))
         """Of the tensors that are wanted."""
+        self.filled: Final = frozenset(filled)
+        """The model's own names of what has new values then."""
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that a tensor's values are kept in."""

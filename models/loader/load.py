@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def load_model(
     trust_remote_code: bool = False,  # noqa: ARG001
     batch_invariant: bool = False,
     cpu_offload_gb: float = 0,
+    allocate: Callable[[int], torch.Tensor] | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model and its weights.
@@ -67,7 +68,8 @@ def load_model(
     object, replaces top-level entries of ``config.json`` (rotary settings in either form: see
     :func:`~rootlet.models.rope_fields.merge_overrides`). ``cpu_offload_gb`` GiB (2**30 bytes) of decoder
     layers stay in host memory: see :mod:`~rootlet.models.layers.offload`. ``batch_invariant`` asks for
-    kernels whose result for a row depends on that row alone. ``progress(done_bytes, total_bytes)`` is
+    kernels whose result for a row depends on that row alone. ``allocate(bytes)`` is where weights are kept,
+    uint8 on ``device``; default: each in memory of its own. ``progress(done_bytes, total_bytes)`` is
     called as weights arrive. ``trust_remote_code`` changes nothing here: model code comes from Rootlet and
     from :func:`rootlet.register_model`, never from a checkpoint.
 
@@ -95,6 +97,8 @@ def load_model(
     elif gguf_file is not None:
         checkpoint = open_gguf(gguf_file, config.num_heads, config.num_kv_heads, chosen)
     assert checkpoint is not None  # other formats were opened for the type they store
+    if allocate is not None:
+        model.place_weights(allocate)
     model.load_weights(named_tensors(checkpoint, progress))
     return LoadedModel(model, config, _read_generation_config(source, gguf_file), source)
 

@@ -174,6 +174,18 @@ def test_contradictory_copies_are_refused(src: list[int], dst: list[int]) -> Non
         KVCache(SPEC, NUM_PAGES, "cpu").copy_pages(src, dst)
 
 
+def test_memory_comes_from_where_it_is_told() -> None:
+    asked = []
+
+    def allocate(shape, dtype, device):
+        asked.append(torch.zeros(shape, dtype=dtype, device=device))
+        return asked[-1]
+
+    kv = KVCache(SPEC, NUM_PAGES, "cpu", allocate)
+    assert [data.data_ptr() for data in kv.data] == [tensor.data_ptr() for tensor in asked]
+    assert sum(tensor.nbytes for tensor in asked) == NUM_PAGES * SPEC.bytes_per_page
+
+
 def test_closing_lets_everything_go() -> None:
     kv = KVCache(SPEC, NUM_PAGES, "cpu")
     kv.close()

@@ -75,6 +75,7 @@ def test_defaults():
     assert isinstance(model, CompletedModel)
     assert (model.output, model.dtype, model.hidden_size) == (Output.LOGITS, torch.float32, 32)
     assert not model.multiplies_in_kernels
+    assert model.weight_tensors() == ()
 
 
 def test_what_a_class_has_is_used():
@@ -83,6 +84,8 @@ def test_what_a_class_has_is_used():
         compute_embeddings=lambda hidden: hidden + 1,
         use_batch_invariant_kernels=lambda: asked.append("invariant"),
         offload_layers=asked.append,
+        place_weights=asked.append,
+        weight_tensors=lambda: [torch.ones(2)],
         weight_shapes={"w": (2,)},
         output=Output.STATES,
     )
@@ -90,7 +93,9 @@ def test_what_a_class_has_is_used():
     assert torch.equal(model.compute_embeddings(torch.zeros(1)), torch.ones(1))
     model.use_batch_invariant_kernels()
     model.offload_layers(7)
-    assert asked == ["invariant", 7]
+    model.place_weights(len)
+    assert asked == ["invariant", 7, len]
+    assert torch.equal(model.weight_tensors()[0], torch.ones(2))
     assert model.weight_shapes == {"w": (2,)}
     assert model.output is Output.STATES
 
@@ -105,6 +110,8 @@ def test_what_a_class_lacks_is_refused_by_name():
         model.use_batch_invariant_kernels()
     with pytest.raises(ConfigError, match=r"cpu_offload_gb=0\.5 needs .* Least has none"):
         model.offload_layers(2**29)
+    with pytest.raises(ConfigError, match=r"enable_memory_saver=True needs .* place_weights, and Least has"):
+        model.place_weights(len)
     with pytest.raises(ModelError, match=r"Least\.weight_shapes"):
         model.weight_shapes  # noqa: B018
 

@@ -34,6 +34,18 @@ class Recorder:
     def __init__(self) -> None:
         self._pool: tuple[int, int] | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the device that recordings hold, in torch's allocator but apart from all else."""
+        if self._pool is None:
+            return 0
+        segments = torch.cuda.memory_snapshot()
+        return sum(one["total_size"] for one in segments if tuple(one["segment_pool_id"]) == self._pool)
+
+    def close(self) -> None:
+        """Later recordings get a pool of their own: this one goes with the last recording."""
+        self._pool = None
+
     def record(self, step: Callable[[], torch.Tensor]) -> Recording:
         """Record ``step``, which must have run before: it then compiled and filled caches, forbidden here."""
         graph = torch.cuda.CUDAGraph()

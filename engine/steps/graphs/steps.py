@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..layout import StepLayout
     from ..step_input import SampledPlaces
-    from .recorder import RecordedStep
+    from .recorder import RecordedStep, Recorder
 
 # Tokens and rows of the steps that streams meet first, then of those that come when many of them arrive.
 _AHEAD = ((512, 64), (1024, 256))
@@ -22,9 +22,10 @@ _AHEAD = ((512, 64), (1024, 256))
 class StepGraphs:
     """Everything of an engine that is recorded. Call on the runner's stream."""
 
-    def __init__(self, decodes: DecodeGraphs, mixed: MixedGraphs) -> None:
+    def __init__(self, decodes: DecodeGraphs, mixed: MixedGraphs, recorder: Recorder) -> None:
         self._decodes = decodes
         self._mixed = mixed
+        self._recorder = recorder
         self._ahead: Iterator[RecordedStep] | None = None
         self._next: RecordedStep | None = None
 
@@ -65,8 +66,13 @@ class StepGraphs:
             yield from self._mixed.ahead(num_tokens, columns)
             yield from self._decodes.ahead(num_rows, columns)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the device that recordings hold."""
+        return self._recorder.nbytes
+
     def close(self) -> None:
-        """Let the recordings go, and their memory; nothing may be running of them.
+        """Let the recordings go, and their memory; nothing may be running of them. Others may follow.
 
         They refer to what made them, so they would stay until a garbage collection, which may then strike
         while another engine records.
@@ -74,3 +80,4 @@ class StepGraphs:
         self._ahead = self._next = None
         self._decodes.close()
         self._mixed.close()
+        self._recorder.close()
