@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import InvalidRequestError, RequestTooLongError
 from ...sampling.custom import resolve_processor
-from ...sampling.limits import MAX_COPIED_TOKENS, MAX_REQUESTS, MAX_TOP_LOGPROBS, check_product
+from ...sampling.limits import (
+    MAX_COPIED_TOKENS,
+    MAX_MASK_BYTES,
+    MAX_REQUESTS,
+    MAX_TOP_LOGPROBS,
+    check_product,
+)
 from ...sampling.params import SamplingParams
 from ...sampling.rows import SamplingRow
 from ...sampling.seeds import derive_seed
@@ -118,7 +124,15 @@ class RequestFactory:
             for j in range(n):
                 rid = options.rids[i] if n == 1 else f"{options.rids[i]}-{j}"
                 request = self._request(
-                    prompt, one, rid, logprobs, options.processors[i], options.hidden[i], ends, sample=j
+                    prompt,
+                    one,
+                    rid,
+                    logprobs,
+                    options.processors[i],
+                    options.hidden[i],
+                    options.masks[i],
+                    ends,
+                    sample=j,
                 )
                 grammar = None if self._constraints is None else self._constraints.grammar(one)
                 index = i * n + j if is_batch else None
@@ -162,6 +176,7 @@ class RequestFactory:
         logprobs: LogprobOptions | None,
         processor: Any,
         hidden_states: Any,
+        sampling_mask: Any,
         ends: tuple[int, ...],
         *,
         sample: int,
@@ -186,9 +201,15 @@ class RequestFactory:
             banned_until_min=ends,
             logprobs=logprobs is not None,
             top_logprobs=logprobs.top if logprobs else 0,
+            logprobs_of=logprobs.of if logprobs else None,
+            sampling_mask=check_flag("return_sampling_mask", sampling_mask),
             processor=resolve_processor(processor, params.custom_params),
             custom_params=dict(params.custom_params or {}),
         )
+        if row.masked:
+            size = _mask_bytes(params, self.limits.vocab_size) * max(max_new_tokens, 1)
+            hint = "Lower max_new_tokens, or set top_k."
+            check_product("Bytes of return_sampling_mask", size, params.n, MAX_MASK_BYTES, hint)
         return Request(
             rid=rid,
             token_ids=array("i", prompt.ids),
@@ -213,10 +234,12 @@ class _Options:
 
     def __init__(self, args: GenerateArgs, count: int, hidden_states: bool) -> None:
         wanted = args.per_prompt("return_logprob", count, False)
-        starts, tops = (args.per_prompt(name, count) for name in ("logprob_start_len", "top_logprobs_num"))
-        self._logprobs = list(zip(wanted, starts, tops))
+        more = ("logprob_start_len", "top_logprobs_num", "logprobs_of")
+        starts, tops, kinds = (args.per_prompt(name, count) for name in more)
+        self._logprobs = list(zip(wanted, starts, tops, kinds))
         self.processors = args.per_prompt("custom_logit_processor", count)
         self.hidden = args.per_prompt("return_hidden_states", count, hidden_states)
+        self.masks = args.per_prompt("return_sampling_mask", count, False)
         self.rids = args.rids(count)
 
     def logprobs(self, index: int, prompt_len: int, vocab_size: int) -> LogprobOptions | None:
@@ -243,6 +266,12 @@ def _samples(
     if n > 1 and any(turns):
         raise InvalidRequestError(f"A session continues one output at a time: leave n={n} out.")
     return n
+
+
+def _mask_bytes(params: SamplingParams, vocab_size: int) -> int:
+    """What a sampling mask of one token may take: a bit per token of the vocabulary, or fewer ids."""
+    bits = -(-vocab_size // 32) * 4
+    return min(bits, 4 * params.top_k) if params.top_k > 0 else bits
 
 
 def _check_min_new_tokens(params: SamplingParams, max_new_tokens: int) -> None:

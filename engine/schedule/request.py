@@ -74,11 +74,12 @@ class LogprobOptions:
     """Which log-probabilities a request wants.
 
     ``prompt_start``: log-probabilities of the prompt's tokens from this one on are returned; None means none.
-    ``top``: alternatives per position.
+    ``top``: alternatives per position. ``of``: the distribution of those of the output, ``logprobs_of``.
     """
 
     prompt_start: int | None = None
     top: int = 0
+    of: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -260,6 +261,7 @@ class Request:
         """Forget committed output behind the first ``num_output_tokens`` of a request that has ended."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
         del self.collected.output_logprobs[num_output_tokens:]
+        del self.collected.sampling_masks[num_output_tokens:]
 
     def check_finish(self) -> FinishReason | None:
         """The token-level finish rule for the newest token: the length limit first, then stop tokens."""

@@ -484,6 +484,9 @@ def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verd
     for request, packed in zip(requests, verdict.kept(result.logprobs or [])):
         if packed is not None and request.finish_reason is None:
             request.collected.output_logprobs.append(packed)
+    for request, mask in zip(requests, verdict.kept(result.sampling_masks or [])):
+        if mask is not None and request.finish_reason is None:
+            request.collected.sampling_masks.append(mask)
     for request, embedding in zip(requests, result.embeddings or ()):
         request.collected.embedding = embedding
 
