@@ -160,6 +160,12 @@ class Engine(UpdatableEngine):
                 ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.requests.sessions.SessionParams`).
             input_embeds: the prompt as vectors ``[tokens, hidden_size]`` (tensor, array or lists) that stand
                 in place of the embeddings of tokens, or a list of such prompts.
+            continue_from: an output, or a list of them, to go on from instead of a prompt, as if it had never
+                been interrupted. The result covers the whole, and ``max_new_tokens`` counts from the original
+                prompt. Everything is as that request began, but ``sampling_params`` (whose stop tokens look
+                at new tokens; the seed stays unless given) and ``custom_logit_processor`` may be given anew.
+                What ended by a stop is returned as it is; so is what ended by its length, unless new
+                parameters let it be longer.
             progress: show a bar that counts finished requests; not with ``stream``.
 
         Returns: a :class:`~rootlet.RequestOutput`, or a list in order (``index = prompt * n + sample``)

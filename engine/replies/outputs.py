@@ -14,6 +14,7 @@ from ..schedule.request import Request
 from ..schedule.timing import RequestTiming
 from ..schedule.versions import Label, WeightSpan
 from ..steps.hidden_states import assembled
+from .continuation import Continuation
 from .sampling_masks import SamplingMasks
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class RequestOutput(DocumentedOutput):
             entry i [H] that of generated token i - 1; so there is one entry per generated token, the one it
             was drawn from. A request aborted before its first token has entry 0 as far as it got, or none.
 
-    Outputs are compared without ``hidden_states`` and ``timing``.
+    Outputs are compared without ``hidden_states`` and ``timing``. One that was aborted, or ended by its
+    length, also keeps what ``continue_from`` needs of its request (``continuation``); no dictionary does.
     """
 
     text: str | None
@@ -137,6 +139,11 @@ class RequestOutput(DocumentedOutput):
     output_top_logprobs: list[list[LogprobTriple] | None] | None = None
     sampling_mask: SamplingMasks | None = None
     hidden_states: list[torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    continuation: Continuation | None = field(default=None, init=False, repr=False, compare=False)
+
+    def at(self, index: int | None) -> RequestOutput:
+        """The same output at another position in a batch."""
+        return self if self.index == index else RequestOutput.of({**self.__dict__, "index": index})
 
     def _more_meta(self) -> dict[str, object]:
         more: dict[str, object] = {"completion_tokens": self.completion_tokens}
@@ -197,6 +204,8 @@ def build_output(
     fields = shared_fields(request, index, len(tokens), ended=ended)
     fields["weights_versions"] = request.versions.spans(len(tokens))
     fields["text"], fields["token_ids"], fields["completion_tokens"] = text, tokens, len(tokens)
+    if ended:
+        fields["continuation"] = Continuation.of(request, with_token_text=token_text is not None)
     if ended and request.return_hidden_states:
         fields["hidden_states"] = assembled(request.collected.hidden_states, request.num_prompt_tokens)
     if request.sampling_row.sampling_mask:

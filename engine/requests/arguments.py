@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...sampling.custom import CustomLogitProcessor
     from ...sampling.distributions import LogprobsOf
     from ...sampling.params import SamplingParams
+    from ..replies.outputs import RequestOutput
 
     Texts: TypeAlias = str | list[str] | None
     Tokens: TypeAlias = list[int] | list[list[int]] | Mapping[str, Any] | None
@@ -49,6 +50,7 @@ class RequestFields(CallFields, total=False):
     return_hidden_states: bool | list[bool] | None
     session_params: dict[str, Any] | list[dict[str, Any]] | None
     input_embeds: torch.Tensor | np.ndarray | Sequence[Any] | None
+    continue_from: RequestOutput | Sequence[RequestOutput] | None
 
 
 def logprob_fields(return_logprob: Any, logprob_start_len: Any, top_logprobs_num: Any) -> dict[str, Any]:
@@ -87,9 +89,14 @@ class GenerateArgs:
         return self.fields.get("input_embeds")
 
     @property
+    def continue_from(self) -> Any:
+        """Outputs to go on from, instead of prompts."""
+        return self.fields.get("continue_from")
+
+    @property
     def is_list(self) -> bool:
         """Whether several prompts, or one as token ids, were given."""
-        return isinstance(self.prompt or self.input_ids, (list, tuple))
+        return isinstance(self.prompt or self.input_ids or self.continue_from, (list, tuple))
 
     def per_prompt(self, name: str, count: int, default: Any = None) -> list[Any]:
         """The field for each of ``count`` prompts: its entries, or itself for all; None is the default."""

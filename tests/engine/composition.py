@@ -23,7 +23,7 @@ from rootlet.sampling.seeds import derive_seed
 FEATURES = [
     "radix hit", "chunked prefill", "preemption", "streaming", "n", "logprobs", "penalties", "seed",
     "constraint", "stop string", "custom processor", "hidden states", "session", "input embeds",
-    "neighbour aborted", "sampling mask",
+    "neighbour aborted", "sampling mask", "continued",
 ]  # fmt: skip
 PAIRS = list(itertools.combinations(FEATURES, 2))
 REFUSED = {  # pairs that have no meaning, and what is said about them
@@ -32,6 +32,7 @@ REFUSED = {  # pairs that have no meaning, and what is said about them
 }
 PROMPT = [300 + (977 * i) % 40_000 for i in range(40)]
 NEW_TOKENS = 20
+CUT = 5  # tokens that a request has when it is aborted, to be continued
 SAMPLES = 3
 SEED = 1234
 # free at first, then forced, then free again for longer than anybody asks
@@ -184,12 +185,28 @@ class Composed:
         # older than ours, so it is not the one preempted
         neighbour = self._neighbour(engine) if older else None
         doomed = self._neighbour(engine) if aborted else None
-        outputs = engine.generate(sampling_params=self.params, **self.args)
+        if "continued" in self.features:
+            parts = self._parts(engine)
+            outputs = engine.generate(continue_from=parts, stream=self.args.get("stream", False))
+        else:
+            outputs = engine.generate(sampling_params=self.params, **self.args)
         if self.args.get("stream"):
             outputs = self._drain(outputs, doomed)
         if neighbour is not None:
             neighbour.result()
         return outputs if isinstance(outputs, list) else [outputs]
+
+    def _parts(self, engine) -> list:
+        """What there is of each sample when it is aborted on its way."""
+        latest = {}
+        for chunk in engine.generate(sampling_params=self.params, **self.args | {"stream": True}):
+            latest[chunk.index] = chunk
+            if chunk.completion_tokens >= CUT:
+                engine.abort(chunk.rid)
+        parts = [latest[index] for index in sorted(latest, key=lambda index: index or 0)]
+        assert all(part.finish_reason["type"] == "abort" for part in parts)
+        assert all(CUT <= part.completion_tokens < NEW_TOKENS for part in parts)
+        return parts
 
     def _neighbour(self, engine):
         """A request that has run for a step."""
