@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from ..errors import InvalidRequestError, short
 from ..version import __version__
 from .build.thread import build_on_thread
 from .calls import Calls
@@ -78,6 +79,22 @@ class BuiltEngine:
         self._sessions.close(session_id)
 
     # ---- control -----------------------------------------------------------------------------------
+
+    def abort(self, rid: str | None = None) -> None:
+        """End a request with what it has; without ``rid`` all of them, those that wait as well.
+
+        Returns at once. Whoever waits for a request gets its output, reason "abort": its tokens so far, none
+        of one that had not begun, and as many log-probabilities, masks and hidden states. ``generate`` goes
+        on from it by ``continue_from``; nothing goes on by itself, or happens if no request has that id.
+
+        Raises InvalidRequestError if ``rid`` is no string; EngineClosedError, EngineFailedError.
+        """
+        if rid is not None and not isinstance(rid, str):
+            raise InvalidRequestError(
+                f"abort takes the rid of one request, or nothing for all of them, got {short(rid)}."
+            )
+        self._loop.check_open()
+        self._loop.abort(rid)
 
     def step(self) -> bool:
         """Run one step by hand; only with ``step_by_hand=True``. Returns whether there is more to do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InvalidRequestError
@@ -11,6 +11,7 @@ from .host.side_thread import beside_loop, count_chars
 from .replies import progress_bar, streams
 from .replies.handle import RequestHandle
 from .requests.arguments import check_flag
+from .requests.continuing import Finished
 
 if TYPE_CHECKING:
     from .core import EngineCore
@@ -81,27 +82,35 @@ class Calls:
         """``build(args)``; vectors are read where no mode of the caller's applies."""
         return build(args) if args.input_embeds is None else on_plain_thread(build, args)
 
-    def _start(self, submissions: list[Submission]) -> list[RequestHandle]:
+    def _start(self, submissions: Sequence[Submission | Finished]) -> list[RequestHandle]:
         self.before_start()
         loop = self._loop
-        handles = [RequestHandle(s.request.rid, loop, is_streamed=s.stream) for s in submissions]
+        handles = [self._handle(one) for one in submissions]
+        new = [(s, handle) for s, handle in zip(submissions, handles) if not isinstance(s, Finished)]
 
         def add(core: EngineCore) -> None:
-            for submission, handle in zip(submissions, handles):
+            for submission, handle in new:
                 core.add(submission, handle)
 
         def refuse(error: BaseException) -> None:
-            for handle in handles:
+            for _, handle in new:
                 handle.fail(error)
 
-        if handles:
+        if new:
             loop.post(add, refuse)  # one command: a batch is scheduled as a whole
-        for grammar in {s.grammar for s in submissions if s.grammar is not None}:
+        for grammar in {s.grammar for s, _ in new if s.grammar is not None}:
             grammar.add_done_callback(lambda _: loop.wake())
-        for submission, handle in zip(submissions, handles):
+        for submission, handle in new:
             if submission.turn is not None:
                 submission.turn.record(handle)
         return handles
+
+    def _handle(self, one: Submission | Finished) -> RequestHandle:
+        if not isinstance(one, Finished):
+            return RequestHandle(one.request.rid, self._loop, is_streamed=one.stream)
+        handle = RequestHandle(one.output.rid, self._loop)
+        handle.deliver(one.output)
+        return handle
 
 
 def _nothing() -> None:

@@ -188,18 +188,27 @@ class EngineCore:
             if error is not None:
                 listener.fail(error)
                 return
-            request.constraint = RequestConstraint(grammar.result())
+            request.constraint = RequestConstraint(grammar.result(), request.output_ids)
         elif grammar is not None:
             request.status = RequestStatus.COMPILING
             self._compiling[request.rid] = grammar
         detokenizer = self._detokenizer if request.params.stop else None
         request.versions = Versions(self.weights_version)
+        if request.num_output_tokens:
+            request.versions.begin_behind(submission.spans, request.num_output_tokens)
         request.is_watched, request.is_streamed = detokenizer is not None, submission.stream
         tracked = self._tracked[request.rid] = _Tracked(submission, listener)
         self.scheduler.add(request)
         if detokenizer is not None:
             with self._only(request):
-                tracked.text = detokenizer.start(request.params, request.token_ids)
+                tracked.text = detokenizer.start(
+                    request.params, request.token_ids[: request.num_prompt_tokens]
+                )
+                if request.num_output_tokens:
+                    self._extend_text(request, tracked)
+            if request.is_finished:  # new stop strings, one of which is there already
+                self.abort(request.rid)
+                return
         if submission.stream:
             self._has_streamed = True
             build = self._builder(submission)
@@ -226,7 +235,7 @@ class EngineCore:
             request = self._tracked[rid].submission.request
             error = grammar.exception()
             if error is None:
-                request.constraint = RequestConstraint(grammar.result())
+                request.constraint = RequestConstraint(grammar.result(), request.output_ids)
                 self.scheduler.make_ready(request)
             else:
                 self._fail(request, error)

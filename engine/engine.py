@@ -137,6 +137,13 @@ class Engine(UpdatableEngine):
             logprob_start_len: first prompt token whose log-probability is returned, so there are
                 ``prompt_tokens - logprob_start_len``; that of token 0 is None. -1 or None: none.
             top_logprobs_num: likeliest alternatives per position.
+            logprobs_of: the distribution that log-probabilities of output tokens and their alternatives are
+                of, for all prompts or one per prompt: "sampled", what the token was drawn from (penalties,
+                biases and constraint, and unless decoding is greedy temperature, top-k, top-p and min-p);
+                "tempered", log_softmax(logits / temperature) over the whole vocabulary, which knows nothing
+                else of the request, as a trainer computes it (a temperature of 0 counts as 1); "raw",
+                log_softmax(logits). None, the default: the documented values, those of "sampled" but for
+                top-k and min-p, which they do not reflect. Prompt tokens are always "raw".
             return_text_in_logprobs: add each token's text to the log-probability triples.
             stream: return an iterator of cumulative outputs; many prompts interleave and carry ``index``.
                 Leaving the iterator early aborts what is unfinished.
@@ -144,12 +151,21 @@ class Engine(UpdatableEngine):
             custom_logit_processor: a :class:`~rootlet.CustomLogitProcessor` (or its ``to_str()``), or any
                 callable that takes and returns logits, for all prompts or one per prompt; it sees the
                 ``custom_params`` of each request's sampling parameters.
+            return_sampling_mask: also return, as ``sampling_mask``, the ids that each output token was drawn
+                among: per token an ascending int32 array, or None where every token could have been drawn.
+                Filters do not count in greedy decoding.
             return_hidden_states: also return the hidden states behind every token, in ``meta_info``; default:
                 the engine's option of that name.
             session_params: continue a session of :meth:`open_session`: a dict with ``id`` and, as needed,
                 ``rid``, ``offset``, ``replace`` (:class:`~rootlet.engine.requests.sessions.SessionParams`).
             input_embeds: the prompt as vectors ``[tokens, hidden_size]`` (tensor, array or lists) that stand
                 in place of the embeddings of tokens, or a list of such prompts.
+            continue_from: an output, or a list of them, to go on from instead of a prompt, as if it had never
+                been interrupted. The result covers the whole, and ``max_new_tokens`` counts from the original
+                prompt. Everything is as that request began, but ``sampling_params`` (whose stop tokens look
+                at new tokens; the seed stays unless given) and ``custom_logit_processor`` may be given anew.
+                What ended by a stop is returned as it is; so is what ended by its length, unless new
+                parameters let it be longer.
             progress: show a bar that counts finished requests; not with ``stream``.
 
         Returns: a :class:`~rootlet.RequestOutput`, or a list in order (``index = prompt * n + sample``)

@@ -136,12 +136,22 @@ class EngineLoop:
                 self._run_commands()
         return outcome.result()
 
-    def abort(self, rid: str) -> None:
-        """Have a request ended with what it has, if it has not ended. EngineForkedError in a forked child."""
+    def abort(self, rid: str | None) -> None:
+        """Have a request ended with what it has, if it has not ended; None: every one there is by then.
+
+        Raises EngineForkedError in a forked child.
+        """
+
+        def end(core: EngineCore) -> None:
+            if rid is None:
+                core.abort_all()
+            else:
+                core.abort(rid)
+
         if self.is_forked:
             self.check_open()
         with contextlib.suppress(EngineClosedError, EngineFailedError):  # it ended with the engine
-            self.post(lambda core: core.abort(rid), lambda error: None)  # noqa: ARG005
+            self.post(end, lambda error: None)  # noqa: ARG005
 
     def step(self) -> bool:
         """Run pending commands and one step in the calling thread. Returns whether there is more to do.

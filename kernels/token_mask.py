@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from .native import load
@@ -25,6 +26,23 @@ def mask_disallowed(logits: torch.Tensor, allowed_mask: torch.Tensor) -> None:
         mask_disallowed_reference(logits, allowed_mask)
         return
     _C.mask_disallowed(logits.data_ptr(), allowed_mask.data_ptr(), rows, columns, words)
+
+
+def pack_tokens(chosen: torch.Tensor) -> torch.Tensor:
+    """Sets of tokens as such masks: ``chosen`` [B, V] bool -> [B, ceil(V / 32)] int32, its last bits 0."""
+    rows, columns = chosen.shape
+    padded = torch.nn.functional.pad(chosen, (0, -columns % 32))
+    if chosen.device.type == "cpu":
+        return torch.from_numpy(np.packbits(padded.numpy(), axis=1, bitorder="little")).view(torch.int32)
+    bits = torch.arange(32, dtype=torch.int32, device=chosen.device)
+    # no two of a word have a bit in common, so their sum is their union
+    return (padded.view(rows, -1, 32).int() << bits).sum(2, dtype=torch.int32)
+
+
+def unpack_tokens(words: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Ascending ids [N] int32 of the set of tokens in ``words`` [ceil(num_tokens / 32)] int32."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=num_tokens)
+    return np.flatnonzero(bits).astype(np.int32)
 
 
 def mask_disallowed_reference(logits: torch.Tensor, allowed_mask: torch.Tensor) -> None:

@@ -14,7 +14,17 @@ import torch
 
 from .processors import ProcessorGroup, group_processors
 from .rows import Rows, SamplingRow, records_of
-from .stages import Bans, Biases, Filters, Penalties, are_filtered, column, tensor
+from .stages import (
+    Bans,
+    Biases,
+    Filters,
+    KeptTokens,
+    ModelLogprobs,
+    Penalties,
+    are_filtered,
+    column,
+    tensor,
+)
 from .upload import upload
 
 GREEDY, GREEDY_WITH_TOTAL, PLAIN, FILTERED = range(4)
@@ -33,7 +43,10 @@ class SamplingBatch:
         greedy, sampled: a partition of the B rows.
         plain, filtered: a partition of the *sampled* rows (indices into them) by whether ``filters`` applies;
             ``filtered_in_batch`` are the filtered ones as indices into all B.
-        logprobs: rows whose log-probabilities are wanted; ``top_logprobs`` is the largest wanted list.
+        logprobs: rows whose log-probabilities are wanted, of the edited logits; ``top_logprobs`` is the
+            largest wanted list.
+        model_logprobs: rows that want those of the logits as the model computed them.
+        kept: rows that want to know which tokens were kept.
         processors: the callers' own edits, each with its rows.
     """
 
@@ -53,6 +66,8 @@ class SamplingBatch:
     filters: Filters | None
     logprobs: Rows
     top_logprobs: int
+    model_logprobs: ModelLogprobs | None
+    kept: KeptTokens | None
     processors: tuple[ProcessorGroup, ...]
 
     @classmethod
@@ -70,6 +85,7 @@ class SamplingBatch:
         kinds = np.where(greedy, GREEDY, PLAIN)
         kinds[greedy & asking] = GREEDY_WITH_TOTAL
         kinds[filtered] = FILTERED
+        edited = asking & ~records["unedited"]
         batch = cls(
             size=size,
             vocab_size=vocab_size,
@@ -85,8 +101,10 @@ class SamplingBatch:
             filtered=Rows.where(drawn),
             filtered_in_batch=Rows.where(filtered),
             filters=Filters.build(records.compress(filtered), vocab_size),
-            logprobs=Rows.where(asking),
-            top_logprobs=min(vocab_size, int(records["top_logprobs"].max(initial=0, where=asking))),
+            logprobs=Rows.where(edited),
+            top_logprobs=min(vocab_size, int(records["top_logprobs"].max(initial=0, where=edited))),
+            model_logprobs=ModelLogprobs.build(records, vocab_size),
+            kept=KeptTokens.build(records, filtered),
             processors=group_processors(rows, np.flatnonzero(records["processed"]).tolist(), device),
         )
         return batch if device.type == "cpu" else upload(batch, device)

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..kernels.token_mask import pack_tokens
 from .batch import SamplingBatch
+from .distributions import NO_CUT, TOP_P_CUT
 from .draw import exact_masses
 from .stages import Filters
 
@@ -30,21 +32,25 @@ class FilteredDraw(NamedTuple):
 
     Attributes:
         token_ids: [R] int64.
-        nucleus_mass: [R] fp64, the probability that top-p *alone* keeps (for log-probabilities); 1 if off.
-        nucleus_count: [R] int64, how many tokens that is; V if off.
+        mass: [R] fp64, the probability of the tokens that log-probabilities go by: of those that top-p
+            *alone* keeps (``TOP_P_CUT``) or that all filters do (``KEPT_CUT``), else 1.
+        size: [R] int64, how many tokens that is; else V.
+        kept: [R, ceil(V / 32)] int32, bit ``t % 32`` of word ``t // 32`` says that all filters keep token
+            ``t``; None if nobody wants it.
     """
 
     token_ids: torch.Tensor
-    nucleus_mass: torch.Tensor
-    nucleus_count: torch.Tensor
+    mass: torch.Tensor
+    size: torch.Tensor
+    kept: torch.Tensor | None = None
 
 
 def nucleus(batch: SamplingBatch, filtered: FilteredDraw) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mass [B] fp64 and number [B] int64 of the tokens that top-p alone keeps, of all rows of a batch."""
-    mass = torch.ones(batch.size, dtype=torch.float64, device=filtered.nucleus_mass.device)
+    """Mass [B] fp64 and number [B] int64 of the tokens that log-probabilities go by, for a whole batch."""
+    mass = torch.ones(batch.size, dtype=torch.float64, device=filtered.mass.device)
     count = torch.full_like(mass, batch.vocab_size, dtype=torch.int64)
-    batch.filtered_in_batch.put(mass, filtered.nucleus_mass)
-    batch.filtered_in_batch.put(count, filtered.nucleus_count)
+    batch.filtered_in_batch.put(mass, filtered.mass)
+    batch.filtered_in_batch.put(count, filtered.size)
     return mass, count
 
 
@@ -52,8 +58,9 @@ class _Choice(NamedTuple):
     """A draw in terms of ranks, all [R, 1]; not ``complete`` if the cut is beyond the ranks looked at."""
 
     rank: torch.Tensor
-    nucleus_mass: torch.Tensor
-    nucleus_count: torch.Tensor
+    kept_count: torch.Tensor
+    mass: torch.Tensor
+    size: torch.Tensor
     complete: torch.Tensor
 
 
@@ -74,14 +81,21 @@ def draw_by_sorting(probs: torch.Tensor, uniform: torch.Tensor, filters: Filters
     """``draw_filtered`` by sorting whole rows, ids included: no host sync, but slow on a CPU."""
     values, order = torch.sort(probs, dim=1, descending=True, stable=True)
     choice = _choose_rank(values, uniform, filters)
-    return _result(order.gather(1, choice.rank), choice, filters, probs.shape[1])
+    kept = None
+    if filters.wants_kept:
+        ranks = torch.arange(probs.shape[1], dtype=torch.int64, device=probs.device)
+        kept = torch.zeros_like(probs, dtype=torch.bool).scatter_(1, order, ranks < choice.kept_count)
+    return _result(order.gather(1, choice.rank), choice, filters, kept, probs.shape[1])
 
 
-def _result(token_ids: torch.Tensor, choice: _Choice, filters: Filters, vocab: int) -> FilteredDraw:
-    off = filters.top_p.isinf()
-    mass = choice.nucleus_mass.masked_fill(off, 1.0)
-    count = choice.nucleus_count.masked_fill(off, vocab)
-    return FilteredDraw(token_ids.squeeze(1), mass.squeeze(1), count.squeeze(1))
+def _result(
+    token_ids: torch.Tensor, choice: _Choice, filters: Filters, kept: torch.Tensor | None, vocab: int
+) -> FilteredDraw:
+    off = filters.cut == NO_CUT
+    mass = choice.mass.masked_fill(off, 1.0)
+    size = choice.size.masked_fill(off, vocab)
+    words = None if kept is None else pack_tokens(kept)
+    return FilteredDraw(token_ids.squeeze(1), mass.squeeze(1), size.squeeze(1), words)
 
 
 def _choose_rank(values: torch.Tensor, uniform: torch.Tensor, filters: Filters) -> _Choice:
@@ -101,9 +115,11 @@ def _choose_rank(values: torch.Tensor, uniform: torch.Tensor, filters: Filters) 
     # and the sum grows there, so it has mass. Only a row of NaN needs the clamp.
     rank = torch.searchsorted(running, uniform.unsqueeze(1) * total, right=True).clamp_(max=width - 1)
 
+    by_top_p = filters.cut == TOP_P_CUT
     complete = (kept_count < width) | (filters.top_k <= width)
-    complete &= (nucleus_count < width) | ~filters.top_p_logprobs
-    return _Choice(rank, running.gather(1, nucleus_count - 1), nucleus_count, complete)
+    complete &= (nucleus_count < width) | ~by_top_p
+    size = torch.where(by_top_p, nucleus_count, kept_count)
+    return _Choice(rank, kept_count, running.gather(1, size - 1), size, complete)
 
 
 def _draw_on_host(probs: torch.Tensor, uniform: torch.Tensor, filters: Filters) -> FilteredDraw:
@@ -111,13 +127,20 @@ def _draw_on_host(probs: torch.Tensor, uniform: torch.Tensor, filters: Filters) 
     vocab = probs.shape[1]
     values = _highest(probs, filters.head)
     choice = _choose_rank(values, uniform, filters)
-    result = _result(_ids_at_rank(probs, values, choice.rank), choice, filters, vocab)
+    kept = None
+    if filters.wants_kept:
+        last = choice.kept_count - 1
+        lowest, last_id = values.gather(1, last), _ids_at_rank(probs, values, last)
+        ids = torch.arange(vocab, dtype=torch.int64, device=probs.device)
+        kept = (probs > lowest) | ((probs == lowest) & (ids <= last_id))
+    result = _result(_ids_at_rank(probs, values, choice.rank), choice, filters, kept, vocab)
     if filters.head < vocab and not bool(choice.complete.all()):
         rest = (~choice.complete).squeeze(1).nonzero().squeeze(1)
         for few in rest.split(_WHOLE_ROWS):
             whole = _draw_on_host(probs[few], uniform[few], filters.take(few, head=vocab))
             for target, found in zip(result, whole):
-                target[few] = found
+                if target is not None and found is not None:
+                    target[few] = found
     return result
 
 

@@ -6,20 +6,24 @@ by the kernels. Imported only where these kernels are used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..kernels.gpu import sample_edits
 from ..kernels.gpu.sample_edits import mask_disallowed
 from ..kernels.gpu.sample_filtered import draw_filtered, softmax_rows
+from ..kernels.gpu.sample_kept import pack_allowed
 from ..kernels.gpu.sample_logprobs import rank_tokens, score_tokens
 from ..kernels.gpu.sampling import RowDraw, draw_rows
-from .batch import SamplingBatch
+from .batch import GREEDY_WITH_TOTAL, SamplingBatch
 from .filters import FilteredDraw, nucleus
-from .logprobs import top_tokens
+from .logprobs import TokenLogprobs, top_tokens
+from .rows import Rows
 from .scratch import Scratch
-from .stages import Penalties
+from .stages import ModelLogprobs, Penalties
 
-__all__ = ["apply_penalties", "draw", "logprobs", "mask_disallowed"]
+__all__ = ["apply_penalties", "draw", "logprobs", "mask_disallowed", "model_logprobs", "pack_allowed"]
 
 _RANKED = 256  # longer lists are sorted; ranking costs a few microseconds a token
 _FILTERED_ROWS = 256  # rows filtered at once: three [256, V] tensors of 4 bytes are all the memory it takes
@@ -73,12 +77,21 @@ def draw(
                 filters.top_k[some],
                 filters.top_p[some],
                 filters.min_p[some],
-                filters.top_p_logprobs[some],
+                filters.cut[some],
+                want_kept=filters.wants_kept,
             )
         )
-    filtered = FilteredDraw(*(torch.cat(part) if len(part) > 1 else part[0] for part in zip(*parts)))
+    token_ids, mass, size, kept = zip(*parts)
+    packed = [words for words in kept if words is not None]
+    filtered = FilteredDraw(
+        _joined(token_ids), _joined(mass), _joined(size), _joined(packed) if packed else None
+    )
     rows.put(found.token_ids, filtered.token_ids)
     return found, filtered
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
 def _softmax(logits: torch.Tensor, batch: SamplingBatch, found: RowDraw, some: slice) -> torch.Tensor:
@@ -91,17 +104,13 @@ def _softmax(logits: torch.Tensor, batch: SamplingBatch, found: RowDraw, some: s
 
 def logprobs(
     logits: torch.Tensor, batch: SamplingBatch, found: RowDraw, filtered: FilteredDraw | None
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+) -> TokenLogprobs:
     """As ``logprobs.sampled_logprobs``, of the rows that ask, without another pass over all probabilities.
 
     ``logits`` [B, V] are those of all rows.
     """
-    rows, width = batch.logprobs, batch.top_logprobs
-    ids = None
-    if width > _RANKED:
-        ids = top_tokens(rows.take(logits), width)
-    elif width:
-        ids = rank_tokens(logits, rows.index, width)
+    rows = batch.logprobs
+    ids = _ranked(logits, rows, batch.top_logprobs)
     chosen, values = score_tokens(
         logits,
         rows.index,
@@ -113,3 +122,36 @@ def logprobs(
         ids,
     )
     return chosen, values, ids
+
+
+def model_logprobs(
+    logits: torch.Tensor,
+    batch: SamplingBatch,
+    asked: ModelLogprobs,
+    token_ids: torch.Tensor,
+    found: RowDraw | None,
+) -> TokenLogprobs:
+    """Those of the rows that go by the model's own ``logits`` [B, V], whose drawn ``token_ids`` are [B].
+
+    ``found``: what drawing from these very logits summed up; where the temperature is that of the draw as
+    well, no other pass is needed.
+    """
+    ids = _ranked(logits, asked.rows, asked.top)
+    if found is not None and asked.as_drawn:
+        index, temperature, highest, total = asked.rows.index, batch.temperature, found.highest, found.total
+    else:
+        # integers: the same sums, to the bit, as those of a draw at this temperature
+        index, temperature = None, asked.temperature
+        logits, token_ids = asked.rows.take(logits), asked.rows.take(token_ids)
+        zeros = torch.zeros(asked.rows.count, dtype=torch.int64, device=logits.device)
+        kinds = torch.full_like(zeros, GREEDY_WITH_TOTAL, dtype=torch.int32)
+        _, highest, total, *_ = draw_rows(logits, temperature, kinds, zeros, zeros)
+    chosen, values = score_tokens(logits, index, temperature, highest, total, token_ids, None, ids)
+    return chosen, values, ids
+
+
+def _ranked(logits: torch.Tensor, rows: Rows, width: int) -> torch.Tensor | None:
+    """Ids [R, width] of the highest logits of some rows of [B, V]; None if ``width`` is 0."""
+    if width > _RANKED:
+        return top_tokens(rows.take(logits), width)
+    return rank_tokens(logits, rows.index, width) if width else None

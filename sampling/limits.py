@@ -32,6 +32,9 @@ MAX_ENTRIES = 2**20
 MAX_TOP_LOGPROBS = 2**24
 """``top_logprobs_num`` times positions (``max_new_tokens``, and the prompt's that are scored) times ``n``."""
 
+MAX_MASK_BYTES = 2**32
+"""What sampling masks of a request may take: ``max_new_tokens`` times ``n`` times the largest of a token."""
+
 MAX_ID_CHARS = 512
 """Characters of a ``rid`` or of the id of a session."""
 

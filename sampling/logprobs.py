@@ -1,15 +1,25 @@
 """Log-probabilities of sampled tokens and of prompts.
 
-Which distribution: for a prompt, log_softmax of the raw logits. For a sampled token, the distribution it
-was drawn from as far as temperature and top-p go: log_softmax(logits / temperature) minus the log of the
-mass top-p keeps; tokens that top-p drops have the lowest finite fp32 number. top-k and min-p are not
-reflected. For a greedy token, log_softmax of the logits after biases, penalties and grammar mask.
-Decided row by row: batch mates never matter.
+Which distribution: for a prompt, log_softmax of the raw logits. For a sampled token, what the row asks for
+(``distributions``): log_softmax(logits / temperature) minus the log of the mass that filters keep, if the
+distribution goes by them; tokens that they drop have the lowest finite fp32 number. For a greedy token,
+log_softmax of the logits after biases, penalties and grammar mask. Decided row by row: batch mates never
+matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from .rows import Rows
+
+TokenLogprobs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Of R rows: the log-probability of each's own token [R] fp32, and the values [R, K] fp32 and ids [R, K]
+int64 of the likeliest ones, descending; None if K is 0."""
 
 _BLOCK = 128
 _PROMPT_ROWS = 64
@@ -49,14 +59,14 @@ def sampled_logprobs(
     nucleus: tuple[torch.Tensor, torch.Tensor] | None,
     top_k: int,
     work: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+) -> TokenLogprobs:
     """Log-probabilities of sampled tokens and of the ``top_k`` most probable ones.
 
     Args:
         scores: [R, V] fp32, processed logits divided by the temperature (by 1 for greedy rows).
         token_ids: [R] int64, the sampled tokens.
-        nucleus: [R] fp64, probability that top-p keeps, 1 if off, and [R] int64, how many tokens that is, V
-            if off; None where nobody has top-p.
+        nucleus: [R] fp64, probability of the tokens that count, 1 if all do, and [R] int64, how many these
+            are, V if all are; None where no row is filtered.
         top_k: length of the lists; 0 for none.
         work: [R, V] fp32, overwritten.
 
@@ -79,6 +89,30 @@ def sampled_logprobs(
         ranks = torch.arange(top_ids.shape[1], dtype=torch.int64, device=scores.device)
         top_values = (top_values - log_mass).masked_fill_(ranks >= count.unsqueeze(1), LOWEST)
     return chosen, top_values.clamp_(min=LOWEST), top_ids
+
+
+def joined(
+    some: Sequence[tuple[Rows, torch.Tensor, torch.Tensor | None, torch.Tensor | None]], total: int
+) -> TokenLogprobs | tuple[None, None, None]:
+    """The results of some of ``total`` rows each, no row twice, as those of all.
+
+    NaN, and -1 for ids, in rows and at ranks that nobody asked for; Nones if nobody asked at all.
+    """
+    if not some:
+        return None, None, None
+    if len(some) == 1 and some[0][0].index is None:
+        return some[0][1:]
+    device = some[0][1].device
+    width = max(0 if ids is None else ids.shape[1] for *_, ids in some)
+    chosen = torch.full((total,), float("nan"), dtype=torch.float32, device=device)
+    all_values = torch.full((total, width), float("nan"), dtype=torch.float32, device=device)
+    all_ids = torch.full((total, width), -1, dtype=torch.int64, device=device)
+    for rows, own, values, ids in some:
+        rows.put(chosen, own)
+        if values is not None and ids is not None:
+            rows.put(all_values[:, : ids.shape[1]], values)
+            rows.put(all_ids[:, : ids.shape[1]], ids)
+    return (chosen, all_values, all_ids) if width else (chosen, None, None)
 
 
 def prompt_logprobs(

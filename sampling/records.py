@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from .distributions import has_unedited, unedited_temperature
 from .params import SamplingParams
 from .seeds import stream_key
 
@@ -24,12 +25,16 @@ _FIELDS = {
     "top_p": "d",
     "min_p": "d",
     "temperature": "f",  # 1 in greedy rows
+    "model_temperature": "f",  # of log-probabilities of the model's own logits
     "frequency": "f",
     "presence": "f",
     "repetition": "f",
     "top_logprobs": "i",
     "greedy": "?",
     "logprobs": "?",
+    "unedited": "?",  # log-probabilities are of the model's own logits
+    "of_kept": "?",  # they go by all filters
+    "masked": "?",  # wants to know which tokens are kept, and some may not be
     "biased": "?",
     "bans": "?",
     "linear": "?",  # has a frequency or presence penalty
@@ -50,10 +55,16 @@ def pack(
     prompt_len: int,
     logprobs: bool,
     top_logprobs: int,
+    logprobs_of: str | None,
+    masked: bool,
     bans: bool,
     processed: bool,
 ) -> bytes:
-    """The record of a row; ``bans``: it has tokens that end it, ``processed``: a processor of its own."""
+    """The record of a row.
+
+    ``bans``: it has tokens that end it, ``processed``: a processor of its own, ``masked``: it wants to know
+    which tokens are kept, and some may not be.
+    """
     greedy = params.is_greedy
     return _PACKED.pack(
         0 if greedy else stream_key(seed),
@@ -63,12 +74,16 @@ def pack(
         params.top_p,
         params.min_p,
         1.0 if greedy else min(params.temperature, _MAX_TEMPERATURE),
+        min(unedited_temperature(params, logprobs_of), _MAX_TEMPERATURE),
         params.frequency_penalty,
         params.presence_penalty,
         params.repetition_penalty,
         top_logprobs,
         greedy,
         logprobs,
+        has_unedited(logprobs_of),
+        logprobs_of == "sampled",
+        masked,
         bool(params.logit_bias),
         bans and params.min_new_tokens > 0,
         params.frequency_penalty != 0 or params.presence_penalty != 0,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .custom import LogitProcessor
-from .params import SamplingParams
+from .params import CONSTRAINTS, SamplingParams
 from .records import pack, unpack
 
 
@@ -31,6 +31,8 @@ class SamplingRow:
             ``params.min_new_tokens`` tokens were generated.
         logprobs: report the log-probability of the sampled token.
         top_logprobs: report this many of the most probable tokens too; only read if ``logprobs``.
+        logprobs_of: the distribution that both are of, see ``distributions``.
+        sampling_mask: report which tokens were kept.
         processor: the caller's own edit of the logits.
         custom_params: what it is told about the request; a dict of the request's own, for it may write to it.
     """
@@ -42,17 +44,34 @@ class SamplingRow:
     banned_until_min: tuple[int, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    logprobs_of: str | None = None
+    sampling_mask: bool = False
     processor: LogitProcessor | None = None
     custom_params: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
+    def masked(self) -> bool:
+        """It wants to know which tokens are kept, and some may not be.
+
+        Filters, a constraint, a processor or ``min_new_tokens`` may leave tokens out.
+        """
+        params = self.params
+        filtered = params.top_k > 1 or params.top_p < 1 or params.min_p > 0
+        return self.sampling_mask and (
+            (filtered and not params.is_greedy)
+            or self.processor is not None
+            or bool(params.min_new_tokens and self.banned_until_min)
+            or any(getattr(params, kind) is not None for kind in CONSTRAINTS)
+        )
+
+    @cached_property
     def is_argmax(self) -> bool:
-        """The row wants the highest of the model's own logits, unedited, and no log-probabilities."""
+        """The row wants the highest of the model's own logits, unedited, and nothing else of them."""
         params = self.params
         return (
             params.is_greedy
             and self.processor is None
-            and not (self.logprobs or params.logit_bias)
+            and not (self.logprobs or self.masked or params.logit_bias)
             and not (params.min_new_tokens and self.banned_until_min)
             and not (params.frequency_penalty or params.presence_penalty)
             and params.repetition_penalty == 1
@@ -68,6 +87,8 @@ class SamplingRow:
             prompt_len=self.prompt_len,
             logprobs=self.logprobs,
             top_logprobs=self.top_logprobs,
+            logprobs_of=self.logprobs_of,
+            masked=self.masked,
             bans=bool(self.banned_until_min),
             processed=self.processor is not None,
         )

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import RootletError
+from ..kernels.token_mask import pack_tokens
 from . import penalties as edits
 from .batch import SamplingBatch
 from .draw import draw, most_probable, uniforms
 from .filters import FilteredDraw, draw_filtered, nucleus
-from .logprobs import sampled_logprobs
+from .logprobs import TokenLogprobs, joined, sampled_logprobs
 from .penalties import add_biases, ban_until_min
 from .processors import Edited, run_processors
 from .rows import Rows, SamplingRow
@@ -21,6 +22,7 @@ from .scratch import Scratch
 
 if TYPE_CHECKING:
     from ..kernels.gpu.sampling import RowDraw
+    from .stages import KeptTokens, ModelLogprobs
 
 __all__ = ["SampleOutput", "Sampler", "SamplingBatch", "SamplingRow"]
 
@@ -34,6 +36,8 @@ class SampleOutput:
         logprobs: [B] fp32, NaN in rows that did not ask; None if no row asked.
         top_values, top_ids: [B, K] fp32 and int64, descending, K the longest list asked for; NaN and -1
             in rows that asked for no log-probabilities; None if K is 0.
+        kept: [K, ceil(V / 32)] int32, of the K rows that are ``masked``, in order: bit ``t % 32`` of word
+            ``t // 32`` says that token ``t`` was kept; None if there are none.
         flags: [B] bool or uint8, not 0 in rows that failed (``processors.explain``): no token
         errors: what ended rows whose logit processor failed, by row; None if nothing did.
     """
@@ -42,6 +46,7 @@ class SampleOutput:
     logprobs: torch.Tensor | None = None
     top_values: torch.Tensor | None = None
     top_ids: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
     flags: torch.Tensor | None = None
     errors: Mapping[int, RootletError] | None = None
 
@@ -99,7 +104,7 @@ class Sampler:
         8. greedy rows: the highest logit, the lowest id among equals
         9. other rows: divide by the temperature, softmax
         10. rows with top-k, top-p or min-p: draw among the kept tokens; the rest: draw from all
-        11. log-probabilities of rows that ask
+        11. log-probabilities of rows that ask, and which tokens were kept
 
         Never raises for what is in the logits or what a processor does: such rows are flagged.
 
@@ -110,6 +115,7 @@ class Sampler:
             tokens: [num_slots, max_tokens] integer token table, read by penalties only.
             allowed_mask: [B, ceil(V / 32)] int32, bit ``t % 32`` of word ``t // 32`` allows token ``t``.
         """
+        of_model = logits
         logits, edited = self._process(logits, batch, positions, tokens, allowed_mask)
         found = None
         if self._fused is not None:
@@ -118,10 +124,15 @@ class Sampler:
         else:
             token_ids, weight, filtered = self._choose(logits, batch, positions)
             flags = ~(weight > -torch.inf)  # true of NaN as well
+        kept = None if batch.kept is None else self._kept(logits, batch.kept, filtered)
+        some = []
         if batch.logprobs.count:
-            output = self._with_logprobs(logits, batch, token_ids, filtered, found)
-        else:
-            output = SampleOutput(token_ids)
+            some.append((batch.logprobs, *self._logprobs(logits, batch, token_ids, filtered, found)))
+        if batch.model_logprobs is not None:
+            asked, known = batch.model_logprobs, found if logits is of_model else None
+            some.append((asked.rows, *self._model_logprobs(of_model, batch, asked, token_ids, known)))
+        logprobs, top_values, top_ids = joined(some, batch.size)
+        output = SampleOutput(token_ids, logprobs, top_values, top_ids, kept)
         if edited is None:
             return replace(output, flags=flags)
         return replace(output, flags=flags | edited.flags, errors=edited.errors or None)
@@ -196,43 +207,65 @@ class Sampler:
         batch.filtered.put(token_ids, filtered.token_ids)
         return token_ids, probs, filtered
 
-    def _with_logprobs(
+    def _logprobs(
         self,
         logits: torch.Tensor,
         batch: SamplingBatch,
         token_ids: torch.Tensor,
         filtered: FilteredDraw | None,
-        found: RowDraw | None = None,
-    ) -> SampleOutput:
-        """Stage 11: ``token_ids`` [B] together with what was asked about them.
+        found: RowDraw | None,
+    ) -> TokenLogprobs:
+        """Stage 11 of the rows that go by the edited ``logits``.
 
         ``found``: what the Triton kernels know of the rows, which spares log_softmax its passes.
         """
-        rows = batch.logprobs
         if self._fused is not None and found is not None:
-            chosen, values, ids = self._fused.logprobs(logits, batch, found, filtered)
+            return self._fused.logprobs(logits, batch, found, filtered)
+        rows = batch.logprobs
+        kept = None
+        if filtered is not None:
+            mass, count = nucleus(batch, filtered)
+            kept = rows.take(mass), rows.take(count)
+        return self._scored(logits, rows, rows.take(batch.temperature), token_ids, kept, batch.top_logprobs)
+
+    def _model_logprobs(
+        self,
+        logits: torch.Tensor,
+        batch: SamplingBatch,
+        asked: ModelLogprobs,
+        token_ids: torch.Tensor,
+        found: RowDraw | None,
+    ) -> TokenLogprobs:
+        """Stage 11 of the rows that go by ``logits`` as the model computed them.
+
+        ``found``: what the Triton kernels know of these logits; None if they were edited for the draw.
+        """
+        if self._fused is not None:
+            return self._fused.model_logprobs(logits, batch, asked, token_ids, found)
+        return self._scored(logits, asked.rows, asked.temperature, token_ids, None, asked.top)
+
+    def _scored(
+        self,
+        logits: torch.Tensor,
+        rows: Rows,
+        temperature: torch.Tensor,
+        token_ids: torch.Tensor,
+        kept: tuple[torch.Tensor, torch.Tensor] | None,
+        top: int,
+    ) -> TokenLogprobs:
+        shape = (rows.count, self.vocab_size)
+        scores = self._scratch.get("scores", shape)
+        torch.div(rows.take(logits), temperature, out=scores)
+        work = self._scratch.get("probs", shape)
+        return sampled_logprobs(scores, rows.take(token_ids), kept, top, work)
+
+    def _kept(self, logits: torch.Tensor, asked: KeptTokens, filtered: FilteredDraw | None) -> torch.Tensor:
+        """Which tokens are kept in the rows that ask [K, ceil(V / 32)] int32: neither banned nor cut off."""
+        if self._fused is not None:
+            words = self._fused.pack_allowed(logits, asked.rows.index)
         else:
-            shape = (rows.count, self.vocab_size)
-            scores = self._scratch.get("scores", shape)
-            torch.div(rows.take(logits), rows.take(batch.temperature), out=scores)
-            kept = None
-            if filtered is not None:
-                mass, count = nucleus(batch, filtered)
-                kept = rows.take(mass), rows.take(count)
-            work = self._scratch.get("probs", shape)
-            chosen, values, ids = sampled_logprobs(
-                scores, rows.take(token_ids), kept, batch.top_logprobs, work
-            )
-        logprobs = _spread(rows, batch.size, chosen, float("nan"))
-        if values is None or ids is None:
-            return SampleOutput(token_ids, logprobs)
-        top_values = _spread(rows, batch.size, values, float("nan"))
-        return SampleOutput(token_ids, logprobs, top_values, _spread(rows, batch.size, ids, -1))
-
-
-def _spread(rows: Rows, total: int, values: torch.Tensor, fill: float) -> torch.Tensor:
-    """``values`` [count, ...] of some of ``total`` rows as [total, ...], ``fill`` in the others."""
-    if rows.index is None:
-        return values
-    target = torch.full((total, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
-    return target.index_copy_(0, rows.index, values)
+            words = pack_tokens(asked.rows.take(logits) > -torch.inf)
+        if filtered is not None and filtered.kept is not None:
+            uncut = asked.places.take(filtered.kept)
+            asked.filtered.put(words, asked.filtered.take(words) & uncut)
+        return words

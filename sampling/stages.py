@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .distributions import cuts_of
 from .rows import Rows, SamplingRow
 
 NUCLEUS_HEAD = 1024
@@ -109,16 +110,18 @@ class Filters:
         top_k: int64, the vocabulary size if off.
         top_p: fp64, infinity if off.
         min_p: fp64, 0 if off.
-        top_p_logprobs: bool, the row's log-probabilities need the mass that top-p alone keeps.
+        cut: uint8, by which filters the row's log-probabilities go: ``NO_CUT``, ``TOP_P_CUT``, ``KEPT_CUT``.
         any_min_p: some row has min-p.
+        wants_kept: some row wants to know which tokens are kept.
         head: how many of the most probable tokens to look at first.
     """
 
     top_k: torch.Tensor
     top_p: torch.Tensor
     min_p: torch.Tensor
-    top_p_logprobs: torch.Tensor
+    cut: torch.Tensor
     any_min_p: bool
+    wants_kept: bool
     head: int
 
     @classmethod
@@ -135,8 +138,9 @@ class Filters:
             # probabilities rounded to fp32 may sum to a little more than 1
             top_p=column(np.where(by_top_p, top_p, np.inf)),
             min_p=column(min_p),
-            top_p_logprobs=column(records["logprobs"] & by_top_p),
+            cut=column(cuts_of(records)),
             any_min_p=bool(by_min_p.any()),
+            wants_kept=bool(records["masked"].any()),
             head=min(vocab_size, int(head)),
         )
 
@@ -146,10 +150,63 @@ class Filters:
             top_k=self.top_k[index],
             top_p=self.top_p[index],
             min_p=self.min_p[index],
-            top_p_logprobs=self.top_p_logprobs[index],
+            cut=self.cut[index],
             any_min_p=self.any_min_p,
+            wants_kept=self.wants_kept,
             head=head,
         )
+
+
+@dataclass(frozen=True)
+class ModelLogprobs:
+    """Rows whose log-probabilities are of the model's own logits.
+
+    Attributes:
+        rows: those rows; ``top`` is the longest list of alternatives that one of them wants.
+        temperature: [R, 1] fp32, what their logits are divided by.
+        as_drawn: the temperature of each is the one that its token is drawn with.
+    """
+
+    rows: Rows
+    top: int
+    temperature: torch.Tensor
+    as_drawn: bool
+
+    @classmethod
+    def build(cls, records: np.ndarray, vocab_size: int) -> ModelLogprobs | None:
+        """Those of the rows that ask; None if none does."""
+        asking = records["logprobs"] & records["unedited"]
+        if not asking.any():
+            return None
+        some = records.compress(asking)
+        return cls(
+            rows=Rows.where(asking),
+            top=min(vocab_size, int(some["top_logprobs"].max())),
+            temperature=column(some["model_temperature"]),
+            as_drawn=bool((some["model_temperature"] == some["temperature"]).all()),
+        )
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """Rows that want to know which tokens are kept, where some may not be.
+
+    Attributes:
+        rows: those rows, R of them.
+        filtered: the ones among the R that filters apply to; ``places``: the same among the filtered rows.
+    """
+
+    rows: Rows
+    filtered: Rows
+    places: Rows
+
+    @classmethod
+    def build(cls, records: np.ndarray, filtered: np.ndarray) -> KeptTokens | None:
+        """Those of the rows that ask; None if none does. ``filtered`` [B] bool: filters apply to the row."""
+        asking = records["masked"]
+        if not asking.any():
+            return None
+        return cls(Rows.where(asking), Rows.where(filtered[asking]), Rows.where(asking[filtered]))
 
 
 def are_filtered(records: np.ndarray, vocab_size: int) -> np.ndarray:

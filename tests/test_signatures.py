@@ -17,6 +17,8 @@ from rootlet.signatures import suggest_names
 CALLS = [
     (rootlet.Engine.generate, "promt", "Did you mean 'prompt'"),
     (rootlet.Engine.generate, "temperature", "pass sampling_params={'temperature': ...}"),
+    (rootlet.Engine.generate, "logprob_of", "Did you mean 'logprobs_of'"),
+    (rootlet.Engine.submit, "continues_from", "Did you mean 'continue_from'"),
     (rootlet.Engine.async_generate, "return_logprobs", "Did you mean 'return_logprob'"),
     (rootlet.Engine.submit, "max_new_tokens", "sampling_params"),
     (rootlet.Engine.chat, "tool", "Did you mean 'tools'"),

@@ -37,6 +37,11 @@ for output in engine.generate(["one", "two"], stream=True):
     assert_type(output.text, str | None)
 assert_type([output.token_ids for output in engine.submit("one")], list[tuple[int, ...]])
 assert_type(engine.submit("one").result(), RequestOutput)
+engine.generate(["one", "two"], return_logprob=True, logprobs_of=["raw", None], return_sampling_mask=True)
+engine.abort("one")
+engine.abort()
+assert_type(engine.submit(continue_from=engine.submit("one").result()).result(), RequestOutput)
+engine.generate(continue_from=engine.generate(["one", "two"]), rid=["a", "b"])
 
 hello = [{"role": "user", "content": "Hello"}]
 assert_type(engine.chat(hello), ChatOutput)
@@ -76,6 +81,8 @@ engine.generate(["one", "two"]).text  # attr-defined
 engine.chat("Hello")  # arg-type
 rootlet.SamplingParams(temperature="hot")  # arg-type
 engine.submit(["one", "two"])  # arg-type
+engine.generate("one", return_logprob=True, logprobs_of="tempred")  # arg-type
+engine.submit(continue_from="one")  # arg-type
 rootlet.Enigne("m")  # attr-defined
 """
 

@@ -14,6 +14,8 @@ from ..schedule.request import Request
 from ..schedule.timing import RequestTiming
 from ..schedule.versions import Label, WeightSpan
 from ..steps.hidden_states import assembled
+from .continuation import Continuation
+from .sampling_masks import SamplingMasks
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +84,10 @@ class DocumentedOutput(Mapping[str, object]):
         return {}
 
     def as_dict(self) -> dict[str, object]:
-        """A plain dictionary in the documented shape, ready for ``json.dumps`` but for hidden states."""
+        """A plain dictionary in the documented shape, ready for ``json.dumps``.
+
+        But for hidden states and sampling masks, which are tensors and arrays.
+        """
         return dict(self)
 
     def __iter__(self) -> Iterator[str]:
@@ -113,12 +118,15 @@ class RequestOutput(DocumentedOutput):
         input_token_logprobs, output_token_logprobs, input_top_logprobs, output_top_logprobs: what was asked
             for by ``return_logprob`` and ``top_logprobs_num``, else None; per position a (log-probability,
             token id, text or None), or a list of those of the likeliest tokens.
+        sampling_mask: with ``return_sampling_mask``, else None: per output token the ids that it was drawn
+            among, see :class:`~rootlet.engine.replies.sampling_masks.SamplingMasks`.
         hidden_states: in the final output of a request with ``return_hidden_states``: states after the final
             norm, on the CPU, in the model's dtype. Entry 0 [prompt_tokens, H] holds those of the prompt,
             entry i [H] that of generated token i - 1; so there is one entry per generated token, the one it
             was drawn from. A request aborted before its first token has entry 0 as far as it got, or none.
 
-    Outputs are compared without ``hidden_states`` and ``timing``.
+    Outputs are compared without ``hidden_states`` and ``timing``. One that was aborted, or ended by its
+    length, also keeps what ``continue_from`` needs of its request (``continuation``); no dictionary does.
     """
 
     text: str | None
@@ -129,13 +137,21 @@ class RequestOutput(DocumentedOutput):
     output_token_logprobs: list[LogprobTriple] | None = None
     input_top_logprobs: list[list[LogprobTriple] | None] | None = None
     output_top_logprobs: list[list[LogprobTriple] | None] | None = None
+    sampling_mask: SamplingMasks | None = None
     hidden_states: list[torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    continuation: Continuation | None = field(default=None, init=False, repr=False, compare=False)
+
+    def at(self, index: int | None) -> RequestOutput:
+        """The same output at another position in a batch."""
+        return self if self.index == index else RequestOutput.of({**self.__dict__, "index": index})
 
     def _more_meta(self) -> dict[str, object]:
         more: dict[str, object] = {"completion_tokens": self.completion_tokens}
         more["weights_versions"] = [span._asdict() for span in self.weights_versions]
         logprobs = {name: getattr(self, name) for name in _LOGPROB_FIELDS}
         more |= {name: value for name, value in logprobs.items() if value is not None}
+        if self.sampling_mask is not None:
+            more["sampling_mask"] = self.sampling_mask
         return more if self.hidden_states is None else more | {"hidden_states": self.hidden_states}
 
     @property
@@ -188,8 +204,13 @@ def build_output(
     fields = shared_fields(request, index, len(tokens), ended=ended)
     fields["weights_versions"] = request.versions.spans(len(tokens))
     fields["text"], fields["token_ids"], fields["completion_tokens"] = text, tokens, len(tokens)
+    if ended:
+        fields["continuation"] = Continuation.of(request, with_token_text=token_text is not None)
     if ended and request.return_hidden_states:
         fields["hidden_states"] = assembled(request.collected.hidden_states, request.num_prompt_tokens)
+    if request.sampling_row.sampling_mask:
+        kept = request.collected.sampling_masks if request.sampling_row.masked else [b""] * len(tokens)
+        fields["sampling_mask"] = SamplingMasks(kept[: len(tokens)])
     if request.logprobs is not None:
         scored = list(request.collected.prompt_logprobs)
         drawn, ranked = _drawn(

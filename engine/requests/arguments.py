@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...errors import InvalidRequestError, short
+from ...sampling.distributions import LOGPROBS_OF
 from ...sampling.limits import MAX_ID_CHARS, check_count
 from ..output_kind import OutputKind
 from ..schedule.request import LogprobOptions
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from ...sampling.custom import CustomLogitProcessor
+    from ...sampling.distributions import LogprobsOf
     from ...sampling.params import SamplingParams
+    from ..replies.outputs import RequestOutput
 
     Texts: TypeAlias = str | list[str] | None
     Tokens: TypeAlias = list[int] | list[list[int]] | Mapping[str, Any] | None
@@ -41,10 +44,13 @@ class CallFields(TypedDict, total=False):
 class RequestFields(CallFields, total=False):
     """Those of a prompt alone."""
 
+    logprobs_of: LogprobsOf | Sequence[LogprobsOf | None] | None
     return_text_in_logprobs: bool
+    return_sampling_mask: Flags | None
     return_hidden_states: bool | list[bool] | None
     session_params: dict[str, Any] | list[dict[str, Any]] | None
     input_embeds: torch.Tensor | np.ndarray | Sequence[Any] | None
+    continue_from: RequestOutput | Sequence[RequestOutput] | None
 
 
 def logprob_fields(return_logprob: Any, logprob_start_len: Any, top_logprobs_num: Any) -> dict[str, Any]:
@@ -83,9 +89,14 @@ class GenerateArgs:
         return self.fields.get("input_embeds")
 
     @property
+    def continue_from(self) -> Any:
+        """Outputs to go on from, instead of prompts."""
+        return self.fields.get("continue_from")
+
+    @property
     def is_list(self) -> bool:
         """Whether several prompts, or one as token ids, were given."""
-        return isinstance(self.prompt or self.input_ids, (list, tuple))
+        return isinstance(self.prompt or self.input_ids or self.continue_from, (list, tuple))
 
     def per_prompt(self, name: str, count: int, default: Any = None) -> list[Any]:
         """The field for each of ``count`` prompts: its entries, or itself for all; None is the default."""
@@ -126,25 +137,32 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def read_logprobs(
-    wanted: Any, start: Any, top: Any, prompt_len: int, vocab_size: int
+    wanted: Any, start: Any, top: Any, of: Any, prompt_len: int, vocab_size: int
 ) -> LogprobOptions | None:
-    """What ``return_logprob``, ``logprob_start_len`` and ``top_logprobs_num`` ask for a prompt."""
+    """What the four arguments about log-probabilities ask for a prompt."""
     check_flag("return_logprob", wanted)
     for name, value in (("logprob_start_len", start), ("top_logprobs_num", top)):
         if value is not None and type(value) is not int:
             raise InvalidRequestError(f"{name} must be an int, got {short(value)}.")
+    if of is not None and of not in LOGPROBS_OF:
+        allowed = ", ".join(map(repr, LOGPROBS_OF))
+        raise InvalidRequestError(
+            f"logprobs_of must be {allowed} or None (the documented values), got {short(of)}."
+        )
     if not wanted:
-        if top or start not in (None, -1):
-            raise InvalidRequestError("top_logprobs_num and logprob_start_len need return_logprob=True.")
+        if top or start not in (None, -1) or of is not None:
+            raise InvalidRequestError(
+                "top_logprobs_num, logprob_start_len and logprobs_of need return_logprob=True."
+            )
         return None
     top = top or 0
     if not 0 <= top <= vocab_size:
         raise InvalidRequestError(f"top_logprobs_num must be in [0, {vocab_size}], got {top}.")
     if start is None or start == -1:
-        return LogprobOptions(None, top)
+        return LogprobOptions(None, top, of)
     if not 0 <= start < prompt_len:
         raise InvalidRequestError(
             f"logprob_start_len must be in [0, {prompt_len}) for a prompt of {prompt_len} tokens, or -1"
             f" for none, got {start}."
         )
-    return LogprobOptions(start, top)
+    return LogprobOptions(start, top, of)

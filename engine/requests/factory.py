@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ...errors import InvalidRequestError, RequestTooLongError
 from ...sampling.custom import resolve_processor
-from ...sampling.limits import MAX_COPIED_TOKENS, MAX_REQUESTS, MAX_TOP_LOGPROBS, check_product
+from ...sampling.limits import (
+    MAX_COPIED_TOKENS,
+    MAX_MASK_BYTES,
+    MAX_REQUESTS,
+    MAX_TOP_LOGPROBS,
+    check_product,
+)
 from ...sampling.params import SamplingParams
 from ...sampling.rows import SamplingRow
 from ...sampling.seeds import derive_seed
@@ -24,12 +30,14 @@ from ..schedule.request import LogprobOptions, Request
 from ..steps.input_embeds import digest_of
 from .arguments import GenerateArgs, check_flag, read_logprobs
 from .constraints import Constraints, constraint_of
+from .continuing import Finished, read_outputs, resume
 from .encoding import TextEncoder
 from .prompts import Limits, Prompt, is_nested, read_prompts
 from .sessions import SessionParams, Sessions, Turn
 
 if TYPE_CHECKING:
     from ...grammar.compiler import Compilation
+    from ..schedule.versions import WeightSpan
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,18 @@ class Submission:
     with_token_text: bool
     turn: Turn | None = None  # in a session
     grammar: Compilation | None = None  # of its constraint
+    spans: Sequence[WeightSpan] = ()  # which weights drew the output that it goes on from
+
+
+class _Wanted(NamedTuple):
+    """What a request brings or asks for besides its prompt and parameters; not all of it is checked yet."""
+
+    logprobs: LogprobOptions | None
+    processor: Any
+    hidden_states: Any
+    sampling_mask: Any
+    seed: int | None = None  # None: by the parameters
+    notes: Mapping[str, Any] | None = None  # what a processor is told; None: by the parameters
 
 
 class RequestFactory:
@@ -85,18 +105,22 @@ class RequestFactory:
         self._constraints = constraints
         self._seeds = None if random_seed is None else random.Random(random_seed)
 
-    def build_one(self, args: GenerateArgs) -> Submission:
+    def build_one(self, args: GenerateArgs) -> Submission | Finished:
         """The one submission of ``args``; raises InvalidRequestError if they ask for several."""
-        if isinstance(args.prompt, (list, tuple)) or is_nested(args.input_ids):
+        if isinstance(args.prompt or args.continue_from, (list, tuple)) or is_nested(args.input_ids):
             raise _not_single()
         submissions, is_batch = self.build(args, max_samples=1)
         if is_batch:
             raise _not_single()
         return submissions[0]
 
-    def build(self, args: GenerateArgs, max_samples: int | None = None) -> tuple[list[Submission], bool]:
+    def build(
+        self, args: GenerateArgs, max_samples: int | None = None
+    ) -> tuple[Sequence[Submission | Finished], bool]:
         """Return the submissions in order (index = prompt * n + sample) and whether the result is a list."""
         self._kind.check(args.wanted)
+        if args.continue_from is not None:
+            return self._continued(args)
         stream, with_text = check_flag("stream", args.stream), args.flag("return_text_in_logprobs")
         prompts, is_batch = read_prompts(args, self._encoder, self.limits)
         count = len(prompts)
@@ -111,19 +135,49 @@ class RequestFactory:
         submissions = []
         for i, prompt in enumerate(prompts):
             one, turn = params[i], turns[i]
-            logprobs = options.logprobs(i, len(prompt.ids), self.limits.vocab_size)
+            wanted = options.wanted(i, len(prompt.ids), self.limits.vocab_size)
             if prompt.embeds is not None:
-                _check_beside_embeds(one, logprobs)
+                _check_beside_embeds(one, wanted.logprobs)
             ends = self._ends(one)
             for j in range(n):
                 rid = options.rids[i] if n == 1 else f"{options.rids[i]}-{j}"
-                request = self._request(
-                    prompt, one, rid, logprobs, options.processors[i], options.hidden[i], ends, sample=j
-                )
-                grammar = None if self._constraints is None else self._constraints.grammar(one)
+                request = self._request(prompt, one, rid, wanted, ends, sample=j)
                 index = i * n + j if is_batch else None
-                submissions.append(Submission(request, index, stream, with_text, turn, grammar))
+                submissions.append(Submission(request, index, stream, with_text, turn, self._grammar(one)))
         return submissions, is_batch
+
+    def _continued(self, args: GenerateArgs) -> tuple[Sequence[Submission | Finished], bool]:
+        """:meth:`build` of a call that goes on from outputs."""
+        stream = check_flag("stream", args.stream)
+        outputs, is_batch = read_outputs(args)
+        count = len(outputs)
+        given = None if args.sampling_params is None else self._params(args.sampling_params, count)
+        processors, rids = args.per_prompt("custom_logit_processor", count), args.rids(count)
+        submissions: list[Submission | Finished] = []
+        for i, output in enumerate(outputs):
+            index = i if is_batch else None
+            found = resume(output, None if given is None else given[i], processors[i], self.limits)
+            if isinstance(found, Finished):
+                submissions.append(Finished(output.at(index)))
+                continue
+            kept, params = found.kept, found.params
+            if found.prompt.embeds is not None:
+                _check_beside_embeds(params, kept.logprobs)
+            processor = kept.processor if processors[i] is None else processors[i]
+            told = kept.notes if given is None or params.custom_params is None else None
+            seed = kept.seed if params.seed is None or given is None else params.seed
+            wanted = _Wanted(kept.logprobs, processor, kept.wants_states, kept.wants_masks, seed, told)
+            request = self._request(found.prompt, params, rids[i], wanted, self._ends(params), sample=0)
+            kept.restore(request, output.token_ids, output.hidden_states or ())
+            request.num_cached_tokens = output.cached_tokens
+            grammar, spans = self._grammar(params), output.weights_versions
+            submissions.append(
+                Submission(request, index, stream, kept.wants_text, grammar=grammar, spans=spans)
+            )
+        return submissions, is_batch
+
+    def _grammar(self, params: SamplingParams) -> Compilation | None:
+        return None if self._constraints is None else self._constraints.grammar(params)
 
     def _turns(self, args: GenerateArgs, prompts: list[Prompt]) -> list[Turn | None]:
         turns: list[Turn | None] = []
@@ -159,14 +213,15 @@ class RequestFactory:
         prompt: Prompt,
         params: SamplingParams,
         rid: str,
-        logprobs: LogprobOptions | None,
-        processor: Any,
-        hidden_states: Any,
+        wanted: _Wanted,
         ends: tuple[int, ...],
         *,
         sample: int,
     ) -> Request:
-        if params.seed is not None:
+        logprobs, told = wanted.logprobs, wanted.notes
+        if wanted.seed is not None:
+            seed = wanted.seed
+        elif params.seed is not None:
             seed = derive_seed(params.seed, sample) if params.n > 1 else params.seed
         else:
             seed = draw_seed(self._seeds)
@@ -186,9 +241,15 @@ class RequestFactory:
             banned_until_min=ends,
             logprobs=logprobs is not None,
             top_logprobs=logprobs.top if logprobs else 0,
-            processor=resolve_processor(processor, params.custom_params),
-            custom_params=dict(params.custom_params or {}),
+            logprobs_of=logprobs.of if logprobs else None,
+            sampling_mask=check_flag("return_sampling_mask", wanted.sampling_mask),
+            processor=resolve_processor(wanted.processor, params.custom_params),
+            custom_params=dict(told or params.custom_params or {}),
         )
+        if row.masked:
+            size = _mask_bytes(params, self.limits.vocab_size) * max(max_new_tokens, 1)
+            hint = "Lower max_new_tokens, or set top_k."
+            check_product("Bytes of return_sampling_mask", size, params.n, MAX_MASK_BYTES, hint)
         return Request(
             rid=rid,
             token_ids=array("i", prompt.ids),
@@ -197,7 +258,7 @@ class RequestFactory:
             stop_token_ids=frozenset(stops),
             sampling_row=row,
             logprobs=logprobs,
-            return_hidden_states=check_flag("return_hidden_states", hidden_states),
+            return_hidden_states=check_flag("return_hidden_states", wanted.hidden_states),
             namespace=Namespace(embeds=None if prompt.embeds is None else digest_of(prompt.embeds)),
             input_embeds=prompt.embeds,
         )
@@ -213,15 +274,18 @@ class _Options:
 
     def __init__(self, args: GenerateArgs, count: int, hidden_states: bool) -> None:
         wanted = args.per_prompt("return_logprob", count, False)
-        starts, tops = (args.per_prompt(name, count) for name in ("logprob_start_len", "top_logprobs_num"))
-        self._logprobs = list(zip(wanted, starts, tops))
-        self.processors = args.per_prompt("custom_logit_processor", count)
-        self.hidden = args.per_prompt("return_hidden_states", count, hidden_states)
+        more = ("logprob_start_len", "top_logprobs_num", "logprobs_of")
+        starts, tops, kinds = (args.per_prompt(name, count) for name in more)
+        self._logprobs = list(zip(wanted, starts, tops, kinds))
+        self._processors = args.per_prompt("custom_logit_processor", count)
+        self._hidden = args.per_prompt("return_hidden_states", count, hidden_states)
+        self._masks = args.per_prompt("return_sampling_mask", count, False)
         self.rids = args.rids(count)
 
-    def logprobs(self, index: int, prompt_len: int, vocab_size: int) -> LogprobOptions | None:
-        """What prompt ``index`` wants of log-probabilities."""
-        return read_logprobs(*self._logprobs[index], prompt_len, vocab_size)
+    def wanted(self, index: int, prompt_len: int, vocab_size: int) -> _Wanted:
+        """What prompt ``index`` asks for."""
+        logprobs = read_logprobs(*self._logprobs[index], prompt_len, vocab_size)
+        return _Wanted(logprobs, self._processors[index], self._hidden[index], self._masks[index])
 
 
 def _samples(
@@ -243,6 +307,12 @@ def _samples(
     if n > 1 and any(turns):
         raise InvalidRequestError(f"A session continues one output at a time: leave n={n} out.")
     return n
+
+
+def _mask_bytes(params: SamplingParams, vocab_size: int) -> int:
+    """What a sampling mask of one token may take: a bit per token of the vocabulary, or fewer ids."""
+    bits = -(-vocab_size // 32) * 4
+    return min(bits, 4 * params.top_k) if params.top_k > 0 else bits
 
 
 def _check_min_new_tokens(params: SamplingParams, max_new_tokens: int) -> None:

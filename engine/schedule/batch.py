@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .logprobs import PackedLogprob, TokenLogprob
     from .request import Request
+    from .sampling_masks import PackedMask
 
 
 class BatchRow(NamedTuple):
@@ -159,6 +160,7 @@ class StepResult:
         prompt_scores: row -> scored prompt tokens, of rows with ``score``.
         hidden_states: (row, tensor [n, H]) of rows that collect them.
         embeddings: per sampling request, in an engine that embeds; its tokens mean nothing.
+        sampling_masks: per sampling request that is masked, None for the others; None if none is.
         failures: index of a sampling request -> the error that ends its request; its token means nothing.
     """
 
@@ -168,3 +170,4 @@ class StepResult:
     hidden_states: Sequence[tuple[int, torch.Tensor]] = ()
     embeddings: list[list[float]] | None = None
     failures: Mapping[int, Exception] = field(default_factory=dict)
+    sampling_masks: list[PackedMask | None] | None = None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from .logprobs import PackedLogprob, TokenLogprob
+    from .sampling_masks import PackedMask
 
 
 @dataclass(eq=False, slots=True)
@@ -18,6 +19,7 @@ class Collected:
     Attributes:
         output_logprobs: one per committed output token, if asked for. Only ever appended to while the
             request runs, so other threads may look.
+        sampling_masks: one per committed output token of a request that is masked; as ``output_logprobs``.
         prompt_logprobs: of consecutive prompt tokens.
         num_scored: leading prompt positions that need no score of their successor (any more).
         hidden_states: tensors [n, H] of consecutive tokens.
@@ -26,6 +28,7 @@ class Collected:
     """
 
     output_logprobs: list[PackedLogprob] = field(default_factory=list)
+    sampling_masks: list[PackedMask] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_scored: int = 0
     hidden_states: list[torch.Tensor] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,16 @@ if TYPE_CHECKING:
 class RequestConstraint:
     """A compiled grammar, and where a request's committed output stands in it.
 
-    ``is_lifted``: the request has ended, so nothing that is still drawn for it needs to be allowed.
+    Attributes:
+        behind: output that the request began with.
+        is_lifted: the request has ended, so nothing that is still drawn for it needs to be allowed.
+        is_contradicted: that output breaks the grammar; known once there is a matcher.
     """
 
     grammar: Grammar
+    behind: Sequence[int] = ()
     is_lifted: bool = False
+    is_contradicted: bool = False
     _matcher: Matcher | None = None
 
     @property
@@ -27,5 +33,7 @@ class RequestConstraint:
         Made when first asked for, which is while the device computes the prompt: nobody waits for it.
         """
         if self._matcher is None:
-            self._matcher = self.grammar.matcher()
+            matcher = self.grammar.matcher()
+            self.is_contradicted = not all(map(matcher.accept, self.behind))
+            self._matcher = matcher
         return self._matcher

@@ -9,9 +9,9 @@ Token ranges of a request, as half-open intervals (everything else is derived fr
 the device's token table, which is enough to launch the next step.
 
 Only what is in this file moves the counters, and for all rows of a step at once what is in ``row_loops``:
-``resume``, ``advance``, ``guess`` and ``decode_all`` when a step is scheduled, ``take_all``, ``settle`` and
-``truncate`` when its tokens are known, ``start_over`` in between. Whoever calls them looks after pages and
-rows.
+``take_up`` before a request is submitted, ``resume``, ``advance``, ``guess`` and ``decode_all`` when a step
+is scheduled, ``take_all``, ``settle`` and ``truncate`` when its tokens are known, ``start_over`` in between.
+Whoever calls them looks after pages and rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import time
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -74,11 +75,12 @@ class LogprobOptions:
     """Which log-probabilities a request wants.
 
     ``prompt_start``: log-probabilities of the prompt's tokens from this one on are returned; None means none.
-    ``top``: alternatives per position.
+    ``top``: alternatives per position. ``of``: the distribution of those of the output, ``logprobs_of``.
     """
 
     prompt_start: int | None = None
     top: int = 0
+    of: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -204,10 +206,15 @@ class Request:
 
     # ---- what moves the counters -------------------------------------------------------------------
 
+    def take_up(self, output_ids: Iterable[int]) -> None:
+        """Begin behind output that an earlier request drew for the same prompt; before it is submitted."""
+        self.token_ids.extend(output_ids)
+        self.num_tokens = len(self.token_ids)
+
     def resume(self, num_matched: int) -> None:
         """Begin to run, for the first time or again, with so many tokens' KV found in the cache."""
         self.num_computed_tokens = num_matched
-        if not self.num_preemptions:
+        if not (self.num_preemptions or self.num_tokens > self.num_prompt_tokens):
             self.num_cached_tokens = num_matched
 
     def advance(self, count: int) -> bool:
@@ -260,6 +267,7 @@ class Request:
         """Forget committed output behind the first ``num_output_tokens`` of a request that has ended."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
         del self.collected.output_logprobs[num_output_tokens:]
+        del self.collected.sampling_masks[num_output_tokens:]
 
     def check_finish(self) -> FinishReason | None:
         """The token-level finish rule for the newest token: the length limit first, then stop tokens."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -26,6 +26,7 @@ from ...cache.radix_cache import Match, Prefix, RadixCache
 from ...cache.slot_pool import PADDING_SLOT, SlotPool
 from .batch import Batch, BatchRow, PageWrite, StepResult, TokenWrite
 from .batch_builder import BatchBuilder
+from .collecting import collect
 from .drafts.drafter import NO_VERDICT, Drafter, Verdict
 from .fairness import consideration_order, count_passed_over
 from .policies import Policy
@@ -221,7 +222,7 @@ class Scheduler:
         """
         _stamp_first_tokens(batch)
         requests, token_ids = verdict.kept(batch.sampling_requests), verdict.kept(result.token_ids)
-        _collect(batch, requests, result, verdict)
+        collect(batch, requests, result, verdict)
         noteworthy = []
         num_late = 0
         for request in take_all(requests, token_ids):
@@ -465,27 +466,11 @@ class Scheduler:
         if not request.num_preemptions:
             request.stamps.scheduled = time.monotonic()
             self.stats.num_prompt_tokens_cached += match.num_tokens
-            self.stats.num_prompt_tokens_computed += request.num_prompt_tokens - match.num_tokens
+            self.stats.num_prompt_tokens_computed += request.num_tokens - match.num_tokens
 
     def num_pages(self, num_tokens: int) -> int:
         """Pages that so many tokens take."""
         return -(-num_tokens // self.page_size)
-
-
-def _collect(batch: Batch, requests: Sequence[Request], result: StepResult, verdict: Verdict) -> None:
-    """Hand over what a step made besides tokens; ``requests``: those of the tokens that are kept."""
-    for index, scores in result.prompt_scores.items():
-        batch.rows[index].request.collected.prompt_logprobs += scores
-    for index, states in result.hidden_states:
-        request = batch.rows[index].request
-        if not request.is_finished:
-            kept = len(states) - verdict.surplus.get(request, 0)
-            request.collected.hidden_states.append(states[:kept])
-    for request, packed in zip(requests, verdict.kept(result.logprobs or [])):
-        if packed is not None and request.finish_reason is None:
-            request.collected.output_logprobs.append(packed)
-    for request, embedding in zip(requests, result.embeddings or ()):
-        request.collected.embedding = embedding
 
 
 def _stamp_first_tokens(batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 Label: TypeAlias = int | str
@@ -26,6 +27,14 @@ class Versions:
 
     def __init__(self, label: Label) -> None:
         self._begins: tuple[tuple[Label, int], ...] = ((label, 0),)
+
+    def begin_behind(self, spans: Iterable[WeightSpan], num_tokens: int) -> None:
+        """Go on from so many tokens that an earlier request drew, by the versions that it says."""
+        label = self._begins[-1][0]
+        begins = [(span.version, span.start) for span in spans]
+        if not begins or begins[-1][0] != label:
+            begins.append((label, num_tokens))
+        self._begins = tuple(begins)
 
     def renew(self, label: Label, num_tokens: int) -> None:
         """From output token ``num_tokens`` on it is that version; one that drew none is forgotten."""

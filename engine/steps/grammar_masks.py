@@ -64,6 +64,11 @@ class GrammarMasks:
 def _fill_rows(bound: BoundSamples, masks: np.ndarray) -> None:
     """The masks of the next token, and of those behind drafts as if those had been drawn."""
     matcher, accepted = bound.constraint.matcher, 0
+    if bound.constraint.is_contradicted:
+        raise GrammarError(
+            "The output so far is not one that the constraint allows, so it cannot be continued under it. Go"
+            " on with the constraint that it began with, or with none."
+        )
     began = time.thread_time()
     matcher.fill(masks, 0)
     if time.thread_time() - began > _MAX_SECONDS:

@@ -11,6 +11,7 @@ from ...sampling.rows import SamplingRow
 from ...sampling.sampler import SampleOutput
 from ..schedule.batch import StepResult
 from ..schedule.logprobs import PackedLogprob, TokenLogprob, pack_logprobs
+from ..schedule.sampling_masks import PackedMask, pack_masks
 from .hidden_states import CollectedStates
 from .host_copy import HostCopy
 from .prompt_scores import PromptScores
@@ -20,11 +21,13 @@ from .prompt_scores import PromptScores
 class LaunchedStep:
     """A step whose kernels are enqueued; ``wait`` blocks until its results are on the host.
 
-    ``rows``: how each of the S tokens is drawn. ``pending``: what is left to enqueue of a step that cannot
-    draw before the tokens of the one ahead are committed, because its grammar masks depend on them.
+    ``rows``: how each of the S tokens is drawn, of a vocabulary of ``vocab_size``. ``pending``: what is left
+    to enqueue of a step that cannot draw before the tokens of the one ahead are committed, because its
+    grammar masks depend on them.
     """
 
     rows: Sequence[SamplingRow]
+    vocab_size: int = 0
     sampled: HostCopy | None = None
     scores: tuple[PromptScores, ...] = ()
     states: CollectedStates | None = None
@@ -48,6 +51,7 @@ class LaunchedStep:
             states,
             self.sampled.get("embeddings"),
             self._failures(self.sampled),
+            self._sampling_masks(self.sampled),
         )
 
     def _failures(self, sampled: HostCopy) -> dict[int, RootletError]:
@@ -65,6 +69,12 @@ class LaunchedStep:
         names = ("token_ids", "logprobs", "top_values", "top_ids")
         arrays = [sampled.tensor(name).numpy() for name in names if name in sampled]
         return pack_logprobs(self.rows, *arrays)
+
+    def _sampling_masks(self, sampled: HostCopy) -> list[PackedMask | None] | None:
+        if "kept" not in sampled:
+            return None
+        masks = iter(pack_masks(sampled.tensor("kept").numpy(), self.vocab_size))
+        return [next(masks) if row.masked else None for row in self.rows]
 
     def _prompt_scores(self) -> dict[int, list[TokenLogprob]]:
         result: dict[int, list[TokenLogprob]] = {}
@@ -86,6 +96,7 @@ def copy_sampled(sampled: SampleOutput, errors: Mapping[int, RootletError]) -> H
             "logprobs": sampled.logprobs,
             "top_values": sampled.top_values,
             "top_ids": sampled.top_ids,
+            "kept": sampled.kept,
             "flags": sampled.flags,
         },
         {**(sampled.errors or {}), **errors},

@@ -200,13 +200,15 @@ class ModelRunner:
         if plain and all_argmax(layout.sampling_rows):
             token_ids = self._graphs.replay_greedy(layout)
             if token_ids is not None:
-                return LaunchedStep(layout.sampling_rows, HostCopy({"token_ids": token_ids}))
+                copy = HostCopy({"token_ids": token_ids})
+                return LaunchedStep(layout.sampling_rows, sampled=copy)
         replayed = self._graphs.replay(layout)
         if replayed is None:
             return None
         hidden, places = replayed
         states = CollectedStates.begin(layout.pieces, hidden)  # of steps that draw after each token: T is S
-        return self._drawing(LaunchedStep(layout.sampling_rows, states=states), layout, hidden, places)
+        launched = LaunchedStep(layout.sampling_rows, self.sampler.vocab_size, states=states)
+        return self._drawing(launched, layout, hidden, places)
 
     def _compute(self, layout: StepLayout, embeds: TokenEmbeds | None) -> LaunchedStep:
         """The step kernel by kernel; ``embeds``: vectors in place of some tokens."""
@@ -216,7 +218,7 @@ class ModelRunner:
         scores = tuple(score_prompts(layout.scores, hidden, self.tables.tokens, self.model.compute_logits))
         states = CollectedStates.begin(layout.pieces, hidden)
         hidden = step.sampled.states(hidden)
-        launched = LaunchedStep(layout.sampling_rows, scores=scores, states=states)
+        launched = LaunchedStep(layout.sampling_rows, self.sampler.vocab_size, scores=scores, states=states)
         if self._embeds:
             launched.sampled = self._embed(hidden)
             return launched

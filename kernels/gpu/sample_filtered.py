@@ -23,8 +23,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .sample_kept import pack_kept
 from .sampling import SCALE, check_sizes, load_logits, relative_probability
 
+NO_CUT, TOP_P_CUT, KEPT_CUT = range(3)
+"""Which rules the mass and the number of kept tokens are by: none, top-p alone, all of them."""
+
+_TOP_P_CUT, _KEPT_CUT = tl.constexpr(TOP_P_CUT), tl.constexpr(KEPT_CUT)
 _SCALE = tl.constexpr(SCALE)
 # Pivots 2**-4, 2**-6, ..., 2**-18: a list cut at 2**-10 has at most 1024 tokens, one at 2**-18 most of a row.
 _PIVOTS = tl.constexpr(8)
@@ -100,7 +105,7 @@ def _gather(
     top_k,
     top_p,
     min_p,
-    want_nucleus,
+    cut,
     list_bits,
     list_ids,
     list_info,
@@ -123,12 +128,12 @@ def _gather(
     top = tl.max(tl.load(block_top + row * num_blocks + blocks, mask=present, other=0), 0)
 
     # A pivot is low enough if some rule drops everything below it, for no token survives any rule's veto;
-    # where top-p's own nucleus is wanted, top-p must be that rule.
+    # where what top-p alone keeps is wanted, top-p must be that rule.
     pivot_bits = _pivot_bits(pivots)
     enough = mass > tl.load(top_p + row)
     by_rank = count.to(tl.int64) >= tl.load(top_k + row)
     by_ratio = _mass_of_bits(pivot_bits) < tl.load(min_p + row) * _mass_of_bits(top)
-    enough = enough | ((by_rank | by_ratio) & (tl.load(want_nucleus + row) == 0))
+    enough = enough | ((by_rank | by_ratio) & (tl.load(cut + row) != _TOP_P_CUT))
     pivot = tl.min(tl.where(enough, pivots, _PIVOTS), 0)
 
     is_pivot = pivots[None, :] == pivot
@@ -194,6 +199,21 @@ def _cut(list_bits, length, low, high, max_count, max_mass, min_mass, BLOCK: tl.
 
 
 @triton.jit
+def _equal(list_bits, list_ids, length, bits, place, BLOCK: tl.constexpr):
+    """The id of number ``place`` (from 1) of the listed tokens that have exactly this bit pattern."""
+    seen = tl.full([], 0, tl.int32)
+    token = tl.full([], 0, tl.int32)
+    for start in range(0, length, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        equal = (tl.load(list_bits + at, mask=at < length, other=0) == bits) & (at < length)
+        rank = seen + tl.cumsum(equal.to(tl.int32), 0)
+        ids = tl.load(list_ids + at, mask=at < length, other=0)
+        token += tl.sum(tl.where(equal & (rank == place), ids, 0), 0)
+        seen += tl.sum(equal.to(tl.int32), 0)
+    return token
+
+
+@triton.jit
 def _choose(
     list_bits,
     list_ids,
@@ -203,10 +223,13 @@ def _choose(
     top_k,
     top_p,
     min_p,
-    want_nucleus,
+    cut,
     token_ids,
-    nucleus_mass,
-    nucleus_count,
+    mass_out,
+    count_out,
+    lowest_out,
+    last_out,
+    WANT_KEPT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Draw from the list. Grid (rows,)."""
@@ -220,34 +243,32 @@ def _choose(
     no_limit = length.to(tl.int64) + 1
 
     least_mass = tl.load(min_p + row) * _mass_of_bits(top)
-    high, _, mass, equals = _cut(
+    high, count, mass, equals = _cut(
         list_bits, length, low, top, tl.load(top_k + row), mass_limit, least_mass, BLOCK
     )
     kept_mass = mass + equals.to(tl.float64) * _mass_of_bits(high)
 
     share = tl.full([], 1.0, tl.float64)
     size = tl.full([], 0, tl.int64) + vocab
-    if tl.load(want_nucleus + row) != 0:
+    by = tl.load(cut + row)
+    if by == _TOP_P_CUT:
         edge, n, m, same = _cut(list_bits, length, low, high, no_limit, mass_limit, 0.0, BLOCK)
         share = m + same.to(tl.float64) * _mass_of_bits(edge)
         size = n + same
-    tl.store(nucleus_mass + row, share)
-    tl.store(nucleus_count + row, size)
+    if by == _KEPT_CUT:
+        share = kept_mass
+        size = count + equals
+    tl.store(mass_out + row, share)
+    tl.store(count_out + row, size)
+    if WANT_KEPT:
+        tl.store(lowest_out + row, high)
+        tl.store(last_out + row, _equal(list_bits, list_ids, length, high, equals, BLOCK))
 
     # uniform <= 1 - 2**-53, so the product is below the kept mass even after rounding
     target = tl.load(uniform + row) * kept_mass
     drawn, _, _, place = _cut(list_bits, length, high - 1, top, no_limit, target, 0.0, BLOCK)
     place = tl.where(kept_mass > 0.0, place, 1)  # no mass at all: the first token
-    seen = 0
-    token = 0
-    for start in range(0, length, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        equal = (tl.load(list_bits + at, mask=at < length, other=0) == drawn) & (at < length)
-        rank = seen + tl.cumsum(equal.to(tl.int32), 0)
-        ids = tl.load(list_ids + at, mask=at < length, other=0)
-        token += tl.sum(tl.where(equal & (rank == place), ids, 0), 0)
-        seen += tl.sum(equal.to(tl.int32), 0)
-    tl.store(token_ids + row, token.to(tl.int64))  # type: ignore[union-attr]
+    tl.store(token_ids + row, _equal(list_bits, list_ids, length, drawn, place, BLOCK).to(tl.int64))
 
 
 def softmax_rows(
@@ -294,13 +315,14 @@ def draw_filtered(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
-    want_nucleus: torch.Tensor,
+    cut: torch.Tensor,
     *,
+    want_kept: bool = False,
     block: int = 2048,
     num_warps: int = 4,
     choose_block: int = 1024,
     choose_warps: int = 4,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Draw one token per row among those that top-k, top-p and min-p keep.
 
     Args:
@@ -309,37 +331,40 @@ def draw_filtered(
         top_k: [R] int64, V or more if off.
         top_p: [R] fp64, infinity if off.
         min_p: [R] fp64, 0 if off.
-        want_nucleus: [R] bool, the row needs the last two results.
+        cut: [R] uint8, which tokens the second and third result are of: ``TOP_P_CUT``, those that top-p alone
+            keeps; ``KEPT_CUT``, those that all rules keep; ``NO_CUT``, all of them.
+        want_kept: the last result is wanted.
         block, num_warps: of the passes over whole rows; choose_block, choose_warps: of the one over lists.
             They change the speed, never the result.
 
     The rules may be [R, 1] as well.
 
     Returns:
-        token_ids [R] int64; nucleus_mass [R] fp64, the probability that top-p alone keeps, and nucleus_count
-        [R] int64, how many tokens that is (1 and V where not wanted). A row of zeros yields token 0.
+        token_ids [R] int64; the probability [R] fp64 and the number [R] int64 of the tokens that ``cut``
+        names (1 and V of all); which tokens all rules keep, [R, ceil(V / 32)] int32 as in
+        ``pack_allowed``, or None. A row of zeros yields token 0.
 
     Raises ValueError if sizes differ or ``probs`` is not contiguous fp32.
     """
     if probs.dtype != torch.float32 or not probs.is_contiguous():
         raise ValueError(f"draw_filtered got probs of {probs.dtype}; it takes contiguous torch.float32.")
-    check_sizes(probs, uniform=uniform, top_k=top_k, top_p=top_p, min_p=min_p, want_nucleus=want_nucleus)
+    check_sizes(probs, uniform=uniform, top_k=top_k, top_p=top_p, min_p=min_p, cut=cut)
     num_rows, vocab = probs.shape
     num_blocks = triton.cdiv(vocab, block)
 
     def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=probs.device)
 
-    token_ids, nucleus_count = empty(torch.int64, num_rows), empty(torch.int64, num_rows)
-    nucleus_mass = empty(torch.float64, num_rows)
+    token_ids, count = empty(torch.int64, num_rows), empty(torch.int64, num_rows)
+    mass = empty(torch.float64, num_rows)
     if num_rows == 0:
-        return token_ids, nucleus_mass, nucleus_count
+        return token_ids, mass, count, empty(torch.int32, 0, triton.cdiv(vocab, 32)) if want_kept else None
     block_top = empty(torch.int32, num_rows, num_blocks)
     counts = empty(torch.int32, num_rows, num_blocks, _PIVOTS.value)
     masses = empty(torch.float64, num_rows, num_blocks, _PIVOTS.value)
     list_bits, list_ids = empty(torch.int32, num_rows, vocab), empty(torch.int32, num_rows, vocab)
     list_info = empty(torch.int32, num_rows, 3)
-    wanted = want_nucleus.view(torch.uint8)
+    lowest, last = (empty(torch.int32, num_rows if want_kept else 1) for _ in range(2))
     grid = (num_rows, num_blocks)
     _survey[grid](probs, vocab, block_top, counts, masses, num_blocks, BLOCK=block, num_warps=num_warps)
     _gather[grid](
@@ -352,7 +377,7 @@ def draw_filtered(
         top_k,
         top_p,
         min_p,
-        wanted,
+        cut,
         list_bits,
         list_ids,
         list_info,
@@ -369,11 +394,15 @@ def draw_filtered(
         top_k,
         top_p,
         min_p,
-        wanted,
+        cut,
         token_ids,
-        nucleus_mass,
-        nucleus_count,
+        mass,
+        count,
+        lowest,
+        last,
+        WANT_KEPT=want_kept,
         BLOCK=choose_block,
         num_warps=choose_warps,
     )
-    return token_ids, nucleus_mass, nucleus_count
+    kept = pack_kept(probs, lowest.view(torch.float32), last) if want_kept else None
+    return token_ids, mass, count, kept

@@ -23,7 +23,7 @@ from rootlet.sampling.seeds import derive_seed
 FEATURES = [
     "radix hit", "chunked prefill", "preemption", "streaming", "n", "logprobs", "penalties", "seed",
     "constraint", "stop string", "custom processor", "hidden states", "session", "input embeds",
-    "neighbour aborted",
+    "neighbour aborted", "sampling mask", "continued",
 ]  # fmt: skip
 PAIRS = list(itertools.combinations(FEATURES, 2))
 REFUSED = {  # pairs that have no meaning, and what is said about them
@@ -32,6 +32,7 @@ REFUSED = {  # pairs that have no meaning, and what is said about them
 }
 PROMPT = [300 + (977 * i) % 40_000 for i in range(40)]
 NEW_TOKENS = 20
+CUT = 5  # tokens that a request has when it is aborted, to be continued
 SAMPLES = 3
 SEED = 1234
 # free at first, then forced, then free again for longer than anybody asks
@@ -83,6 +84,7 @@ class Engines:
                 return_logprob=True,
                 logprob_start_len=0,
                 return_hidden_states=True,
+                return_sampling_mask=True,
             )
         return self._answers[key]
 
@@ -140,6 +142,8 @@ class Composed:
         if "logprobs" in features:
             start = None if "input embeds" in features else 0
             self.args |= {"return_logprob": True, "logprob_start_len": start, "top_logprobs_num": 2}
+        if "sampling mask" in features:
+            self.args["return_sampling_mask"] = True
         if "hidden states" in features:
             self.args["return_hidden_states"] = True
         if "streaming" in features or "neighbour aborted" in features:
@@ -181,12 +185,28 @@ class Composed:
         # older than ours, so it is not the one preempted
         neighbour = self._neighbour(engine) if older else None
         doomed = self._neighbour(engine) if aborted else None
-        outputs = engine.generate(sampling_params=self.params, **self.args)
+        if "continued" in self.features:
+            parts = self._parts(engine)
+            outputs = engine.generate(continue_from=parts, stream=self.args.get("stream", False))
+        else:
+            outputs = engine.generate(sampling_params=self.params, **self.args)
         if self.args.get("stream"):
             outputs = self._drain(outputs, doomed)
         if neighbour is not None:
             neighbour.result()
         return outputs if isinstance(outputs, list) else [outputs]
+
+    def _parts(self, engine) -> list:
+        """What there is of each sample when it is aborted on its way."""
+        latest = {}
+        for chunk in engine.generate(sampling_params=self.params, **self.args | {"stream": True}):
+            latest[chunk.index] = chunk
+            if chunk.completion_tokens >= CUT:
+                engine.abort(chunk.rid)
+        parts = [latest[index] for index in sorted(latest, key=lambda index: index or 0)]
+        assert all(part.finish_reason["type"] == "abort" for part in parts)
+        assert all(CUT <= part.completion_tokens < NEW_TOKENS for part in parts)
+        return parts
 
     def _neighbour(self, engine):
         """A request that has run for a step."""
@@ -248,6 +268,16 @@ def check_details(pair, output, expected, *, processed):
             assert [t[1] for t in got] == [t[1] for t in want]
             pairs = [(a[0], b[0]) for a, b in zip(got, want) if b[0] is not None]
             assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], abs=1e-4)
+    if "sampling mask" in pair:
+        for token, got, want in zip(
+            output.token_ids, output.sampling_mask, expected.sampling_mask, strict=True
+        ):
+            assert got is None or token in got
+            if processed:
+                continue  # the plain run's bias bans nothing
+            assert (got is None) == (want is None)
+            # rounding may let another token in at the edge
+            assert got is None or len(set(got.tolist()) ^ set(want.tolist())) <= 2
     if "hidden states" in pair:
         for got, want in zip(output.hidden_states, expected.hidden_states, strict=True):
             torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)

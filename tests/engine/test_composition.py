@@ -19,6 +19,6 @@ def test_tokens_equal_those_of_a_plain_run(pair, engines):
 
 
 def test_no_pair_is_missing():
-    assert len(FEATURES) == len(set(FEATURES)) == 15
-    assert len(PAIRS) == 105
+    assert len(FEATURES) == len(set(FEATURES)) == 17
+    assert len(PAIRS) == 136
     assert all(pair <= set(FEATURES) for pair in REFUSED)

@@ -84,7 +84,7 @@ def output_of(request, num_tokens=None, token_text=None):
 def test_a_step_packs_what_its_rows_ask_for(given_step):
     """None where not asked; own and alternatives' numbers to the bit, NaN and infinities too."""
     rows, output = given_step
-    result = LaunchedStep(rows, copy_sampled(output, {})).wait()
+    result = LaunchedStep(rows, sampled=copy_sampled(output, {})).wait()
     wanted = objects(rows, output)
     assert isinstance(result, StepResult)
     if wanted is None:
@@ -115,7 +115,7 @@ def test_outputs_read_as_from_objects(top, count, shown, with_text):
         )
         for _ in range(count)
     ]
-    packed = [LaunchedStep([one], copy_sampled(step, {})).wait().logprobs[0] for step in steps]
+    packed = [LaunchedStep([one], sampled=copy_sampled(step, {})).wait().logprobs[0] for step in steps]
     tokens = [objects([one], step)[0] for step in steps]
     text = str if with_text else None
     request = request_of(one, packed, [token.token_id for token in tokens])

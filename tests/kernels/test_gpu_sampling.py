@@ -16,6 +16,7 @@ from rootlet.kernels.gpu.sample_filtered import draw_filtered, softmax_rows
 from rootlet.kernels.gpu.sampling import FILTERED, GREEDY, GREEDY_WITH_TOTAL, PLAIN, draw_rows
 from rootlet.sampling import batch as sampling_batch
 from rootlet.sampling import penalties as torch_edits
+from rootlet.sampling.distributions import KEPT_CUT, NO_CUT, TOP_P_CUT
 from rootlet.sampling.draw import draw_rows_reference
 from rootlet.sampling.filters import draw_by_sorting
 from rootlet.sampling.rows import Rows
@@ -208,9 +209,17 @@ RULES = [  # top_k, top_p, min_p
 
 
 def assert_equals_sorting(probs, uniform, rules, device, **options):
+    """By each cut; what all rules keep is told with the last."""
+    for cut in (TOP_P_CUT, KEPT_CUT):
+        assert_equals_sorting_by(cut, probs, uniform, rules, device, **options)
+
+
+def assert_equals_sorting_by(cut, probs, uniform, rules, device, **options):
     vocab = probs.shape[1]
     top_k, top_p, min_p = (torch.tensor(column, dtype=torch.float64).unsqueeze(1) for column in zip(*rules))
-    filters = Filters(top_k.clamp(max=vocab).long(), top_p, min_p, top_p.isfinite(), True, vocab)
+    kept = cut == KEPT_CUT
+    cuts = torch.where(top_p.isfinite() | kept, cut, NO_CUT).to(torch.uint8)
+    filters = Filters(top_k.clamp(max=vocab).long(), top_p, min_p, cuts, True, kept, vocab)
     wanted = draw_by_sorting(probs, uniform, filters)
     arguments = (
         probs,
@@ -218,16 +227,17 @@ def assert_equals_sorting(probs, uniform, rules, device, **options):
         filters.top_k,
         filters.top_p,
         filters.min_p,
-        filters.top_p_logprobs,
+        filters.cut,
     )
     with poisoned_memory():
-        got = draw_filtered(*(x.to(device) for x in arguments), **options)
+        got = draw_filtered(*(x.to(device) for x in arguments), want_kept=kept, **options)
     for ours, theirs in zip(got, wanted):
-        assert torch.equal(ours.cpu(), theirs)
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours.cpu(), theirs)
 
 
 def test_draw_filtered_equals_sorting(device):
-    """Bit for bit, tokens, nucleus mass and count: every distribution with every rule, in turn.
+    """Bit for bit, tokens, mass, count and kept set: every distribution with every rule, in turn.
 
     The interpreter has time for one turn, and one long list.
     """
@@ -268,13 +278,14 @@ def test_draw_filtered_does_not_depend_on_block_sizes(device):
 
 def test_rows_without_mass_yield_a_token(device):
     rules = [torch.full((2, 1), value, device=device) for value in (5, 0.5, 0.1)]
-    ids, _, _ = draw_filtered(
+    ids, *_ = draw_filtered(
         torch.zeros(2, 70, device=device),
         torch.tensor([0.0, 0.9], dtype=torch.float64, device=device),
         rules[0].long(),
         rules[1].double(),
         rules[2].double(),
-        torch.tensor([[True], [False]], device=device),
+        torch.tensor([[TOP_P_CUT], [KEPT_CUT]], dtype=torch.uint8, device=device),
+        want_kept=True,
     )
     assert ids.tolist() == [0, 0]
 
@@ -374,7 +385,7 @@ def test_no_rows(device):
     logits = torch.empty(0, 40, device=device)
     drawn = draw_rows(logits, nothing, nothing.int(), nothing.long(), nothing.long())
     assert [x.numel() for x in drawn] == [0] * 5
-    ids, _, _ = draw_filtered(
+    ids, *_ = draw_filtered(
         logits, nothing.double(), nothing.long(), nothing.double(), nothing.double(), nothing.bool()
     )
     assert ids.numel() == 0

@@ -29,13 +29,31 @@ def sample():
 
 @pytest.fixture
 def row():
-    """``row(seed=..., slot=..., prompt_len=..., banned=..., logprobs=..., top_logprobs=..., **params)``."""
+    """``row(seed=..., slot=..., prompt_len=..., banned=..., logprobs=..., ..., **params)``."""
 
     def make(
-        seed=0, slot=1, prompt_len=1, banned=(), logprobs=False, top_logprobs=0, **params
+        seed=0,
+        slot=1,
+        prompt_len=1,
+        banned=(),
+        logprobs=False,
+        top_logprobs=0,
+        logprobs_of=None,
+        sampling_mask=False,
+        processor=None,
+        **params,
     ) -> SamplingRow:
         return SamplingRow(
-            SamplingParams(**params), seed, slot, prompt_len, tuple(banned), logprobs, top_logprobs
+            SamplingParams(**params),
+            seed,
+            slot,
+            prompt_len,
+            tuple(banned),
+            logprobs,
+            top_logprobs,
+            logprobs_of,
+            sampling_mask,
+            processor,
         )
 
     return make

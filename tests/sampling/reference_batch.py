@@ -7,11 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from rootlet.sampling.batch import FILTERED, GREEDY, GREEDY_WITH_TOTAL, PLAIN, SamplingBatch
+from rootlet.sampling.distributions import KEPT_CUT, NO_CUT, TOP_P_CUT
 from rootlet.sampling.params import SamplingParams
 from rootlet.sampling.processors import ProcessorGroup
 from rootlet.sampling.rows import Rows, SamplingRow
 from rootlet.sampling.seeds import stream_key
-from rootlet.sampling.stages import NUCLEUS_HEAD, Bans, Biases, Filters, Penalties
+from rootlet.sampling.stages import (
+    NUCLEUS_HEAD,
+    Bans,
+    Biases,
+    Filters,
+    KeptTokens,
+    ModelLogprobs,
+    Penalties,
+)
 
 MAX_TEMPERATURE = 1e30
 
@@ -24,7 +33,8 @@ def build_by_rows(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingBatch
     sampled = [i for i, kind in enumerate(kinds) if kind >= PLAIN]
     filtered = [at for at, i in enumerate(sampled) if kinds[i] == FILTERED]
     plain = [at for at, i in enumerate(sampled) if kinds[i] == PLAIN]
-    asking = [i for i, row in enumerate(rows) if row.logprobs]
+    of_model = [i for i, row in enumerate(rows) if row.logprobs and row.logprobs_of in ("raw", "tempered")]
+    asking = [i for i, row in enumerate(rows) if row.logprobs and i not in of_model]
     temperature = [
         1.0 if kind < PLAIN else min(row.params.temperature, MAX_TEMPERATURE)
         for row, kind in zip(rows, kinds)
@@ -47,8 +57,48 @@ def build_by_rows(rows: Sequence[SamplingRow], vocab_size: int) -> SamplingBatch
         filters=_filters([rows[sampled[at]] for at in filtered], vocab_size) if filtered else None,
         logprobs=_subset(asking, size),
         top_logprobs=min(vocab_size, max((rows[i].top_logprobs for i in asking), default=0)),
+        model_logprobs=_model_logprobs(rows, of_model, temperature, vocab_size),
+        kept=_kept(rows, [sampled[at] for at in filtered]),
         processors=_processors(rows),
     )
+
+
+def _model_logprobs(
+    rows: Sequence[SamplingRow], index: Sequence[int], drawn_at: Sequence[float], vocab_size: int
+) -> ModelLogprobs | None:
+    if not index:
+        return None
+
+    def temperature(row: SamplingRow) -> float:
+        greedy = row.logprobs_of == "raw" or row.params.temperature < 1e-6
+        return 1.0 if greedy else min(row.params.temperature, MAX_TEMPERATURE)
+
+    heats = _column([temperature(rows[i]) for i in index], torch.float32)
+    return ModelLogprobs(
+        _subset(index, len(rows)),
+        min(vocab_size, max(rows[i].top_logprobs for i in index)),
+        heats,
+        as_drawn=torch.equal(heats, _column([drawn_at[i] for i in index], torch.float32)),
+    )
+
+
+def _kept(rows: Sequence[SamplingRow], filtered: Sequence[int]) -> KeptTokens | None:
+    asking = [i for i, row in enumerate(rows) if row.masked]
+    if not asking:
+        return None
+    return KeptTokens(
+        _subset(asking, len(rows)),
+        _subset([at for at, i in enumerate(asking) if i in filtered], len(asking)),
+        _subset([at for at, i in enumerate(filtered) if i in asking], len(filtered)),
+    )
+
+
+def _cut(row: SamplingRow) -> int:
+    if not row.logprobs or row.logprobs_of in ("raw", "tempered"):
+        return NO_CUT
+    if row.logprobs_of == "sampled":
+        return KEPT_CUT
+    return TOP_P_CUT if row.params.top_p < 1 else NO_CUT
 
 
 def _subset(index: Sequence[int], total: int) -> Rows:
@@ -144,7 +194,8 @@ def _filters(rows: Sequence[SamplingRow], vocab_size: int) -> Filters:
         top_k=_column(top_k, torch.int64),
         top_p=_column(top_p, torch.float64),
         min_p=_column([r.params.min_p for r in rows], torch.float64),
-        top_p_logprobs=_column([r.logprobs and r.params.top_p < 1 for r in rows], torch.bool),
+        cut=_column([_cut(r) for r in rows], torch.uint8),
         any_min_p=any(r.params.min_p > 0 for r in rows),
+        wants_kept=any(r.masked for r in rows),
         head=min(vocab_size, head),
     )

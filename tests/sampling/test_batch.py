@@ -46,6 +46,8 @@ def any_row(draw) -> SamplingRow:
         banned_until_min=draw(st.sampled_from([(), (2,), (2, 9, 2)])),
         logprobs=draw(st.booleans()),
         top_logprobs=draw(st.sampled_from([0, 1, 5, 400, 3000])),
+        logprobs_of=draw(st.sampled_from([None, None, "sampled", "tempered", "raw"])),
+        sampling_mask=draw(st.sampled_from([False, False, True])),
         processor=draw(st.sampled_from([None, None, None, *PROCESSORS])),
     )
 
@@ -79,9 +81,10 @@ def test_equals_row_by_row(rows, vocab):
 @settings(max_examples=200, deadline=None)
 @given(rows=st.lists(any_row(), max_size=4))
 def test_all_argmax_is_what_the_batch_says(rows):
-    """Whoever asks for nothing but the highest logit: no draws, no edits, no log-probabilities."""
+    """Whoever asks for nothing but the highest logit: no draws, no edits, no log-probabilities, no masks."""
     batch = SamplingBatch.build(rows, VOCAB, "cpu")
-    plain = batch.greedy.count == batch.size and not (batch.logprobs.count or batch.changes_logits)
+    asked = batch.logprobs.count or batch.model_logprobs or batch.kept
+    plain = batch.greedy.count == batch.size and not (asked or batch.changes_logits)
     assert all_argmax(rows) == plain
 
 

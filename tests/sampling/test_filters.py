@@ -9,6 +9,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rootlet.kernels.token_mask import unpack_tokens
+from rootlet.sampling.distributions import KEPT_CUT, NO_CUT, TOP_P_CUT
 from rootlet.sampling.filters import draw_by_sorting, draw_filtered
 from rootlet.sampling.stages import Filters
 
@@ -34,7 +36,9 @@ def reference_kept(probs: np.ndarray, top_k: int, top_p: float, min_p: float) ->
     return kept
 
 
-def make_filters(rows: int, vocab: int, top_k: int, top_p: float, min_p: float, head: int) -> Filters:
+def make_filters(
+    rows: int, vocab: int, top_k: int, top_p: float, min_p: float, head: int, cut: int = TOP_P_CUT
+) -> Filters:
     def column(value, dtype):
         return torch.full((rows, 1), value, dtype=dtype)
 
@@ -42,10 +46,17 @@ def make_filters(rows: int, vocab: int, top_k: int, top_p: float, min_p: float, 
         top_k=column(min(top_k, vocab), torch.int64),
         top_p=column(top_p if top_p < 1 else float("inf"), torch.float64),
         min_p=column(min_p, torch.float64),
-        top_p_logprobs=column(top_p < 1, torch.bool),
+        cut=column(cut if top_p < 1 or cut == KEPT_CUT else NO_CUT, torch.uint8),
         any_min_p=min_p > 0,
+        wants_kept=cut == KEPT_CUT,
         head=min(head, vocab),
     )
+
+
+def assert_equal(one, other) -> None:
+    for a, b in zip(one, other):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
 
 
 @st.composite
@@ -104,12 +115,27 @@ def test_kept_set_equals_the_definition(probs, rule, head):
     ]
     assert results[0].token_ids.tolist() == expected
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        assert_equal(results[0], other)
 
     nucleus = reference_kept(probs, top_k=len(probs), top_p=rule["top_p"], min_p=0.0)
-    assert results[0].nucleus_count.tolist() == [len(nucleus)] * len(uniform)
+    assert results[0].size.tolist() == [len(nucleus)] * len(uniform)
     share = float(sum(probs[nucleus].astype(np.float64))) if rule["top_p"] < 1 else 1.0
-    assert np.allclose(results[0].nucleus_mass.numpy(), share, rtol=0, atol=1e-12)
+    assert np.allclose(results[0].mass.numpy(), share, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(probs=distributions(), rule=rules, head=st.integers(1, 12))
+def test_what_is_told_of_the_kept_set_equals_the_definition(probs, rule, head):
+    """Its mass, its size and its members, by both implementations, and however many tokens are looked at
+    first; tokens without probability may be in it, for ranks are all that the rules look at."""
+    kept = reference_kept(probs, **rule)
+    table, uniform = torch.from_numpy(probs).repeat(2, 1), torch.tensor([0.0, 0.5], dtype=torch.float64)
+    for draw, width in ((draw_filtered, head), (draw_filtered, len(probs)), (draw_by_sorting, len(probs))):
+        got = draw(table, uniform, make_filters(*table.shape, head=width, cut=KEPT_CUT, **rule))
+        assert got.size.tolist() == [len(kept)] * 2
+        share = float(sum(probs[kept].astype(np.float64)))
+        assert np.allclose(got.mass.numpy(), share, rtol=0, atol=1e-12)
+        assert [unpack_tokens(words, len(probs)).tolist() for words in got.kept.numpy()] == [sorted(kept)] * 2
 
 
 def test_flat_rows_fall_back_beside_peaked_ones():
@@ -123,8 +149,11 @@ def test_flat_rows_fall_back_beside_peaked_ones():
     rule = {"top_k": vocab, "top_p": 0.95, "min_p": 0.0}
     quick = draw_filtered(probs, uniform, make_filters(24, vocab, head=head, **rule))
     whole = draw_by_sorting(probs, uniform, make_filters(24, vocab, head=vocab, **rule))
-    assert all(torch.equal(a, b) for a, b in zip(quick, whole))
-    assert int(quick.nucleus_count.min()) < head < int(quick.nucleus_count.max())
+    assert_equal(quick, whole)
+    assert int(quick.size.min()) < head < int(quick.size.max())
+    quick = draw_filtered(probs, uniform, make_filters(24, vocab, head=head, cut=KEPT_CUT, **rule))
+    whole = draw_by_sorting(probs, uniform, make_filters(24, vocab, head=vocab, cut=KEPT_CUT, **rule))
+    assert_equal(quick, whole)
 
 
 def test_a_row_of_one_value_is_ranked_by_id():
