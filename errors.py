@@ -16,6 +16,7 @@
     ├── TokenizerError (RuntimeError)        the model's tokenizer raised; ``__cause__`` is what it raised
     ├── ProfileError (RuntimeError)           a profile is started twice, or stopped before it was started
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
+    ├── AlignmentError (RuntimeError)        a module is not aligned, or what is around it computes otherwise
     ├── EngineThreadError (RuntimeError)     a call would wait for the thread it runs on
     ├── EngineClosedError (RuntimeError)     the engine was closed
     │   └── EngineForkedError                it was built before this process was forked off
@@ -99,6 +100,10 @@ class ProfileError(RootletError, RuntimeError):
 
 class OutOfPagesError(RootletError, MemoryError):
     """The page pool has fewer free pages than asked for."""
+
+
+class AlignmentError(RootletError, RuntimeError):
+    """A module is not aligned with the engine, is so already, or autocast, a compiler or dropout is on."""
 
 
 class EngineClosedError(RootletError, RuntimeError):
