@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -48,19 +49,34 @@ def align(
 
 @overload
 def token_logprobs(
-    module: Any, ids: Tensor, temperature: float = 1.0, *, attention_mask: Tensor | None = None
+    module: Any,
+    ids: Tensor,
+    temperature: float = 1.0,
+    *,
+    attention_mask: Tensor | None = None,
+    logits_to_keep: int | None = None,
 ) -> Tensor: ...
 
 
 @overload
 def token_logprobs(
-    module: Any, ids: Sequence[Sequence[int]], temperature: float = 1.0, *, attention_mask: None = None
+    module: Any,
+    ids: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+    *,
+    attention_mask: None = None,
+    logits_to_keep: int | None = None,
 ) -> list[Tensor]: ...
 
 
 @suggest_names()
 def token_logprobs(
-    module: Any, ids: Any, temperature: float = 1.0, *, attention_mask: Tensor | None = None
+    module: Any,
+    ids: Any,
+    temperature: float = 1.0,
+    *,
+    attention_mask: Tensor | None = None,
+    logits_to_keep: int | None = None,
 ) -> Any:
     """The log-probability of each token given those before it, as the engine reports it, with gradients.
 
@@ -69,6 +85,7 @@ def token_logprobs(
         ids: a list of sequences of token ids; or a tensor ``[B, T]``, padded on either side.
         temperature: what logits are divided by, above 0. For tokens that the engine chose greedily it is 1.
         attention_mask: ``[B, T]``, 1 at tokens and 0 at padding; None: all are tokens.
+        logits_to_keep: only of the last so many places of each row or sequence, from 1; None: of all.
 
     Returns, for a list of sequences, a list of fp32 tensors ``[n - 1]``: of all tokens but the first. For a
     tensor, ``[B, T - 1]`` fp32: of the tokens ``ids[:, 1:]``, 0 at padding and at the first token of a row.
@@ -76,7 +93,7 @@ def token_logprobs(
     tokens sampled at this temperature without top-p, penalties or constraints.
 
     Raises AlignmentError for a module that is not aligned, or with autocast, a compiler or dropout on;
-    InvalidRequestError for impossible ids, masks or temperatures.
+    InvalidRequestError for impossible ids, masks, temperatures or numbers.
     """
     alignment = alignment_of(module)
     if alignment is None:
@@ -88,19 +105,34 @@ def token_logprobs(
             f"temperature must be a number from 1e-6 to 1e30, got {short(temperature)}; of greedy tokens it"
             " is 1."
         )
+    if logits_to_keep is not None and (not isinstance(logits_to_keep, int) or logits_to_keep < 1):
+        raise InvalidRequestError(f"logits_to_keep must be at least 1 or None, got {short(logits_to_keep)}.")
     device = alignment.described().device
     if isinstance(ids, Tensor):
-        sequences, places = unpadded(ids.to(device), attention_mask)
-        values = alignment.token_logprobs(sequences, float(temperature))
-        behind = torch.repeat_interleave(sequences.q_starts[:-1].long(), sequences.kv_lens.long())
-        behind = torch.arange(len(places), dtype=torch.int64, device=device) != behind
-        padded = values.new_zeros(ids.numel()).index_copy(0, places[behind], values)
-        return padded.view(ids.shape)[:, 1:]
+        return _of_rows(alignment, ids.to(device), attention_mask, float(temperature), logits_to_keep)
     if attention_mask is not None:
         raise InvalidRequestError("attention_mask goes with a tensor of ids; a list has no padding.")
     flat, lengths = _flattened(ids)
     sequences = Sequences.of(torch.tensor(flat, dtype=torch.int64, device=device), lengths)
-    return list(alignment.token_logprobs(sequences, float(temperature)).split([n - 1 for n in lengths]))
+    counts = [min(n - 1, logits_to_keep or n) for n in lengths]
+    ends = itertools.accumulate(lengths)
+    wanted = [token for end, count in zip(ends, counts) for token in range(end - count, end)]
+    places = torch.tensor(wanted, dtype=torch.int64, device=device)
+    return list(alignment.token_logprobs(sequences, places, float(temperature)).split(counts))
+
+
+def _of_rows(
+    alignment: Alignment, ids: Tensor, mask: Tensor | None, temperature: float, kept: int | None
+) -> Tensor:
+    """Those of ids ``[B, T]``, in their places ``[B, T - 1]`` or the last of them."""
+    sequences, places = unpadded(ids, mask)
+    columns = ids.shape[1]
+    kept = min(columns - 1, kept or columns)
+    is_wanted = (sequences.positions > 0) & (places % columns >= columns - kept)
+    wanted = is_wanted.nonzero().squeeze(1)
+    values = alignment.token_logprobs(sequences, wanted, temperature)
+    padded = values.new_zeros(ids.numel()).index_copy(0, places[wanted], values)
+    return padded.view(ids.shape)[:, columns - kept :]
 
 
 def _flattened(ids: Any) -> tuple[list[int], list[int]]:

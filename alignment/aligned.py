@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -80,15 +79,12 @@ class Alignment:
             setattr(twin, name, value if shared else copy.deepcopy(value, memo) if name != "_team" else None)
         return twin
 
-    def token_logprobs(self, sequences: Sequences, temperature: float) -> Tensor:
-        """Log-probabilities ``[T - B]`` fp32 of all tokens but the first of each of the B sequences."""
+    def token_logprobs(self, sequences: Sequences, wanted: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities ``[R]`` fp32 of the tokens ``wanted`` ``[R]`` int64, none a sequence's first."""
         run = self._begin(sequences)
-        hidden = run.hidden_states(sequences)
-        is_last = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        is_last[sequences.q_starts[1:].long() - 1] = True
-        places = (~is_last).nonzero().squeeze(1)
+        hidden = run.hidden_states(sequences)[wanted - 1]
         with self._computing():
-            return logprobs_of(hidden[places], run.head(), sequences.ids[places + 1], temperature)
+            return logprobs_of(hidden, run.head(), sequences.ids[wanted], temperature)
 
     def described(self) -> Decoder:
         """What the module computes where it is now."""
@@ -117,9 +113,10 @@ class Alignment:
         return Pass(decoder, module, self._computing, recomputes)
 
     def _computing(self) -> AbstractContextManager[Any]:
-        """C kernels share their work among the threads that torch has on this one."""
-        if self._decoder is None or self._decoder.device.type != "cpu":
-            return contextlib.nullcontext()
+        """On the GPU of the parameters; C kernels share their work among the threads that torch has here."""
+        assert self._decoder is not None
+        if self._decoder.device.type == "cuda":
+            return torch.cuda.device(self._decoder.device)
         if self._team is None:
             self._team = Team(default_threads(), torch_threads=default_threads())
         return self._team.bound()
@@ -139,7 +136,7 @@ class Alignment:
         if input_ids is None or asked:
             raise InvalidRequestError(
                 "An aligned model computes whole sequences from input_ids, attention_mask and position_ids;"
-                f" got {', '.join(sorted(asked)) or 'no input_ids'}. Generate with the engine, or call undo()."
+                f" got {', '.join(sorted(asked)) or 'no input_ids'}. Generate with the engine, or undo()."
             )
         device = self.described().device
         sequences, places = unpadded(input_ids.to(device), attention_mask, position_ids)

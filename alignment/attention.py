@@ -68,14 +68,14 @@ def attend_by_torch(qkv: Tensor, step: AttentionStep, scoring: Scoring) -> Tenso
     cos, sin = step.cos_sin[step.sequences.positions].unsqueeze(1).chunk(2, dim=-1)
     q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
     q, k, v = (pad_sequence(x.split(lengths), batch_first=True).transpose(1, 2) for x in (q, k, v))
+    # repeated: torch has kernels for shared heads, but not for every dtype, nor with a mask
+    k, v = (x.repeat_interleave(heads.q // heads.kv, dim=1) for x in (k, v))
     mask = None
     if scoring.window is not None:
         distance = torch.arange(max(lengths), dtype=torch.int64, device=qkv.device)
         distance = distance[:, None] - distance
         mask = (distance >= 0) & (distance < scoring.window)
-    out = F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=mask is None, scale=scoring.scale, enable_gqa=heads.q != heads.kv
-    )
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scoring.scale)
     out = out.transpose(1, 2).flatten(2)
     return torch.cat([row[:length] for row, length in zip(out, lengths)])
 

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..kernels.activation import gated_activation
 from ..kernels.linear import linear, linear_add
 from ..kernels.matrices.interface import Matrix
 from ..kernels.matrices.packing import pack_weight
+from ..kernels.matrices.panels import PanelMatrix
 
 
 class Weights(NamedTuple):
@@ -51,8 +53,15 @@ def product(x: Tensor, layer: Weights, out_dtype: torch.dtype | None = None) -> 
 
 
 def gated_product(x: Tensor, layer: Weights, activation: str) -> Tensor:
-    """``act(gate) * up`` ``[T, I]`` of the product, whose rows are gate | up."""
-    return _apply(x, None, layer, layer.packed(x.dtype), activation, None)
+    """``act(gate) * up`` ``[T, I]`` of the product, whose rows are gate | up.
+
+    Where one kernel does both, the product is taken once more for the gradients; panels know none of it.
+    """
+    packed = layer.packed(x.dtype)
+    if isinstance(packed.matrix, PanelMatrix):
+        gate_up = _apply(x, None, layer, packed, None, None)
+        return _Gated.apply(gate_up, activation)  # type: ignore[no-untyped-call]
+    return _apply(x, None, layer, packed, activation, None)
 
 
 def product_into(x: Tensor, layer: Weights, stream: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -117,6 +126,20 @@ class _Product(torch.autograd.Function):
             *(grad_x, grad_stream, None, None, None, None),
             *parameter_gradients(grad, x, weights, biases, ctx.needs_input_grad[6:]),
         )
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, activation: str) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.activation = activation
+        return gated_activation(gate_up, activation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gate_up,) = ctx.saved_tensors
+        return _ungated(gate_up, grad, ctx.activation).to(gate_up.dtype), None
 
 
 def parameter_gradients(

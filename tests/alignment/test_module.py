@@ -122,6 +122,20 @@ def test_logits_are_fp32_and_may_be_few():
         assert torch.equal(values, expected)
 
 
+def test_a_few_log_probabilities_are_the_same_ones():
+    module = build_hf("Llama")
+    ids, mask = padded("left")
+    rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask)]
+    with rootlet.align(module), torch.no_grad():
+        whole = rootlet.token_logprobs(module, ids, attention_mask=mask)
+        each = rootlet.token_logprobs(module, rows)
+        for kept in (1, 7, 39, 50):
+            few = rootlet.token_logprobs(module, ids, attention_mask=mask, logits_to_keep=kept)
+            assert torch.equal(few, whole[:, -kept:])
+            some = rootlet.token_logprobs(module, rows, logits_to_keep=kept)
+            assert all(torch.equal(a, b[-kept:]) for a, b in zip(some, each, strict=True))
+
+
 def test_losses_of_labels_are_computed():
     module = build_hf("Llama")
     ids = torch.tensor([random_ids(20, 1)])
@@ -269,11 +283,13 @@ def test_passes_that_are_no_whole_sequences(module, arguments, message):
         (([[1, 2]], 0.0), r"from 1e-6 to 1e30, got 0\.0"),
         (([[1, 2]], "warm"), "'warm'"),
         ((torch.zeros(2, 2),), "integers"),
+        (([[1, 2]], 1.0, 0), "logits_to_keep must be at least 1"),
     ],
 )
 def test_ids_and_temperatures_that_are_impossible(module, arguments, message):
+    names = ("ids", "temperature", "logits_to_keep")
     with pytest.raises(InvalidRequestError, match=message):
-        rootlet.token_logprobs(module, *arguments)
+        rootlet.token_logprobs(module, **dict(zip(names, arguments)))
 
 
 def test_sequences_of_one_token_have_none(module):
