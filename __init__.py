@@ -18,6 +18,8 @@ from .errors import RootletError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .alignment.align import align, token_logprobs
+    from .alignment.aligned import Alignment
     from .engine.chat.outputs import ChatOutput
     from .engine.documented import async_stream_and_merge, stream_and_merge
     from .engine.engine import Engine
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .sampling.params import SamplingParams
 
 __all__ = [
+    "Alignment",
     "ChatOutput",
     "CustomLogitProcessor",
     "EmbeddingOutput",
@@ -44,15 +47,18 @@ __all__ = [
     "ToolCallItem",
     "WeightUpdate",
     "__version__",
+    "align",
     "async_stream_and_merge",
     "errors",
     "register_model",
     "run_jobs",
     "stream_and_merge",
+    "token_logprobs",
 ]
 
 # name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
 _LAZY = {
+    "Alignment": ".alignment.aligned",
     "ChatOutput": ".engine.chat.outputs",
     "CustomLogitProcessor": ".sampling.custom",
     "EmbeddingOutput": ".engine.replies.embedding",
@@ -64,10 +70,12 @@ _LAZY = {
     "Tool": ".grammar.tool_calls",
     "ToolCallItem": ".grammar.tool_calls",
     "WeightUpdate": ".engine.weights.options",
+    "align": ".alignment.align",
     "async_stream_and_merge": ".engine.documented",
     "stream_and_merge": ".engine.documented",
     "register_model": ".models.registry",
     "run_jobs": ".engine.jobs",
+    "token_logprobs": ".alignment.align",
 }
 
 

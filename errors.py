@@ -17,6 +17,7 @@
     ├── ProfileError (RuntimeError)           a profile is started twice, or stopped before it was started
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
     ├── DeviceMemoryError (MemoryError)      memory cannot be taken, or taken back: too little of it is free
+    ├── AlignmentError (RuntimeError)        a module is not aligned, or what is around it computes otherwise
     ├── EngineThreadError (RuntimeError)     a call would wait for the thread it runs on
     ├── EngineClosedError (RuntimeError)     the engine was closed
     │   └── EngineForkedError                it was built before this process was forked off
@@ -104,6 +105,10 @@ class OutOfPagesError(RootletError, MemoryError):
 
 class DeviceMemoryError(RootletError, MemoryError):
     """A device refuses memory, at construction or when an engine wants back what it had released."""
+
+
+class AlignmentError(RootletError, RuntimeError):
+    """A module is not aligned with the engine, is so already, or autocast, a compiler or dropout is on."""
 
 
 class EngineClosedError(RootletError, RuntimeError):

@@ -29,6 +29,7 @@ FLOORS = {
     "sampling": 2,
     "models": 2,
     "grammar": 2,
+    "alignment": 3,
     "engine": 3,
     "cli": 4,
     "lang": 4,
@@ -228,6 +229,7 @@ def test_importing_rootlet_is_light():
 
 def test_public_names():
     assert rootlet.__all__ == [
+        "Alignment",
         "ChatOutput",
         "CustomLogitProcessor",
         "EmbeddingOutput",
@@ -241,11 +243,13 @@ def test_public_names():
         "ToolCallItem",
         "WeightUpdate",
         "__version__",
+        "align",
         "async_stream_and_merge",
         "errors",
         "register_model",
         "run_jobs",
         "stream_and_merge",
+        "token_logprobs",
     ]
     assert dir(rootlet) == rootlet.__all__
     for name in rootlet.__all__:

@@ -49,6 +49,7 @@ def a_folder_with_the_models(tmp_path, smollm2_gguf, smollm2_dir, monkeypatch):
     build_hf("Mistral", kind="Model", **size).save_pretrained(folder("intfloat/e5-mistral-7b-instruct"))
     judge = build_hf("Llama", kind="ForSequenceClassification", num_labels=1, **size)
     judge.save_pretrained(folder("path/to/reward-model"))
+    build_hf("Llama", **size).save_pretrained(folder("path/to/policy"))
     tokenizer.chat_template = TEMPLATE
     caller = folder("Qwen/Qwen2.5-0.5B-Instruct")
     for name in ("config.json", "model.safetensors"):

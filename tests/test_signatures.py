@@ -31,6 +31,8 @@ CALLS = [
     (rootlet.Engine.async_classify, "promt", "Did you mean 'prompt'"),
     (rootlet.run_jobs, "sampling_param", "Did you mean 'sampling_params'"),
     (rootlet.stream_and_merge, "sampling_parms", "Did you mean 'sampling_params'"),
+    (rootlet.align, "dtyp", "Did you mean 'dtype'"),
+    (rootlet.token_logprobs, "attention_msk", "Did you mean 'attention_mask'"),
     (rootlet.SamplingParams.__init__, "temprature", "Did you mean 'temperature'"),
 ]
 

@@ -33,7 +33,7 @@ class GatedMLP(Part):
     configuration says. Raises ModelError for an activation it does not know.
     """
 
-    __slots__ = ("_activation", "down", "gate_up")
+    __slots__ = ("activation", "down", "gate_up")
 
     def __init__(
         self, make: Make, *, size: int | None = None, activation: str | None = None, bias: bool = False
@@ -48,7 +48,7 @@ class GatedMLP(Part):
             raise ModelError(
                 f"config.json: hidden_act = {activation!r} is not supported. Supported: {supported}."
             )
-        self._activation = _ACTIVATIONS[activation]
+        self.activation = _ACTIVATIONS[activation]
         hidden = config.hidden_size
         self.gate_up = make.linear(hidden, {names.gate: size, names.up: size}, bias=bias, split="out")
         self.down = make.linear(size, {names.down: hidden}, bias=bias, split="in")
@@ -60,7 +60,7 @@ class GatedMLP(Part):
 
     def forward(self, x: Tensor | Promise, inp: ForwardInput, kv: LayerKV) -> Tensor:  # noqa: ARG002
         """The branch ``[T, H]`` for x ``[T, H]``."""
-        return self.down.forward(self.gate_up.forward_gated(x, inp, self._activation), inp)
+        return self.down.forward(self.gate_up.forward_gated(x, inp, self.activation), inp)
 
     def forward_into(
         self,
@@ -70,4 +70,4 @@ class GatedMLP(Part):
         kv: LayerKV,  # noqa: ARG002
     ) -> None:
         """Add the branch for x ``[T, H]`` to ``stream``."""
-        self.down.forward_into(self.gate_up.forward_gated(x, inp, self._activation), inp, stream)
+        self.down.forward_into(self.gate_up.forward_gated(x, inp, self.activation), inp, stream)
