@@ -152,7 +152,7 @@ class Arena:
         self._driver = driver
         self._zeroed = zeroed
         self._blocks: list[tuple[Block, Tensor]] = []
-        self._copies: list[Tensor] = []  # of blocks, in host memory, kept since locking it takes seconds
+        self._copies: list[Tensor] = []  # of the first blocks, in host memory: locking it takes seconds
         self._has_copies = False  # they hold what the blocks are to hold again
 
     def bytes(self, num_bytes: int) -> Tensor:
@@ -190,8 +190,9 @@ class Arena:
         before = self.held()
         if not before:
             return 0
-        if keep and not self._copies:
-            self._copies = [self._driver.host_memory(block.num_bytes) for block, _ in self._blocks]
+        if keep:
+            for block, _ in self._blocks[len(self._copies) :]:
+                self._copies.append(self._driver.host_memory(block.num_bytes))
         with self._named(before), self._driver.at_rest():
             if keep:
                 for (_, tensor), copy in zip(self._blocks, self._copies, strict=True):
@@ -216,7 +217,7 @@ class Arena:
                 for _, tensor in lacking:
                     tensor.zero_()
             if self._has_copies:
-                for (_, tensor), copy in zip(self._blocks, self._copies, strict=True):
+                for (_, tensor), copy in zip(self._blocks, self._copies):  # blocks may be newer
                     tensor.copy_(copy)
         self._has_copies = False
         with self._driver.at_rest():  # whoever computes next does so on a stream of its own
