@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .models.registry import register_model
     from .sampling.custom import CustomLogitProcessor
     from .sampling.params import SamplingParams
+    from .transfer.buckets import weights_buckets
+    from .transfer.group import WeightsGroup
+    from .transfer.ipc import ipc_handle
 
 __all__ = [
     "Alignment",
@@ -46,14 +49,17 @@ __all__ = [
     "Tool",
     "ToolCallItem",
     "WeightUpdate",
+    "WeightsGroup",
     "__version__",
     "align",
     "async_stream_and_merge",
     "errors",
+    "ipc_handle",
     "register_model",
     "run_jobs",
     "stream_and_merge",
     "token_logprobs",
+    "weights_buckets",
 ]
 
 # name -> module that defines it; loaded on first access (PEP 562) so that `import rootlet` stays light
@@ -71,8 +77,11 @@ _LAZY = {
     "ToolCallItem": ".grammar.tool_calls",
     "WeightUpdate": ".engine.weights.options",
     "align": ".alignment.align",
+    "WeightsGroup": ".transfer.group",
     "async_stream_and_merge": ".engine.documented",
     "stream_and_merge": ".engine.documented",
+    "ipc_handle": ".transfer.ipc",
+    "weights_buckets": ".transfer.buckets",
     "register_model": ".models.registry",
     "run_jobs": ".engine.jobs",
     "token_logprobs": ".alignment.align",

@@ -14,6 +14,7 @@
     ├── LogitProcessorError (RuntimeError)   a caller's logit processor raised or returned no logits
     ├── NumericalError (ArithmeticError)     a request's logits leave no token to choose: NaN, or all -inf
     ├── TokenizerError (RuntimeError)        the model's tokenizer raised; ``__cause__`` is what it raised
+    ├── TransferError (RuntimeError)         weights do not arrive from another process: it is gone, or late
     ├── ProfileError (RuntimeError)           a profile is started twice, or stopped before it was started
     ├── OutOfPagesError (MemoryError)        internal: the page pool cannot serve an allocation
     ├── DeviceMemoryError (MemoryError)      memory cannot be taken, or taken back: too little of it is free
@@ -93,6 +94,10 @@ class NumericalError(RootletError, ArithmeticError):
 
 class TokenizerError(RootletError, RuntimeError):
     """The model's tokenizer raised (``__cause__``) over a request's text or tokens; only that one ends."""
+
+
+class TransferError(RootletError, RuntimeError):
+    """Weights do not arrive from another process: it is gone, or late, or sends something else."""
 
 
 class ProfileError(RootletError, RuntimeError):

@@ -10,6 +10,7 @@ import torch
 from .base import BuiltEngine
 from .host.side_thread import run_beside
 from .weights import documented, reading
+from .weights.distributed import Groups
 from .weights.options import UpdateOptions
 from .weights.pauses import Pauses
 from .weights.sharing import Sharing
@@ -51,6 +52,7 @@ class UpdatableEngine(BuiltEngine):
             self._loop, self._memory, self._model_config, self._resolved.dtype, self._sharing
         )
         self._calls.before_start = _all_of(self._memory.check, self._sharing.check)
+        self._groups = Groups(self._updates, self._resolved.device)
         self._pauses = Pauses(self._loop)
 
     # ---- new weights -------------------------------------------------------------------------------
@@ -116,9 +118,10 @@ class UpdatableEngine(BuiltEngine):
     ) -> AbstractContextManager[UpdateBlock]:
         """A block in which weights arrive in pieces; they are replaced at its end, unless it raises.
 
-        ``with engine.weight_update(version=3) as update:`` then ``update.add(name, tensor)`` or
-        ``update.add_bucket(buffer, entries)``, and ``update.result`` after it. Arguments as in
-        :meth:`update_weights`. Nothing is generated within the block, unless ``staging="host"``.
+        ``with engine.weight_update(version=3) as update:`` then ``update.add(name, tensor)``,
+        ``update.add_bucket(buffer, entries)`` or ``update.add_ipc(handle, entries)``, and ``update.result``
+        after it. Arguments as in :meth:`update_weights`. Nothing is generated within the block, unless
+        ``staging="host"``.
         """
         options = UpdateOptions(version, partial, on_running, flush_cache, staging, check_finite)
         return self._updates.block(expect, options)
@@ -182,6 +185,112 @@ class UpdatableEngine(BuiltEngine):
     def shares_weights(self) -> bool:
         """Whether a module shares the weights."""
         return self._sharing.is_on
+
+    # ---- new weights from other processes ----------------------------------------------------------
+
+    def init_weights_update_group(
+        self,
+        master_address: str,
+        master_port: int,
+        rank_offset: int,
+        world_size: int,
+        group_name: str = "weight_update_group",
+        backend: str = "nccl",
+        timeout: float = 300.0,
+    ) -> tuple[bool, str]:
+        """Join a group of processes whose rank 0, a trainer, broadcasts weights. Waits until all have come.
+
+        Args:
+            master_address, master_port: where rank 0 listens: it makes a :class:`~rootlet.WeightsGroup`, or
+                what other engines' examples call ``init_custom_process_group``, of the same arguments.
+            rank_offset: this engine's rank, 1 or more.
+            world_size: the trainer and all engines.
+            group_name: what :meth:`update_weights_from_distributed` calls it; an engine may be in several.
+            backend: "nccl", between GPUs, a trainer's and each engine's own; or "gloo", through host memory.
+            timeout: seconds to wait for the ranks, and later for each tensor.
+
+        Returns (True, "Succeeded to initialize custom process group."), else False and why: the name is
+        taken, ranks did not come, an argument is wrong. torch.distributed's own groups, the default one
+        above all, are neither needed nor touched, and none of its environment variables are read.
+        """
+        return documented.join(
+            self._groups,
+            rank_offset,
+            master_address=master_address,
+            master_port=master_port,
+            world_size=world_size,
+            name=group_name,
+            backend=backend,
+            timeout=timeout,
+        )
+
+    def destroy_weights_update_group(self, group_name: str = "weight_update_group") -> tuple[bool, str]:
+        """Leave a group, as :meth:`close` does. False and why if there is none of that name."""
+        return documented.leave(self._groups, group_name)
+
+    def update_weights_from_distributed(
+        self,
+        name: Any = None,
+        dtype: Any = None,
+        shape: Any = None,
+        group_name: str = "weight_update_group",
+        flush_cache: bool = True,
+        *,
+        names: Sequence[str] | None = None,
+        dtypes: Sequence[torch.dtype | str] | None = None,
+        shapes: Sequence[Sequence[int]] | None = None,
+        version: Label | None = None,
+        on_running: OnRunning = "finish",
+        staging: Staging = "auto",
+        check_finite: bool = False,
+    ) -> tuple[bool, str]:
+        """Replace some weights by what rank 0 of a group broadcasts: all of those named, or none.
+
+        One weight by ``name`` (of a checkpoint), ``dtype`` (or its name) and ``shape``, or several by lists:
+        ``names``, ``dtypes`` and ``shapes``, which may stand in the places of the first three too. Rank 0
+        broadcasts the whole tensors in this order. Weights that are not named keep their values. Other
+        arguments as in :meth:`update_weights`; by default running requests are waited for.
+
+        The tensors are received in the calling thread, into a stage; the engine goes on until the first has
+        come. Ctrl-C ends the wait, and the group.
+
+        Returns (True, "Succeeded to update parameter NAME online."), or False and why, with nothing changed:
+        an unknown group, dtype or name, a shape that does not fit, a trainer that is gone, or a tensor that
+        did not come within the group's timeout. What is refused is received all the same where dtypes and
+        shapes say how much, so that the trainer is not left waiting; a group in which something did not come
+        has been left. Raises InvalidParameterError for the other options.
+        """
+        options = UpdateOptions(version, True, on_running, flush_cache, staging, check_finite)
+        single, several = (name, dtype, shape), (names, dtypes, shapes)
+        return documented.from_distributed(self._groups, single, several, group_name, options)
+
+    def update_weights_from_ipc(
+        self,
+        buckets: Iterable[tuple[Any, Iterable[Mapping[str, Any]]]],
+        *,
+        version: Label | None = None,
+        partial: bool = False,
+        expect: Mapping[str, Any] | None = None,
+        on_running: OnRunning = "abort",
+        flush_cache: bool = True,
+        staging: Staging = "auto",
+        check_finite: bool = False,
+    ) -> WeightUpdate:
+        """:meth:`update_weights` from buffers of a trainer in another process on this machine.
+
+        ``buckets``: pairs of a buffer's handle and the entries that say what lies in it. In the trainer
+        ``rootlet.weights_buckets(model.state_dict().items())`` gives buffers and entries, and
+        ``rootlet.ipc_handle(buffer)`` a handle; how they come here is up to you (a pipe, a queue, HTTP).
+        Buffers on a GPU of this machine are opened by CUDA IPC, those in host memory as shared memory. For
+        one buffer that is used again and again open a :meth:`weight_update` block and call ``add_ipc``: the
+        buffer is free as soon as that returns.
+
+        Handles are read field by field; pickled ones cannot run code. Raises as :meth:`update_weights`, and
+        WeightsError for a buffer that cannot be opened here: this process's own on a GPU, one on a GPU that
+        is not seen here, or of a process that is gone.
+        """
+        options = UpdateOptions(version, partial, on_running, flush_cache, staging, check_finite)
+        return self._updates.update_from_ipc(buckets, expect, options)
 
     # ---- reading -----------------------------------------------------------------------------------
 
@@ -271,3 +380,15 @@ class UpdatableEngine(BuiltEngine):
     def resume(self) -> None:
         """Go on after :meth:`pause`. Idempotent."""
         self._pauses.resume()
+
+    # ---- lifetime ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop after the current step and free everything. Idempotent; waiters get EngineClosedError.
+
+        In a done callback or a logit processor it returns at once, and the engine ends after the step.
+        """
+        try:
+            super().close()
+        finally:
+            self._groups.close()

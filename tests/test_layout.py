@@ -26,6 +26,7 @@ FLOORS = {
     "version": 0,
     "cache": 1,
     "kernels": 1,
+    "transfer": 1,
     "sampling": 2,
     "models": 2,
     "grammar": 2,
@@ -242,14 +243,17 @@ def test_public_names():
         "Tool",
         "ToolCallItem",
         "WeightUpdate",
+        "WeightsGroup",
         "__version__",
         "align",
         "async_stream_and_merge",
         "errors",
+        "ipc_handle",
         "register_model",
         "run_jobs",
         "stream_and_merge",
         "token_logprobs",
+        "weights_buckets",
     ]
     assert dir(rootlet) == rootlet.__all__
     for name in rootlet.__all__:

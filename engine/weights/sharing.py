@@ -122,11 +122,11 @@ class Sharing:
                 " Share again: unshare_weights(), then share_weights(module)."
             )
 
-    def refuse(self, call: str) -> None:
-        """Raise WeightsError if weights are shared: ``call`` would write over the module's."""
+    def refuse_updates(self) -> None:
+        """Raise WeightsError if weights are shared: an update would write over the module's."""
         if self._shared:
             raise WeightsError(
-                f"{call} would write into the module that shares the weights. After a step of the trainer"
+                "An update would write into the module that shares the weights. After a step of the trainer"
                 " call weights_changed(); to part from it unshare_weights()."
             )
 

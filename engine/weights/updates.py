@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...errors import InvalidRequestError
+from ...errors import InvalidRequestError, WeightsError, short
 from ..host.modes import shielded
+from .ipc import open_handle
 from .options import UpdateOptions, WeightUpdate
 from .session import UpdateSession
 from .source import Source, open_path, open_source, read_spec
@@ -41,10 +42,15 @@ class Updates:
         self._dtype = dtype
         self._turn = threading.Lock()
 
-    def update(self, source: Any, expect: Mapping[str, Any] | None, options: UpdateOptions) -> WeightUpdate:
-        """Take the weights of a source: see ``Engine.update_weights``."""
+    def check(self) -> None:
+        """Raise where an update could not be waited for, after the engine's end, and of shared weights."""
         self._loop.check_wait()
         self._loop.check_open()
+        self._sharing.refuse_updates()
+
+    def update(self, source: Any, expect: Mapping[str, Any] | None, options: UpdateOptions) -> WeightUpdate:
+        """Take the weights of a source: see ``Engine.update_weights``."""
+        self.check()
         if isinstance(source, (str, os.PathLike)):
             return self.take(self.open_path(source, expect=expect), options)
         with shielded():
@@ -62,9 +68,7 @@ class Updates:
 
     def take(self, source: Source, options: UpdateOptions) -> WeightUpdate:
         """Make the tensors of a source the weights."""
-        self._loop.check_wait()
-        self._loop.check_open()
-        self._sharing.refuse("update_weights()")
+        self.check()
         with self._turn, shielded():
             session = UpdateSession(
                 self._loop, self._memory, options, source.manifest, translate=source.is_checkpoint
@@ -74,9 +78,7 @@ class Updates:
     @contextmanager
     def block(self, expect: Mapping[str, Any] | None, options: UpdateOptions) -> Iterator[UpdateBlock]:
         """Tensors are added within the block and become the weights at its end."""
-        self._loop.check_wait()
-        self._loop.check_open()
-        self._sharing.refuse("weight_update()")
+        self.check()
         manifest = None if expect is None else {name: read_spec(name, spec) for name, spec in expect.items()}
         with self._turn:
             session = UpdateSession(self._loop, self._memory, options, manifest)
@@ -88,6 +90,18 @@ class Updates:
             finally:
                 block.is_open = False
                 session.close()
+
+    def update_from_ipc(
+        self, buckets: Iterable[Any], expect: Mapping[str, Any] | None, options: UpdateOptions
+    ) -> WeightUpdate:
+        """Take the weights in some buckets: see ``Engine.update_weights_from_ipc``."""
+        with self.block(expect, options) as block:
+            for bucket in buckets:
+                if not isinstance(bucket, (tuple, list)) or len(bucket) != 2:
+                    raise WeightsError(f"Buckets come as pairs of handle and entries, got {short(bucket)}.")
+                block.add_ipc(*bucket)
+        assert block.result is not None
+        return block.result
 
 
 class UpdateBlock:
@@ -116,6 +130,20 @@ class UpdateBlock:
         self._check_open()
         with shielded():
             self._session.add_bucket(buffer, entries)
+
+    def add_ipc(self, handle: Any, entries: Iterable[Any]) -> None:
+        """Add the tensors in a buffer of another process, which may reuse it when this returns.
+
+        ``handle``: what :func:`rootlet.ipc_handle` gave there (or ``reduce_tensor`` of
+        torch.multiprocessing, perhaps pickled, or a tensor that one of its queues has brought);
+        ``entries`` as in :meth:`add_bucket`. Raises WeightsError also for a buffer that cannot be opened.
+        """
+        self._check_open()
+        with shielded():
+            buffer = open_handle(handle)
+            self._session.add_bucket(buffer, entries)
+            if buffer.is_cuda:
+                torch.cuda.current_stream(buffer.device).synchronize()
 
     def _check_open(self) -> None:
         if not self.is_open:
