@@ -39,12 +39,11 @@ def build_embedding(
     request: Request,
     text: str | None,  # noqa: ARG001
     *,
-    num_tokens: int | None = None,  # noqa: ARG001
     token_text: Callable[[int], str] | None,  # noqa: ARG001
     index: int | None,
     weights_version: int,
 ) -> EmbeddingOutput:
-    """Snapshot ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
+    """The output of ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
     return EmbeddingOutput(
         **shared_fields(request, index, weights_version, ended=True), embedding=request.collected.embedding
     )
