@@ -3,7 +3,9 @@
     python benchmarks/streams.py [--requests 150] [--tokens 200] [--repeats 5] [--out results/streams.json]
 
 The same requests are waited for (``generate``), read as one stream by one thread, and each read as a stream
-of its own by a coroutine. Repeats alternate; ratios are of the medians. Needs two cores and no model.
+of its own by a coroutine. Repeats alternate; ratios are of the medians. Needs two cores and no model. Where
+others use the cores, ratios scatter; the CPU time of the reading thread does less. ``snapshots``: how many
+were read of each token.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,37 +51,46 @@ def requests(count: int, tokens: int) -> dict[str, Any]:
     return {"input_ids": prompts, "sampling_params": params}
 
 
-def blocking(engine: Engine, asked: dict[str, Any]) -> None:
-    """Wait for all."""
-    engine.generate(**asked)
+def blocking(engine: Engine, asked: dict[str, Any]) -> int:
+    """Wait for all. Returns the outputs read, as the other ways do."""
+    return len(engine.generate(**asked))
 
 
-def one_reader(engine: Engine, asked: dict[str, Any]) -> None:
+def one_reader(engine: Engine, asked: dict[str, Any]) -> int:
     """One thread reads the stream of all."""
-    for _ in engine.generate(**asked, stream=True):
-        pass
+    return sum(1 for _ in engine.generate(**asked, stream=True))
 
 
-def coroutines(engine: Engine, asked: dict[str, Any]) -> None:
+def coroutines(engine: Engine, asked: dict[str, Any]) -> int:
     """A coroutine for each request reads its stream."""
 
-    async def read(prompt: list[int]) -> None:
+    async def read(prompt: list[int]) -> int:
+        count = 0
         async for _ in await engine.async_generate(**asked | {"input_ids": prompt}, stream=True):
-            pass
+            count += 1
+        return count
 
-    async def read_all() -> None:
-        await asyncio.gather(*(read(prompt) for prompt in asked["input_ids"]))
+    async def read_all() -> int:
+        return sum(await asyncio.gather(*(read(prompt) for prompt in asked["input_ids"])))
 
-    asyncio.run(read_all())
+    return asyncio.run(read_all())
 
 
 WAYS = (blocking, one_reader, coroutines)
 
 
-def measure(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each repeat, by way of reading."""
+class Run(NamedTuple):
+    """What one repeat took: seconds, those of CPU time of the reading thread, and outputs read."""
+
+    seconds: float
+    reader: float
+    outputs: int
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[Run]]:
+    """The repeats, by way of reading."""
     asked = requests(args.requests, args.tokens)
-    seconds: dict[str, list[float]] = {way.__name__: [] for way in WAYS}
+    runs: dict[str, list[Run]] = {way.__name__: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
         options = {"load_format": "dummy", "skip_tokenizer_init": True, "dtype": "float32", "device": "cpu"}
@@ -88,10 +99,11 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
             engine.generate(**asked)
             for _ in range(args.repeats):
                 for way in WAYS:
-                    began = time.perf_counter()
-                    way(engine, asked)
-                    seconds[way.__name__].append(time.perf_counter() - began)
-    return seconds
+                    began, reader = time.perf_counter(), time.thread_time()
+                    outputs = way(engine, asked)
+                    took = time.perf_counter() - began
+                    runs[way.__name__].append(Run(took, time.thread_time() - reader, outputs))
+    return runs
 
 
 def main() -> None:
@@ -103,12 +115,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="add the figures to this JSON file")
     args = parser.parse_args()
-    seconds = measure(args)
-    base = statistics.median(seconds["blocking"])
-    for name, runs in seconds.items():
-        middle = statistics.median(runs)
+    measured = measure(args)
+    base = statistics.median(run.seconds for run in measured["blocking"])
+    count = args.requests * args.tokens
+    for name, runs in measured.items():
+        middle, reader, outputs = (statistics.median(column) for column in zip(*runs))
         print(
             f"{name:12} {middle:6.2f} s  {middle / base:5.2f} x  {1e3 * middle / args.tokens:6.2f} ms a token"
+            f"  reader {1e6 * reader / count:5.2f} us a token  snapshots {outputs / count:5.3f}"
         )
     if args.out is not None:
         commit = subprocess.run(
@@ -126,7 +140,14 @@ def main() -> None:
             "torch": torch.__version__,
             "requests": args.requests,
             "tokens": args.tokens,
-            "seconds": {name: [round(value, 3) for value in runs] for name, runs in seconds.items()},
+            "load": os.getloadavg()[0],
+            "seconds": {name: [round(run.seconds, 3) for run in runs] for name, runs in measured.items()},
+            "reader_us": {
+                name: [round(1e6 * run.reader / count, 2) for run in runs] for name, runs in measured.items()
+            },
+            "snapshots": {
+                name: [round(run.outputs / count, 3) for run in runs] for name, runs in measured.items()
+            },
         }
         rows = json.loads(args.out.read_text()) if args.out.exists() else []
         args.out.write_text(json.dumps([*rows, row], indent=1) + "\n")

@@ -10,11 +10,10 @@ the core calls :meth:`EngineCore.step`, and everything happens in that call.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..errors import InvalidRequestError, RootletError, is_interrupt
 from .host.code import call_host
@@ -211,9 +210,12 @@ class EngineCore:
                 return
         if submission.stream:
             self._has_streamed = True
-            build = self._builder(submission)
             tracked.growing = GrowingOutput(
-                request, build, self._detokenizer, tracked.text, self._stream_interval
+                request,
+                self._detokenizer,
+                tracked.text,
+                self._stream_interval,
+                **self._output_options(submission),
             )
             listener.grow(tracked.growing)
 
@@ -399,18 +401,17 @@ class EngineCore:
     def _finish(self, rid: str) -> None:
         tracked = self._tracked[rid]
         text = None if self._detokenizer is None else _final_text(self._detokenizer, tracked)
-        output = self._builder(tracked.submission)(tracked.submission.request, text)
+        options = self._output_options(tracked.submission)
+        output = self._build_output(tracked.submission.request, text, **options)
         del self._tracked[rid]
         tracked.listener.deliver(output)
 
-    def _builder(self, submission: Submission) -> Callable[..., DocumentedOutput]:
-        """What makes outputs of a request."""
-        token_text = self._token_text if submission.with_token_text else None
-        return functools.partial(
-            self._build_output,
-            token_text=token_text,
-            index=submission.index,
-        )
+    def _output_options(self, submission: Submission) -> dict[str, Any]:
+        """What outputs have besides what is the request's own."""
+        return {
+            "token_text": self._token_text if submission.with_token_text else None,
+            "index": submission.index,
+        }
 
 
 def _final_text(detokenizer: Detokenizer, tracked: _Tracked) -> str:

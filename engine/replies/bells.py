@@ -39,6 +39,7 @@ class LoopBell:
         self._bells = bells
         self._due: deque[Callable[[], None]] = deque()
         self._looking: dict[Callable[[], None], None] = {}
+        self._will_look = False
 
     def call(self, answer: Callable[[], None]) -> None:
         """Have the next ring call ``answer`` in the loop. Any thread may call."""
@@ -56,8 +57,10 @@ class LoopBell:
             self._bells.remove(self)
 
     def step(self) -> None:
-        """A step is over."""
-        self._call(self._look)
+        """A step is over. A loop that has not looked since the last one will see both."""
+        if not self._will_look:
+            self._will_look = True
+            self._call(self._look)
 
     def ring(self) -> None:
         """Have what is due called."""
@@ -70,6 +73,7 @@ class LoopBell:
                 loop.call_soon_threadsafe(function)
 
     def _look(self) -> None:
+        self._will_look = False  # first: what comes from here on may come too late for this look
         for look in list(self._looking):
             look()
 
@@ -82,6 +86,7 @@ class Bells:
     """The bells of one engine's readers."""
 
     def __init__(self) -> None:
+        self.num_steps = 0
         self._holder: int | None = None
         self._due: dict[Bell, None] = {}  # the holder's alone
         self._steppers: dict[Stepper, None] = {}
@@ -115,6 +120,7 @@ class Bells:
 
     def step(self) -> None:
         """A step is over."""
+        self.num_steps += 1
         for stepper in list(self._steppers):
             call_host("A reader", stepper.step)
 

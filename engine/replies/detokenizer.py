@@ -26,6 +26,11 @@ class Detokenizer:
         self._pieces = TokenPieces.of(tokenizer)
         self._special_ids = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
+    @property
+    def never_fails(self) -> bool:
+        """Whether text is looked up in a table of ours, so that no code of the model's can raise."""
+        return self._pieces is not None
+
     def start(self, params: SamplingParams, prompt_ids: Sequence[int] = ()) -> TextStream:
         """Open the text stream of one request.
 

@@ -39,11 +39,10 @@ def build_embedding(
     request: Request,
     text: str | None,  # noqa: ARG001
     *,
-    num_tokens: int | None = None,  # noqa: ARG001
     token_text: Callable[[int], str] | None,  # noqa: ARG001
     index: int | None,
 ) -> EmbeddingOutput:
-    """Snapshot ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
+    """The output of ``request`` of an engine that embeds; takes what ``outputs.build_output`` takes."""
     return EmbeddingOutput(
         **shared_fields(request, index, 0, ended=True), embedding=request.collected.embedding
     )

@@ -74,26 +74,43 @@ class RequestHandle:
 
     def latest(self) -> RequestOutput | None:
         """The newest snapshot, None before the first. Raises the error that ended the request."""
-        output = self._final if self.done() else self._look()
+        output = self._final
+        if not self.done():
+            self.fresh()
+            output = self._latest
+        self._check()
+        # an engine that embeds hands out no handles, and its calls read what they asked for
+        return cast("RequestOutput | None", output)
+
+    def fresh(self) -> RequestOutput | None:
+        """A snapshot that shows what none has shown; None if there is no news, or it has ended.
+
+        What cannot be written as text ends the request, and is raised here and from then on.
+        """
+        growing = self._growing
+        if growing is None:
+            return None
+        with self._looking:
+            if self._error is not None:
+                self._check()
+            try:
+                output = growing.look()
+            except TokenizerError as error:
+                self._error = error
+                self._owner.abort(self.rid)
+                raise
+            if output is not None:
+                self._latest = output
+            return output
+
+    def _check(self) -> None:
+        """Raise the error that ended the request, if one did."""
         error = self._error
         if error is None:
-            # an engine that embeds hands out no handles, and its calls read what they asked for
-            return cast("RequestOutput | None", output)
+            return
         if isinstance(error, RootletError):  # several threads may raise it: give each its own traceback
             raise type(error)(*error.args) from error.__cause__
         raise error
-
-    def _look(self) -> DocumentedOutput | None:
-        """Make the newest snapshot. What cannot be written as text ends the request by that error."""
-        with self._looking:
-            growing = self._growing
-            if growing is not None and growing.has_news:
-                try:
-                    self._latest = growing.output()
-                except TokenizerError as error:
-                    self._error = error
-                    self._owner.abort(self.rid)
-            return self._latest
 
     def final(self) -> RequestOutput:
         """The output of a request that has ended; raises the error that ended it."""

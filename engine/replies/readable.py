@@ -37,8 +37,8 @@ class Readable(Protocol):
     def done(self) -> bool:
         """True once the final output, or an error, is there."""
 
-    def latest(self) -> RequestOutput | None:
-        """The newest snapshot; raises the error that ended the request."""
+    def fresh(self) -> RequestOutput | None:
+        """A snapshot that shows what none has shown; raises the error that ended the request."""
 
     def final(self) -> RequestOutput:
         """The output of a request that has ended; raises the error that ended it."""

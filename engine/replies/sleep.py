@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
 
 from .bells import LoopBell
+from .news import News
 from .readable import Owner
 
 
@@ -57,15 +57,16 @@ class AsyncSleep:
     """Where tasks wait for news of one stream, or for the end of one request."""
 
     def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._bells = owner.bells
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell: LoopBell | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._has_news: Callable[[], bool] | None = None
+        self._news: News | None = None
 
-    def begin(self, has_news: Callable[[], bool] | None) -> None:
-        """Wake after each step in which ``has_news()``."""
-        self._has_news = has_news
+    def begin(self, news: News | None) -> None:
+        """Wake after each step that brought some of it."""
+        self._news = news
 
     def end(self) -> None:
         """No more steps."""
@@ -73,13 +74,18 @@ class AsyncSleep:
             self._bell.remove(self._look)
 
     def enter(self) -> None:
-        """Be in the running loop; what wakes from here on ends the next :meth:`wait`."""
+        """Be in the running loop; what wakes from here on ends the next :meth:`wait`.
+
+        Raises EngineForkedError in the first event loop of a forked child.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
+            if self._owner.is_forked:  # before a lock is taken that may be held for ever
+                self._owner.check_wait()
             self._waiting.clear()  # of a loop that has ended
             self.end()
             self._loop, self._bell = loop, self._bells.of_loop(loop)
-            if self._has_news is not None:
+            if self._news is not None:
                 self._bell.add(self._look)
 
     def wait(self) -> asyncio.Future[None]:
@@ -96,7 +102,7 @@ class AsyncSleep:
             self._bells.ring(self._bell)
 
     def _look(self) -> None:
-        if self._waiting and self._has_news is not None and self._has_news():
+        if self._waiting and self._news is not None and self._news.find():
             self._answer()
 
     def _answer(self) -> None:

@@ -63,15 +63,14 @@ class AsyncStream(AsyncIterator[RequestOutput]):
         self._owner = owner
         self._sleep = AsyncSleep(owner)
         self._news = News(handles, owner, self._sleep.wake)
-        self._sleep.begin(self._news.look if self._news.grows else None)
+        self._sleep.begin(self._news if self._news.grows else None)
         weakref.finalize(self, _end, owner, self._news, self._sleep).atexit = False
 
     async def __anext__(self) -> RequestOutput:
         news = self._news
         try:
-            news.check_process()
+            self._sleep.enter()
             while True:
-                self._sleep.enter()
                 output = news.take()
                 if output is not None:
                     return output

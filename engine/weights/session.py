@@ -14,7 +14,7 @@ from ...models.layers.weight_update import TensorSpec
 from .buckets import read_bucket
 from .options import UpdateOptions, WeightUpdate
 from .staging import HostStage, PoolStage, Stage
-from .standstill import Standstill
+from .standstill import Standstill, stand_still_for
 from .tensors import check_finite, check_tensors
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class UpdateSession:
         plan.check_ties(tensors)
         if self._options.check_finite:
             check_finite(tensors.items())
-        with self._stopped():
-            return self._commit(plan, tensors)
+        return self._commit(plan, tensors)
 
     # ---- tensors that come and go ------------------------------------------------------------------
 
@@ -121,8 +120,6 @@ class UpdateSession:
             _compare(self._manifest, self._specs)
         plan = self._plan(self._specs)
         plan.check_ties(self._tensors)
-        if self._standstill is None:
-            self._ending.enter_context(self._stopped())
         return self._commit(plan, self._tensors)
 
     def close(self) -> None:
@@ -158,7 +155,6 @@ class UpdateSession:
 
     def _commit(self, plan: WeightPlan, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
         """Copy on the engine's thread, where nothing interrupts it."""
-        assert self._standstill is not None
         names = plan.names
         wanted = {name: tensor.detach() for name, tensor in tensors.items() if name in names}
         ready = marks(wanted.values())
@@ -171,13 +167,19 @@ class UpdateSession:
             core.renew_weights(self._label)
             return written, _flush(core) if flush else 0
 
-        written, flushed = self._loop.call(run)
+        if self._standstill is None and self._options.on_running != "finish":
+            num_aborted, (written, flushed) = stand_still_for(self._loop, self._options.on_running, run)
+        else:
+            with contextlib.nullcontext(self._standstill) if self._standstill else self._stopped():
+                written, flushed = self._loop.call(run)
+            assert self._standstill is not None
+            num_aborted = self._standstill.num_aborted
         return WeightUpdate(
             self._label,
             len(wanted),
             written,
             time.monotonic() - self._began,
-            self._standstill.num_aborted,
+            num_aborted,
             self._num_flushed + flushed,
         )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..core import EngineCore, OnRunning
     from ..loop import EngineLoop
+
+T = TypeVar("T")
 
 
 class Standstill:
@@ -44,6 +47,28 @@ class Standstill:
     ) -> None:
         if not self._loop.is_closed:
             self._loop.call(_go_on)
+
+
+def stand_still_for(
+    loop: EngineLoop, on_running: OnRunning, command: Callable[[EngineCore], T]
+) -> tuple[int, T]:
+    """Run ``command(core)`` while it stands still, all in one turn of the engine's thread.
+
+    Returns how many requests were aborted, and what the command does. Not for "finish", which takes steps.
+    """
+
+    def run(core: EngineCore) -> tuple[int, T]:
+        num_aborted = core.stop(on_running, _nothing)
+        try:
+            return num_aborted, command(core)
+        finally:
+            core.go_on()
+
+    return loop.call(run)
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 def _go_on(core: EngineCore) -> None:

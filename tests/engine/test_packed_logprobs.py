@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rootlet.engine.replies.outputs import build_output
+from rootlet.engine.replies.snapshots import Snapshots
 from rootlet.engine.schedule.batch import StepResult
 from rootlet.engine.schedule.logprobs import TokenLogprob, pack_logprobs, unpack_logprobs
 from rootlet.engine.schedule.request import LogprobOptions, Request
@@ -76,7 +77,10 @@ def request_of(row, packed, tokens) -> Request:
 
 
 def output_of(request, num_tokens=None, token_text=None):
-    return build_output(request, None, num_tokens=num_tokens, token_text=token_text, index=None)
+    options = {"token_text": token_text, "index": None}
+    if num_tokens is None:
+        return build_output(request, None, **options)
+    return Snapshots(request, None, **options).take(num_tokens, None)
 
 
 @settings(max_examples=300, deadline=None)

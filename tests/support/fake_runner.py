@@ -128,8 +128,9 @@ class Recorder:
 
     def look(self) -> None:
         """Read as a stream does, after a step."""
-        if self.growing is not None and not self.ends and self.growing.has_news:
-            self.outputs.append(self.growing.output())
+        output = None if self.growing is None or self.ends else self.growing.look()
+        if output is not None:
+            self.outputs.append(output)
 
     def deliver(self, output: RequestOutput) -> None:
         self.outputs.append(output)
