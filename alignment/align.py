@@ -90,7 +90,8 @@ def token_logprobs(
     Returns, for a list of sequences, a list of fp32 tensors ``[n - 1]``: of all tokens but the first. For a
     tensor, ``[B, T - 1]`` fp32: of the tokens ``ids[:, 1:]``, 0 at padding and at the first token of a row.
     Equal to the last bit to ``output_token_logprobs`` of a deterministic engine with the same weights, for
-    tokens sampled at this temperature without top-p, penalties or constraints.
+    tokens sampled at this temperature: those of ``logprobs_of="tempered"`` whatever else was asked for, those
+    of other kinds where no top-p, penalties or constraints were.
 
     Raises AlignmentError for a module that is not aligned, or with autocast, a compiler or dropout on;
     InvalidRequestError for impossible ids, masks, temperatures or numbers.

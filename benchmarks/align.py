@@ -138,30 +138,37 @@ def mismatch(module: torch.nn.Module, batch: Batch, scores: Scores, rows: int) -
     }
 
 
-def step_ms(module: torch.nn.Module, batch: Batch, args: argparse.Namespace) -> tuple[float, float]:
-    """Milliseconds of an optimizer step by transformers and by an aligned module.
+def step_ms(module: torch.nn.Module, batch: Batch, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Milliseconds of an optimizer step by transformers and by an aligned module, and of the CPU's time.
 
     A learning rate of 0 leaves the weights as they are.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
     signs = torch.linspace(-1, 1, len(batch.ids), device=args.device)[:, None].expand_as(batch.expected)
 
-    def step(scores: Scores) -> float:
-        start = time.perf_counter()
+    def step(scores: Scores) -> tuple[float, float]:
+        start, cpu = time.perf_counter(), time.process_time()
         for part, sign in zip(batch.parts(args.rows), signs.split(args.rows)):
             (-(sign * scores(module, part)).mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
         if args.device == "cuda":
             torch.cuda.synchronize()
-        return 1000 * (time.perf_counter() - start)
+        return 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu)
 
     plain, aligned = [], []
     for _ in range(1 + args.repeats):
         plain.append(step(by_transformers))
         with rootlet.align(module):
             aligned.append(step(by_rootlet))
-    return statistics.median(plain[1:]), statistics.median(aligned[1:])
+    found = {"transformers": zip(*plain[1:]), "aligned": zip(*aligned[1:])}
+    medians = {who: [round(statistics.median(times), 1) for times in both] for who, both in found.items()}
+    return {
+        "step_ms": {who: wall for who, (wall, _) in medians.items()},
+        "step_cpu_ms": {who: cpu for who, (_, cpu) in medians.items()},
+        "step_ratio": round(medians["aligned"][0] / medians["transformers"][0], 3),
+        "step_cpu_ratio": round(medians["aligned"][1] / medians["transformers"][1], 3),
+    }
 
 
 def compare(model: str, args: argparse.Namespace) -> dict:
@@ -185,7 +192,6 @@ def compare(model: str, args: argparse.Namespace) -> dict:
     }
     with rootlet.align(module):
         found["deterministic engine, aligned"] = mismatch(module, exact_batch, by_rootlet, args.rows)
-    plain_ms, exact_ms = step_ms(module, exact_batch, args)
     lengths = f"{args.prompt_tokens // 4} to {args.prompt_tokens} + {args.new_tokens} tokens"
     return {
         "model": Path(model).name,
@@ -196,8 +202,7 @@ def compare(model: str, args: argparse.Namespace) -> dict:
         "mismatch": found,
         "rollout_tokens_per_s": {"plain": round(plain_rate, 1), "deterministic": round(exact_rate, 1)},
         "rollout_ratio": round(plain_rate / exact_rate, 3),
-        "step_ms": {"transformers": round(plain_ms, 1), "aligned": round(exact_ms, 1)},
-        "step_ratio": round(exact_ms / plain_ms, 3),
+        **step_ms(module, exact_batch, args),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": args.commit or str(machine()["commit"]),
@@ -209,9 +214,17 @@ def show(row: dict) -> None:
     print("{model} on {device}: {load}".format(**row))
     for pair, gap in row["mismatch"].items():
         print(f"  {pair:36} |dlogp| mean {gap['mean']:.3g}, max {gap['max']:.3g}; KL (k3) {gap['kl_k3']:.3g}")
-    for what, unit in (("rollout_tokens_per_s", "tokens/s"), ("step_ms", "ms a step")):
+    units = {
+        "rollout_tokens_per_s": "tokens/s",
+        "step_ms": "ms a step",
+        "step_cpu_ms": "ms a step of CPU time",
+    }
+    for what, unit in units.items():
         print("  " + ", ".join(f"{who} {value} {unit}" for who, value in row[what].items()))
-    print("  price: rollouts x {rollout_ratio}, training steps x {step_ratio}".format(**row))
+    price = (
+        "  price: rollouts x {rollout_ratio}, training steps x {step_ratio} ({step_cpu_ratio} of CPU time)"
+    )
+    print(price.format(**row))
 
 
 def main() -> None:

@@ -24,12 +24,15 @@ class Rollout(NamedTuple):
     cached: int
 
 
-def rollouts(engine: rootlet.Engine, temperature: float, prompts: list[list[int]] = PROMPTS) -> list[Rollout]:
+def rollouts(
+    engine: rootlet.Engine, temperature: float, prompts: list[list[int]] = PROMPTS, **options
+) -> list[Rollout]:
     """Two samples of each prompt, with log-probabilities."""
     params = {"temperature": temperature, "max_new_tokens": NEW, "ignore_eos": True}
+    params |= {name: options.pop(name) for name in ("top_p", "top_k") if name in options}
     prompts = [prompt for prompt in prompts for _ in range(2)]
     seeded = [params | {"seed": seed} for seed in range(len(prompts))]
-    outputs = engine.generate(input_ids=prompts, sampling_params=seeded, return_logprob=True)
+    outputs = engine.generate(input_ids=prompts, sampling_params=seeded, return_logprob=True, **options)
     return [
         Rollout(prompt, list(o.token_ids), logprobs(o), o.cached_tokens)
         for prompt, o in zip(prompts, outputs)

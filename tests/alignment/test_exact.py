@@ -93,6 +93,31 @@ def test_bf16_and_fp32_masters_with_a_bf16_engine(family, tmp_path):
         r.assert_equal(made, rootlet.token_logprobs(masters, r.sequences(made), 0.7))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2, tied"])
+def test_an_engine_that_follows_the_trainer(family, tmp_path):
+    """One engine, given the module's weights after every optimizer step, its cache and all."""
+    name, fields = FAMILIES[family]
+    module = build_hf(name, max_position_embeddings=256, **fields).train()
+    module.save_pretrained(tmp_path)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    with start(tmp_path, "preemption, chunks of 32") as engine, rootlet.align(module):
+        for _ in range(4):
+            made = r.rollouts(engine, 0.9)
+            r.assert_equal(made, rootlet.token_logprobs(module, r.sequences(made), 0.9))
+            r.train(module, optimizer, made)
+            engine.update_weights(module)
+        assert engine.stats().num_preemptions > 0
+
+
+def test_tempered_log_probabilities_of_filtered_tokens(tmp_path):
+    """What top-p and top-k drop does not show in them."""
+    module = build_hf("Llama", max_position_embeddings=256)
+    module.save_pretrained(tmp_path)
+    with start(tmp_path, "pages of 1, chunks of 7") as engine, rootlet.align(module):
+        made = r.rollouts(engine, 0.7, top_p=0.8, top_k=20, logprobs_of="tempered")
+        r.assert_equal(made, rootlet.token_logprobs(module, r.sequences(made), 0.7))
+
+
 def test_greedy_tokens_have_temperature_one(tmp_path):
     module = build_hf("Llama")
     module.save_pretrained(tmp_path)

@@ -78,6 +78,21 @@ def test_every_sampled_token_over_20_steps(family, tmp_path):
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(seen))  # equality would show nothing
 
 
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_an_engine_that_follows_the_trainer(family, tmp_path):
+    """One engine over 20 steps, given the module's weights after each, with its recorded steps and cache."""
+    module = build(family, torch.bfloat16)
+    module.save_pretrained(tmp_path)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    with start(tmp_path, "defaults") as engine, rootlet.align(module):
+        for step in range(STEPS):
+            temperature = (1.0, 0.7)[step % 2]
+            made = r.rollouts(engine, temperature, PROMPTS, top_p=0.9, logprobs_of="tempered")
+            r.assert_equal(made, rootlet.token_logprobs(module, r.sequences(made), temperature))
+            r.train(module, optimizer, made)
+            engine.update_weights(module)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_fp32_masters_with_an_engine_of(dtype, tmp_path):
     module = build("Llama", torch.float32, tie_word_embeddings=True)
