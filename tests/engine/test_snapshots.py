@@ -94,7 +94,6 @@ def test_threads_that_read_a_snapshot_get_the_same(engine):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_snapshots_are_like_any_other_output(engine, way):
-    fields = dataclasses.fields(RequestOutput)
     outputs = stream(engine, way)
     for _ in range(3):
         next(outputs)
