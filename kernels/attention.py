@@ -215,7 +215,7 @@ def _visible(key: torch.Tensor, query: torch.Tensor, scoring: Scoring) -> torch.
 
 def check_device(scoring: Scoring, device: torch.device) -> None:
     """Raise ModelError if attention on that device cannot score so: no kernel of ours there knows a field."""
-    can = _gpu().CAN if device.type == "cuda" else CAN
+    can = CAN if device.type == "cpu" else _gpu().CAN
     if not scoring.asks <= can:
         raise ModelError(
             f"This model's attention has {', '.join(sorted(scoring.asks - can))}, which no kernel on"

@@ -12,19 +12,33 @@ import functools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 
 import torch
 
 
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """Whether the GPU's kernels compute on this tensor; all operations ask here, some ten times a layer.
+
+    Tensors without memory (device ``meta``) stand for a GPU's, so that a step of them shows its kernels.
+    """
+    return not tensor.is_cpu
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability, (0, 0) of a CPU; ``meta`` stands for the current GPU."""
+    if device.type == "meta" and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _capability(device)
+
+
 @functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 def has_pdl(device: torch.device) -> bool:
     """Whether a kernel can start before the one ahead ends: programmatic dependent launch, Hopper on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-on_gpu: Callable[[torch.Tensor], bool] = attrgetter("is_cuda")
-"""Whether the GPU's kernels compute on this tensor; all operations ask here, some ten times a layer."""
+    return capability(device) >= (9, 0)
 
 
 class StreamPool:

@@ -15,6 +15,8 @@ def embed(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
     Raises IndexError for an id outside ``0..V-1`` (on the CPU).
     """
+    if ids.is_meta:  # torch would load a good deal of Python to work out the shape
+        return table.new_empty((ids.numel(), table.size(1)))
     if _C is None or element_type(table) is None or ids.dtype is not torch.int64 or not table.is_contiguous():
         return embed_reference(ids, table)
     ids = ids.contiguous()

@@ -47,8 +47,9 @@ class FilteredDraw(NamedTuple):
 
 def nucleus(batch: SamplingBatch, filtered: FilteredDraw) -> tuple[torch.Tensor, torch.Tensor]:
     """Mass [B] fp64 and number [B] int64 of the tokens that log-probabilities go by, for a whole batch."""
-    mass = torch.ones(batch.size, dtype=torch.float64, device=filtered.mass.device)
-    count = torch.full_like(mass, batch.vocab_size, dtype=torch.int64)
+    device = filtered.mass.device
+    mass = torch.ones(batch.size, dtype=torch.float64, device=device)
+    count = torch.full((batch.size,), batch.vocab_size, dtype=torch.int64, device=device)
     batch.filtered_in_batch.put(mass, filtered.mass)
     batch.filtered_in_batch.put(count, filtered.size)
     return mass, count

@@ -144,7 +144,7 @@ def model_logprobs(
         index, temperature = None, asked.temperature
         logits, token_ids = asked.rows.take(logits), asked.rows.take(token_ids)
         zeros = torch.zeros(asked.rows.count, dtype=torch.int64, device=logits.device)
-        kinds = torch.full_like(zeros, GREEDY_WITH_TOTAL, dtype=torch.int32)
+        kinds = torch.full(zeros.shape, GREEDY_WITH_TOTAL, dtype=torch.int32, device=logits.device)
         _, highest, total, *_ = draw_rows(logits, temperature, kinds, zeros, zeros)
     chosen, values = score_tokens(logits, index, temperature, highest, total, token_ids, None, ids)
     return chosen, values, ids

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ...cache.kv_kind import KVPlanner
     from ...cache.kv_spec import KVCacheSpec, KVGroup
     from ...cache.slot_tables import SlotTables
-    from ...models.loader import LoadedModel
+    from ...models.interface import Model
     from ..steps.runner import Inputs
 
 logger = logging.getLogger("rootlet.engine")
@@ -44,20 +44,13 @@ class Backend:
     inputs: MakeInputs
     planner: MakePlanner  # of groups without a kind of their own
     can_record: bool = False  # decode steps as CUDA graphs
-    rehearsed: MakePlanner | None = None  # the planner of rows without requests; None: nothing to rehearse
-    in_turn: bool = False  # what is planned holds for one step at a time
+    is_rehearsed: bool = False  # steps of padding run before there is a KV pool
+    compiles_ahead: bool = False  # its kernels are known from tensors without memory
     preparing: str | None = None  # what to tell somebody who waits for the first steps
 
     def make_inputs(self, tables: SlotTables, spec: KVCacheSpec) -> Inputs:
         """What builds the steps of an engine."""
-        return self._inputs(tables, spec, self.planner)
-
-    def rehearsal_inputs(self, tables: SlotTables, spec: KVCacheSpec) -> Inputs:
-        """What builds steps of padding."""
-        return self._inputs(tables, spec, self.rehearsed or self.planner)
-
-    def _inputs(self, tables: SlotTables, spec: KVCacheSpec, planner: MakePlanner) -> Inputs:
-        return self.inputs(tables, spec.page_size, make_planners(spec, tables.pages, planner))
+        return self.inputs(tables, spec.page_size, make_planners(spec, tables.pages, self.planner))
 
 
 def choose_backend(config: EngineConfig, device: torch.device) -> str:
@@ -81,12 +74,12 @@ def choose_backend(config: EngineConfig, device: torch.device) -> str:
     return name
 
 
-def make_backend(name: str, config: EngineConfig, loaded: LoadedModel, device: torch.device) -> Backend:
+def make_backend(name: str, config: EngineConfig, model: Model, device: torch.device) -> Backend:
     """The backend of that name for a model. Raises ConfigError for a model it does not know.
 
     So it does for options that a kind of the model's own does not take.
     """
-    spec = loaded.model.kv_spec(1)  # pages of any size
+    spec = model.kv_spec(1)  # pages of any size
     _check_kinds(config, spec)
     if name == "torch":
         return Backend(name, TorchInputs, lambda pages, _, page_size: PagedPlanner(pages, page_size))
@@ -95,14 +88,17 @@ def make_backend(name: str, config: EngineConfig, loaded: LoadedModel, device: t
     from ..steps.gpu_inputs import GpuInputs  # loads Triton
     from ..steps.triton_planner import TritonPlanner
 
-    make = partial(TritonPlanner, deterministic=config.deterministic)
     return Backend(
         name,
         GpuInputs,
-        partial(make, share_prefixes=not config.disable_shared_prefix_attention),
+        partial(
+            TritonPlanner,
+            share_prefixes=not config.disable_shared_prefix_attention,
+            deterministic=config.deterministic,
+        ),
         can_record=True,
-        rehearsed=partial(make, share_prefixes=False),
-        in_turn=config.cpu_offload_gb > 0,  # steps share the memory that weights pass through
+        is_rehearsed=True,
+        compiles_ahead=True,
     )
 
 
@@ -136,8 +132,7 @@ def _flashinfer(spec: KVCacheSpec, device: torch.device) -> Backend:
         "flashinfer",
         GpuInputs,
         planner,
-        rehearsed=planner,
-        in_turn=True,
+        is_rehearsed=True,
         preparing="flashinfer's kernels; those not in its cache on disk are compiled, once: minutes.",
     )
 

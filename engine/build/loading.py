@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...grammar.chat_templates import ChatTemplate
-from ...models.loader import LoadedModel, load_model
+from ...models.loader import BeforeWeights, LoadedModel, load_model
 from ...models.tokenizer import load_tokenizer
 from ..config import EngineConfig
 from ..replies.progress_bar import ProgressBar
@@ -19,6 +19,7 @@ def load_weights(
     device: torch.device,
     check: Callable[[], None],
     allocate: Callable[[int], torch.Tensor] | None,
+    before_weights: BeforeWeights,
 ) -> LoadedModel:
     """The model with its weights, and a bar meanwhile. What ``check`` raises ends the load.
 
@@ -47,6 +48,7 @@ def load_weights(
             cpu_offload_gb=config.cpu_offload_gb,
             allocate=allocate,
             progress=progress,
+            before_weights=before_weights,
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 
 from ...cache.kv_cache import plan_num_pages
@@ -11,6 +14,9 @@ from ..config import EngineConfig
 from ..steps.columns import checked
 from .backends import Backend, announced
 from .resolved import Sizes
+
+if TYPE_CHECKING:
+    from ..steps.rehearsal.stage import Stage
 
 
 def plan_pool(
@@ -39,29 +45,37 @@ def measure_steps(
     device: torch.device,
     max_recorded_tokens: int,
     *,
+    vocab_size: int,
     embeds: bool,
+    is_compiled: Callable[[], bool],
 ) -> int:
     """Bytes that the largest steps need beside weights and KV pool; known for the GPU's own kernels only.
 
-    Runs the model on steps of padding.
+    Runs the model on steps of padding, when ``is_compiled`` returns: whether all kernels are compiled.
     """
-    if backend.rehearsed is None:
+    if not backend.is_rehearsed:
         return 0
-    from ..steps.rehearsal import rehearse  # loads Triton
+    from ..steps.rehearsal.memory import rehearse  # loads Triton
 
-    context = sizes.context_length
-    model.set_context_length(context)
     with announced(backend):
-        return rehearse(
-            model,
-            device,
-            context,
-            sizes.page_size,
-            backend.rehearsal_inputs,
-            num_prefill_tokens=sizes.num_prefill_tokens,
-            num_recorded_tokens=max_recorded_tokens,
-            num_decodes=sizes.max_running_requests,
-            columns=[column.name for column in checked(model.token_columns)],
-            in_turn=backend.in_turn,
-            embeds=embeds,
-        )
+        compiled = is_compiled()
+        stage = make_stage(sizes, backend, model, device, vocab_size=vocab_size, embeds=embeds)
+        return rehearse(stage, device, num_recorded_tokens=max_recorded_tokens, is_compiled=compiled)
+
+
+def make_stage(
+    sizes: Sizes, backend: Backend, model: Model, device: torch.device, *, vocab_size: int, embeds: bool
+) -> Stage:
+    """Where steps of padding run: on the device of the model, which may be ``meta``."""
+    from ..steps.rehearsal.layouts import Extent  # loads Triton
+    from ..steps.rehearsal.stage import Stage
+
+    extent = Extent(
+        num_decodes=sizes.max_running_requests,
+        num_prefill_tokens=sizes.num_prefill_tokens,
+        context_length=sizes.context_length,
+        page_size=sizes.page_size,
+        columns=tuple(column.name for column in checked(model.token_columns)),
+    )
+    model.set_context_length(extent.context_length)
+    return Stage(model, device, extent, backend.make_inputs, vocab_size=vocab_size, embeds=embeds)

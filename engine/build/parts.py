@@ -45,6 +45,7 @@ from ..steps.columns import checked
 from ..steps.runner import ModelRunner
 from ..steps.threads import StepThreads
 from .backends import Backend, choose_backend, make_backend
+from .kernels import KernelsAhead
 from .loading import load_weights, make_tokenizer
 from .memory import measure_steps, plan_pool
 from .proposers import make_drafter
@@ -99,11 +100,13 @@ def _build(config: EngineConfig, device: torch.device, team: Team | None, check:
     backend_name = choose_backend(config, device)
     template = None if config.chat_template is None else read_chat_template(config.chat_template)
     places = make_places(config, device)
-    loaded = load_weights(config, device, check, places.allocate_weights)
+    with KernelsAhead(config, backend_name, device) as kernels:
+        loaded = load_weights(config, device, check, places.allocate_weights, kernels.begin)
+        check()
+        tokenizer = None if config.skip_tokenizer_init else make_tokenizer(config, template)
+        backend = make_backend(backend_name, config, loaded.model, device)
+        resolved = _resolve(config, device, backend, loaded, tokenizer, team, kernels)
     check()
-    tokenizer = None if config.skip_tokenizer_init else make_tokenizer(config, template)
-    backend = make_backend(backend_name, config, loaded, device)
-    resolved = _resolve(config, device, backend, loaded, tokenizer, team)
     loaded.model.set_context_length(resolved.reach)
     allocate = places.allocate_kv_cache
     kv = KVCache(loaded.model.kv_spec(resolved.page_size), resolved.num_pages, device, allocate)
@@ -178,11 +181,21 @@ def _resolve(
     loaded: LoadedModel,
     tokenizer: Any,
     team: Team | None,
+    kernels: KernelsAhead,
 ) -> Resolved:
     sizes = Sizes.resolve(config, loaded.config, on_gpu=device.type == "cuda")
     kind = output_kind(config, loaded.model)
     recorded = max_recorded_tokens(config, sizes, backend, loaded.model) if kind.is_text else 0
-    reserve = measure_steps(sizes, backend, loaded.model, device, recorded, embeds=not kind.is_text)
+    reserve = measure_steps(
+        sizes,
+        backend,
+        loaded.model,
+        device,
+        recorded,
+        vocab_size=loaded.config.vocab_size,
+        embeds=not kind.is_text,
+        is_compiled=kernels.wait,
+    )
     num_pages = plan_pool(config, sizes, loaded.model.kv_spec(sizes.page_size), device, reserve)
     return Resolved.of(
         config,

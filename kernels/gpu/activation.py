@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 SILU = tl.constexpr(1)
 GELU = tl.constexpr(2)
 GELU_TANH = tl.constexpr(3)
@@ -105,7 +107,7 @@ def _run(
     return out
 
 
-@triton.jit
+@jit
 def _gated_activation_kernel(
     out_ptr, in_ptr, in_stride, size, blocks, KIND: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):

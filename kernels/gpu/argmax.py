@@ -6,8 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 _PROGRAMS = 1024
 """Programs that fill a large GPU; below that many rows, a row is split over several."""
+
+_MAX_SPLITS = 128
 
 _NOWHERE = tl.constexpr(2**31 - 1)
 """Index of a value that has not been found: loses against every other."""
@@ -43,7 +47,7 @@ def argmax(
         logits = logits.contiguous()
     block = min(block, triton.next_power_of_2(size))
     if splits is None:
-        splits = min(triton.next_power_of_2(triton.cdiv(_PROGRAMS, rows)), 128)
+        splits = min(triton.next_power_of_2(triton.cdiv(_PROGRAMS, rows)), _MAX_SPLITS)
         splits = min(splits, triton.next_power_of_2(triton.cdiv(size, block)))
     # a whole number of blocks each, so that loads stay aligned
     chunk = triton.cdiv(triton.cdiv(size, splits), block) * block
@@ -59,12 +63,13 @@ def argmax(
         logits.stride(0),
         size,
         chunk,
-        SPLITS=splits,
+        splits,
+        SPLIT=splits > 1,
         BLOCK=block,
         num_warps=num_warps,
     )
     if splits > 1:
-        _join_kernel[(rows,)](out, values, best, SPLITS=splits, num_warps=1)
+        _join_kernel[(rows,)](out, values, best, splits, BLOCK=max(_MAX_SPLITS, splits), num_warps=1)
     return out
 
 
@@ -82,7 +87,8 @@ def _lowest_of_largest(value, index):
     return largest, tl.min(tl.where(value == largest, index, _NOWHERE), axis=0)
 
 
-@triton.jit
+# One compiled kernel for all numbers of rows, and one more where a row is not split.
+@jit(do_not_specialize=["chunk", "splits"])
 def _argmax_kernel(
     out_ptr,
     values_ptr,
@@ -91,12 +97,13 @@ def _argmax_kernel(
     stride,
     size,
     chunk,
-    SPLITS: tl.constexpr,
+    splits,
+    SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0)
-    row_ptr = logits_ptr + (program // SPLITS).to(tl.int64) * stride
-    start = (program % SPLITS) * chunk
+    row_ptr = logits_ptr + (program // splits).to(tl.int64) * stride
+    start = (program % splits) * chunk
     end = tl.minimum(start + chunk, size)
     lane = tl.arange(0, BLOCK)
     value = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -114,16 +121,18 @@ def _argmax_kernel(
         value = tl.where(better, x, value)
         index = tl.where(better, column, index)
     largest, lowest = _lowest_of_largest(value, index)
-    if SPLITS == 1:
-        tl.store(out_ptr + program, tl.where(lowest == _NOWHERE, 0, lowest).to(tl.int64))
-    else:
+    if SPLIT:
         tl.store(values_ptr + program, largest)
         tl.store(best_ptr + program, lowest)
+    else:
+        tl.store(out_ptr + program, tl.where(lowest == _NOWHERE, 0, lowest).to(tl.int64))
 
 
-@triton.jit
-def _join_kernel(out_ptr, values_ptr, best_ptr, SPLITS: tl.constexpr):
+@jit(do_not_specialize=["splits"])
+def _join_kernel(out_ptr, values_ptr, best_ptr, splits, BLOCK: tl.constexpr):
     row = tl.program_id(0)
-    part = row * SPLITS + tl.arange(0, SPLITS)
-    _, lowest = _lowest_of_largest(tl.load(values_ptr + part), tl.load(best_ptr + part))
+    part = tl.arange(0, BLOCK)
+    place = row * splits + part
+    value = tl.load(values_ptr + place, mask=part < splits, other=float("-inf"))
+    _, lowest = _lowest_of_largest(value, tl.load(best_ptr + place, mask=part < splits, other=_NOWHERE))
     tl.store(out_ptr + row, tl.where(lowest == _NOWHERE, 0, lowest).to(tl.int64))

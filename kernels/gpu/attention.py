@@ -83,7 +83,7 @@ class TritonAttentionPlan:
         if len(long_rows) == 1 and long_rows[0].num_tokens == len(q):
             # saves copying it into place
             return self._long(long_rows[0], q, k_cache, v_cache, scoring, None)
-        out = torch.empty_like(q)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if self.decodes is not None:
             n = len(self.decodes.slots)
             self._decode(self.decodes, q[:n], k_cache, v_cache, scoring, out[:n])

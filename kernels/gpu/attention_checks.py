@@ -6,6 +6,8 @@ import torch
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..device import on_gpu
+
 HEAD_DIM_MAX = 256
 PAGE_SIZE_MAX = 1024
 
@@ -59,7 +61,7 @@ def dot_type(q: torch.Tensor) -> tl.dtype:
 
     Triton's interpreter holds bf16 as integers and would multiply those, so on the CPU it is fp32.
     """
-    return _DOT_TYPES[q.dtype] if q.is_cuda else tl.float32
+    return _DOT_TYPES[q.dtype] if on_gpu(q) else tl.float32
 
 
 def cache_descriptor(cache: torch.Tensor, block_n: int) -> TensorDescriptor:

@@ -15,6 +15,7 @@ import triton.language as tl
 from ..scoring import Scoring, check_scoring
 from .attention_checks import check_caches, check_int32, dot_type
 from .attention_tiles import LOG2_E, attend_tiles, finish_state, start_state
+from .jit import jit
 from .merge_states import Partials, check_partials, empty_partials, merge_states
 
 CAN: Final = frozenset({"window", "soft_cap"})
@@ -135,7 +136,7 @@ def decode_attention(
 
 
 # One compiled kernel for all batches: else a slice's alignment or a count's value would make another.
-@triton.jit(
+@jit(
     do_not_specialize=["table_stride", "stride_split", "first_split"],
     do_not_specialize_on_alignment=["pages", "slots", "kv_lens", "kv_starts", "lses"],
 )

@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..products import Product
 from .activation import activate
 from .attention_checks import dot_type
+from .jit import jit
 from .products import activation_number
 
 
@@ -155,7 +156,7 @@ def _prefetch(rows, K: tl.constexpr, LINES: tl.constexpr):
 
 
 # One kernel for all numbers of rows: else a count's value would make another.
-@triton.jit(do_not_specialize=["m", "num_x"])
+@jit(do_not_specialize=["m", "num_x"])
 def _gemm_kernel(
     out_ptr,
     x_ptr,

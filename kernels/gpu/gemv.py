@@ -28,6 +28,7 @@ import triton.language as tl
 
 from ..products import Product
 from .activation import activate
+from .jit import jit
 from .products import activation_number
 
 MAX_ROWS = 8
@@ -166,7 +167,7 @@ def _accumulate(
     return new_sums, new_up_sums, new_squares
 
 
-@triton.jit
+@jit
 def _gemv_kernel(
     out_ptr,
     x_ptr,

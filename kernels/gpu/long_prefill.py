@@ -16,8 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ..device import capability
 from ..scoring import Scoring, check_scoring
 from .attention_checks import check_caches
+from .jit import jit
 
 CAN: Final = frozenset[str]()
 """Fields of a :class:`Scoring` that cuDNN is given: none but the scale."""
@@ -43,14 +45,20 @@ class LongRow(NamedTuple):
 def can_use(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether rows of these can go this way at all: what was measured, an H100's generation."""
     return (
-        device.type == "cuda"
+        device.type != "cpu"
         and dtype in (torch.bfloat16, torch.float16)
         and head_dim in (64, 128)
         and torch.version.hip is None
-        and torch.cuda.get_device_capability(device)[0] == 9
+        and capability(device)[0] == 9
         and torch.backends.cudnn.is_available()
         and hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention")
     )
+
+
+def load_library(device: torch.device, dtype: torch.dtype) -> None:
+    """Load cuDNN, which takes the first row of a process most of a second. Any thread may call."""
+    few = torch.zeros((64, 1, 64), dtype=dtype, device=device)
+    _cudnn_attention(few, few, few, 1.0, causal=True)
 
 
 def prefix_parts(num_prefix: int, unit: int = UNIT) -> tuple[int, ...]:
@@ -154,6 +162,9 @@ def _cudnn_attention(
     Causal means that token i sees the keys up to i. The log-sum-exp is always asked for: leaving it out would
     be one more execution plan for the same lengths.
     """
+    if q.is_meta:  # torch would load a good deal of Python to work out the shapes
+        lse = torch.empty(q.shape[1::-1], dtype=torch.float32, device=q.device)
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse
     q, keys, values = (tensor[None].transpose(1, 2) for tensor in (q, keys, values))
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q, keys, values, None, True, 0.0, causal, False, scale=scale
@@ -256,7 +267,7 @@ def merge_pair(
     return out
 
 
-@triton.jit(do_not_specialize_on_alignment=["page_ids"])
+@jit(do_not_specialize_on_alignment=["page_ids"])
 def _gather_kernel(
     k_out,
     v_out,
@@ -285,7 +296,7 @@ def _gather_kernel(
         tl.store(v_out + base + place, values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_vectors"])
+@jit(do_not_specialize=["num_vectors"])
 def _merge_pair_kernel(
     out,
     first,

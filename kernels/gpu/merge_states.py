@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 
 class Partials(NamedTuple):
     """Attention of B rows over S parts of their contexts each; contiguous, fp32.
@@ -75,7 +77,7 @@ def merge_states(
         HAS_STARTS=kv_starts is not None,
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
-        BLOCK_S=max(32, triton.next_power_of_2(first_split + num_splits)),  # one variant to compile
+        BLOCK_S=32,  # nearly always all of them; one kernel for any number
         PDL=pdl,
         num_warps=num_warps,
         **({"launch_pdl": True} if pdl else {}),
@@ -104,9 +106,7 @@ def merge_states_reference(
     return out.copy_((weights[..., None] * parts).sum(dim=2))
 
 
-@triton.jit(
-    do_not_specialize=["stride_split", "end", "first"], do_not_specialize_on_alignment=["kv_starts", "lses"]
-)
+@jit(do_not_specialize=["stride_split", "end", "first"], do_not_specialize_on_alignment=["kv_starts", "lses"])
 def _merge_kernel(
     out,
     parts,
@@ -134,14 +134,21 @@ def _merge_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    used = (splits >= begin) & (splits < end)
-    lse = tl.load(lses + base + splits, mask=used, other=float("-inf"))
-    seen = lse != float("-inf")
-    top = tl.maximum(tl.max(lse, 0), -1e30)
-    weights = tl.exp2(lse - top)
-    places = (base + splits)[:, None] * HEAD_DIM + dims[None, :]
-    part = tl.load(parts + places, mask=seen[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
-    total = tl.sum(weights, 0)
-    merged = tl.sum(part * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
+    top = tl.full([], -1e30, tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    merged = tl.zeros([BLOCK_D], tl.float32)
+    for some in range(0, end, BLOCK_S):
+        split = some + splits
+        lse = tl.load(lses + base + split, mask=(split >= begin) & (split < end), other=float("-inf"))
+        seen = lse != float("-inf")
+        places = (base + split)[:, None] * HEAD_DIM + dims[None, :]
+        part = tl.load(parts + places, mask=seen[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+        higher = tl.maximum(top, tl.max(lse, 0))
+        weights = tl.exp2(lse - higher)
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(weights, 0)
+        merged = merged * shrink + tl.sum(part * weights[:, None], 0)
+        top = higher
+    merged = merged / tl.where(total > 0, total, 1.0)
     place = row * out_stride_row + head * out_stride_head + dims
     tl.store(out + place, merged.to(out.dtype.element_ty), mask=dims < HEAD_DIM)

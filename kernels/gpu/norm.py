@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 MAX_WIDTH = 16384
 """Widest row that one program holds in registers."""
 
@@ -110,7 +112,7 @@ def _check(
         )
 
 
-@triton.jit
+@jit
 def _rms_norm_kernel(
     out_ptr,
     x_ptr,

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 
 def copy_pages(
     data: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, *, block: int = 1024, num_warps: int = 4
@@ -67,7 +69,7 @@ def _as_words(data: torch.Tensor) -> torch.Tensor:
     return flat
 
 
-@triton.jit
+@jit(do_not_specialize=["num_pages"])
 def _move_pages_kernel(
     held_ptr,
     data_ptr,

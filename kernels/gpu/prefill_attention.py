@@ -16,6 +16,7 @@ import triton.language as tl
 from ..scoring import Scoring, check_scoring
 from .attention_checks import cache_descriptor, can_use_tma, check_caches, check_int32, dot_type
 from .attention_tiles import LOG2_E, attend_tiles, finish_state, start_state
+from .jit import jit
 
 CAN: Final = frozenset({"window", "soft_cap"})
 """Fields of a :class:`Scoring` that the kernel knows."""
@@ -160,7 +161,7 @@ def _packed_heads(block_m: int, num_q_heads: int, num_kv_heads: int) -> int:
 
 
 # One compiled kernel for all batches: else a slice's alignment or a count's value would make another.
-@triton.jit(
+@jit(
     do_not_specialize=["num_tiles", "table_stride"],
     do_not_specialize_on_alignment=["pages", "slots", "q_starts", "kv_lens", "tiles"],
 )

@@ -15,6 +15,7 @@ import triton.language as tl
 from ..scoring import Scoring, check_scoring
 from .attention_checks import cache_descriptor, can_use_tma, check_caches, check_int32, dot_type
 from .attention_tiles import LOG2_E, attend_tiles, finish_state, start_state
+from .jit import jit
 from .merge_states import Partials, check_partials
 
 CAN: Final = frozenset({"soft_cap"})
@@ -116,7 +117,7 @@ def prefix_attention(
     )
 
 
-@triton.jit(
+@jit(
     do_not_specialize=["table_stride", "stride_split", "first_split"],
     do_not_specialize_on_alignment=["pages", "slots", "tile_rows", "tile_lens", "lses"],
 )

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ..rotary_checks import check_rotary
+from .jit import jit
 
 
 def rotary_and_store(
@@ -98,7 +99,7 @@ def _store_heads(q_ptr, k_ptr, v_ptr, token, slot, head, inside, column, value, 
     tl.store(v_ptr + cache_row + v_head * DIM + column, value, mask=inside & is_v)
 
 
-@triton.jit
+@jit
 def _rotary_and_store_kernel(
     q_ptr,
     k_ptr,

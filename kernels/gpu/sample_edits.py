@@ -6,12 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 _PROGRAMS_PER_ROW = 16
 # Above any count of occurrences: marks a token that the prompt or the output has.
 _SEEN = tl.constexpr(1 << 30)
 
 
-@triton.jit
+@jit(do_not_specialize=["has_index", "tokens_stride"])
 def _count_tokens(
     tokens,
     tokens_stride,
@@ -21,14 +23,14 @@ def _count_tokens(
     positions,
     marks,
     vocab,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     PROGRAMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Per token of the row: how often the output has it, plus the mark. Grid (asking rows, programs)."""
     asking = tl.program_id(0).to(tl.int64)
     row = asking
-    if HAS_INDEX:
+    if has_index:
         row = tl.load(index + asking)
     length = tl.load(positions + row).to(tl.int32)
     prompt = tl.load(prompt_lens + asking)
@@ -43,7 +45,7 @@ def _count_tokens(
         tl.atomic_or(place, _SEEN, mask=present, sem="relaxed")
 
 
-@triton.jit
+@jit(do_not_specialize=["has_index"])
 def _penalize(
     logits,
     stride,
@@ -53,13 +55,13 @@ def _penalize(
     frequency,
     presence,
     repetition,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     BLOCK: tl.constexpr,
 ):
     """The formula, at the marked tokens. Grid (asking rows, blocks)."""
     asking = tl.program_id(0).to(tl.int64)
     row = asking
-    if HAS_INDEX:
+    if has_index:
         row = tl.load(index + asking)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mark = tl.load(marks + asking * vocab + columns, mask=columns < vocab, other=0)
@@ -73,7 +75,7 @@ def _penalize(
     tl.store(logits + row * stride + columns, x, mask=seen)
 
 
-@triton.jit
+@jit
 def _mask(logits, stride, words, words_stride, vocab, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -132,7 +134,7 @@ def apply_penalties(
         positions,
         marks,
         vocab,
-        HAS_INDEX=index is not None,
+        int(index is not None),
         PROGRAMS=_PROGRAMS_PER_ROW,
         BLOCK=count_block,
         num_warps=num_warps,
@@ -146,7 +148,7 @@ def apply_penalties(
         frequency,
         presence,
         repetition,
-        HAS_INDEX=index is not None,
+        int(index is not None),
         BLOCK=block,
         num_warps=num_warps,
     )

@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
 from .sample_kept import pack_kept
 from .sampling import SCALE, check_sizes, load_logits, relative_probability
 
@@ -50,7 +51,7 @@ def _pivot_bits(j):
     return (123 - j * 2) << 23
 
 
-@triton.jit
+@jit(do_not_specialize=["has_index"])
 def _probabilities(
     logits,
     stride,
@@ -60,13 +61,13 @@ def _probabilities(
     highest,
     total,
     out,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     BLOCK: tl.constexpr,
 ):
     """Softmax of some rows of the logits, from their sums. Grid (chosen rows, blocks)."""
     target = tl.program_id(0).to(tl.int64)
     row = target
-    if HAS_INDEX:
+    if has_index:
         row = tl.load(index + target)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = load_logits(logits, row, stride, columns, vocab)
@@ -77,7 +78,7 @@ def _probabilities(
     tl.store(out + target * vocab + columns, share * scale, mask=columns < vocab)
 
 
-@triton.jit
+@jit
 def _survey(probs, vocab, block_top, counts, masses, num_blocks, BLOCK: tl.constexpr):
     """Count and mass of the tokens of each block that reach each pivot. Grid (rows, blocks)."""
     row = tl.program_id(0).to(tl.int64)
@@ -94,7 +95,7 @@ def _survey(probs, vocab, block_top, counts, masses, num_blocks, BLOCK: tl.const
         tl.store(masses + at * _PIVOTS + j, tl.sum(tl.where(reached, mass, 0.0), 0))
 
 
-@triton.jit
+@jit
 def _gather(
     probs,
     vocab,
@@ -213,7 +214,7 @@ def _equal(list_bits, list_ids, length, bits, place, BLOCK: tl.constexpr):
     return token
 
 
-@triton.jit
+@jit(do_not_specialize=["want_kept"])
 def _choose(
     list_bits,
     list_ids,
@@ -229,7 +230,7 @@ def _choose(
     count_out,
     lowest_out,
     last_out,
-    WANT_KEPT: tl.constexpr,
+    want_kept,
     BLOCK: tl.constexpr,
 ):
     """Draw from the list. Grid (rows,)."""
@@ -260,7 +261,7 @@ def _choose(
         size = count + equals
     tl.store(mass_out + row, share)
     tl.store(count_out + row, size)
-    if WANT_KEPT:
+    if want_kept:
         tl.store(lowest_out + row, high)
         tl.store(last_out + row, _equal(list_bits, list_ids, length, high, equals, BLOCK))
 
@@ -302,7 +303,7 @@ def softmax_rows(
             highest,
             total,
             out,
-            HAS_INDEX=index is not None,
+            int(index is not None),
             BLOCK=block,
             num_warps=num_warps,
         )
@@ -400,7 +401,7 @@ def draw_filtered(
         count,
         lowest,
         last,
-        WANT_KEPT=want_kept,
+        int(want_kept),
         BLOCK=choose_block,
         num_warps=choose_warps,
     )

@@ -6,8 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
 
-@triton.jit
+
+@jit(do_not_specialize=["has_index", "has_lowest"])
 def _pack(
     values,
     stride,
@@ -17,21 +19,21 @@ def _pack(
     last,
     words,
     num_words,
-    HAS_INDEX: tl.constexpr,
-    HAS_LOWEST: tl.constexpr,
+    has_index,
+    has_lowest,
     WORDS: tl.constexpr,
 ):
     """Bits of ``WORDS`` words of a row. Grid (rows, blocks of words)."""
     place = tl.program_id(0).to(tl.int64)
     row = place
-    if HAS_INDEX:
+    if has_index:
         row = tl.load(index + place)
     word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
     bit = tl.arange(0, 32)
     columns = word[:, None] * 32 + bit[None, :]
     x = tl.load(values + row * stride + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
     chosen = x > float("-inf")  # false of NaN
-    if HAS_LOWEST:
+    if has_lowest:
         least = tl.load(lowest + place)
         chosen = ((x > least) | ((x == least) & (columns <= tl.load(last + place)))) & (columns < vocab)
     # no two of a word have a bit in common, so their sum is their union
@@ -77,13 +79,14 @@ def _packed(
             values,
             values.stride(0),
             vocab,
-            words if index is None else index,  # not read if there is none, as those that stand in below
-            words if lowest is None else lowest,
+            # not read if there is none, as those that stand in below
+            torch.empty(1, dtype=torch.int64, device=values.device) if index is None else index,
+            words.view(torch.float32) if lowest is None else lowest,
             words if last is None else last,
             words,
             num_words,
-            HAS_INDEX=index is not None,
-            HAS_LOWEST=lowest is not None,
+            int(index is not None),
+            int(lowest is not None),
             WORDS=block,
             num_warps=4,
         )

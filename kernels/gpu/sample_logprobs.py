@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
 from .sampling import SCALE, check_sizes
 
 _PER_TOTAL = tl.constexpr(1 / SCALE)  # a power of two: multiplying rounds nothing
@@ -32,25 +33,23 @@ def _keys(logits, columns, vocab):
 
 
 @triton.jit
-def _row(index, place, HAS_INDEX: tl.constexpr):
-    if HAS_INDEX:
+def _row(index, place, has_index):
+    if has_index:
         place = tl.load(index + place)
     return place
 
 
-@triton.jit
-def _best_of_blocks(
-    logits, stride, vocab, index, best, num_blocks, HAS_INDEX: tl.constexpr, BLOCK: tl.constexpr
-):
+@jit(do_not_specialize=["has_index"])
+def _best_of_blocks(logits, stride, vocab, index, best, num_blocks, has_index, BLOCK: tl.constexpr):
     """The highest key of each block. Grid (chosen rows, blocks)."""
     place = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    keys = _keys(logits + _row(index, place, HAS_INDEX) * stride, columns, vocab)
+    keys = _keys(logits + _row(index, place, has_index) * stride, columns, vocab)
     tl.store(best + place * num_blocks + block, tl.max(keys, 0))
 
 
-@triton.jit(do_not_specialize=["width"])
+@jit(do_not_specialize=["width", "has_index"])
 def _rank(
     logits,
     stride,
@@ -60,13 +59,13 @@ def _rank(
     num_blocks,
     width,
     ids,
-    HAS_INDEX: tl.constexpr,
+    has_index,
     BLOCK: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """One token after the other, the best of those that are left. Grid (chosen rows,)."""
     place = tl.program_id(0).to(tl.int64)
-    logits += _row(index, place, HAS_INDEX) * stride
+    logits += _row(index, place, has_index) * stride
     blocks = tl.arange(0, PADDED)
     left = tl.load(best + place * num_blocks + blocks, mask=blocks < num_blocks, other=_NONE)
     last = tl.full([], _NAN, tl.int32)
@@ -84,7 +83,7 @@ def _rank(
         tl.store(ids + place * width + rank, token.to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["width"])
+@jit(do_not_specialize=["width", "has_index", "has_nucleus"])
 def _score(
     logits,
     stride,
@@ -99,18 +98,18 @@ def _score(
     width,
     chosen_out,
     values_out,
-    HAS_INDEX: tl.constexpr,
-    HAS_NUCLEUS: tl.constexpr,
+    has_index,
+    has_nucleus,
     BLOCK: tl.constexpr,
 ):
     """Log-probabilities of a row's own token and of its ``width`` others. Grid (chosen rows,)."""
     place = tl.program_id(0).to(tl.int64)
-    row = _row(index, place, HAS_INDEX)
+    row = _row(index, place, has_index)
     logits += row * stride
     top, heat = tl.load(highest + row), tl.load(temperature + row)
     log_total = tl.log(tl.load(total + row).to(tl.float64) * _PER_TOTAL)
-    count = 0
-    if HAS_NUCLEUS:
+    count = tl.full([], 2**62, tl.int64)
+    if has_nucleus:
         log_total += tl.log(tl.load(nucleus_mass + row))
         count = tl.load(nucleus_count + row)
     offset = log_total.to(tl.float32)
@@ -123,9 +122,7 @@ def _score(
         present = ranks < width
         x = tl.load(logits + tl.load(top_ids + place * width + ranks, mask=present, other=0)).to(tl.float32)
         values = tl.div_rn(x - top, heat + tl.zeros([BLOCK], tl.float32)) - offset
-        values = tl.where(values < _LOWEST, _LOWEST, values)
-        if HAS_NUCLEUS:
-            values = tl.where(ranks < count, values, _LOWEST)
+        values = tl.where((values < _LOWEST) | (ranks >= count), _LOWEST, values)
         tl.store(values_out + place * width + ranks, values, mask=present)
 
 
@@ -154,12 +151,26 @@ def rank_tokens(
     best = torch.empty(num_rows, num_blocks, dtype=torch.int32, device=logits.device)
     ids = torch.empty(num_rows, width, dtype=torch.int64, device=logits.device)
     if num_rows:
-        chosen = best if index is None else index  # not read if there is none
-        some = {"HAS_INDEX": index is not None, "BLOCK": block, "num_warps": num_warps}
+        chosen = ids if index is None else index  # not read if there is none
+        some = int(index is not None)
         stride = logits.stride(0)
-        _best_of_blocks[num_rows, num_blocks](logits, stride, vocab, chosen, best, num_blocks, **some)
-        padded = triton.next_power_of_2(num_blocks)
-        _rank[(num_rows,)](logits, stride, vocab, chosen, best, num_blocks, width, ids, PADDED=padded, **some)
+        _best_of_blocks[num_rows, num_blocks](
+            logits, stride, vocab, chosen, best, num_blocks, some, BLOCK=block, num_warps=num_warps
+        )
+        _rank[(num_rows,)](
+            logits,
+            stride,
+            vocab,
+            chosen,
+            best,
+            num_blocks,
+            width,
+            ids,
+            some,
+            BLOCK=block,
+            PADDED=triton.next_power_of_2(num_blocks),
+            num_warps=num_warps,
+        )
     return ids
 
 
@@ -192,9 +203,12 @@ def score_tokens(
     num_rows = len(logits) if index is None else index.numel()
     width = 0 if top_ids is None else top_ids.shape[1]
     chosen = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
-    values = None if top_ids is None else torch.empty_like(top_ids, dtype=torch.float32)
+    values = None
+    if top_ids is not None:
+        values = torch.empty(top_ids.shape, dtype=torch.float32, device=logits.device)
     if num_rows:
-        mass, count = nucleus or (total, total)  # not read if there is none, as all that stands in below
+        # not read if there is none, as all that stands in below
+        mass, count = nucleus or (total.view(torch.float64), total)
         _score[(num_rows,)](
             logits,
             logits.stride(0),
@@ -209,8 +223,8 @@ def score_tokens(
             width,
             chosen,
             chosen if values is None else values,
-            HAS_INDEX=index is not None,
-            HAS_NUCLEUS=nucleus is not None,
+            int(index is not None),
+            int(nucleus is not None),
             BLOCK=32,
             num_warps=1,
         )

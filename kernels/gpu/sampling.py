@@ -19,6 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 MAX_VOCAB = 2**20
 """Widest row whose sum of fixed-point probabilities fits 63 bits."""
 
@@ -83,7 +85,7 @@ def _uniform(key, position):
     return ((bits >> 11) & 0x1FFFFFFFFFFFFF).to(tl.float64) * 1.1102230246251565e-16
 
 
-@triton.jit
+@jit
 def _block_maxima(logits, stride, vocab, block_max, block_arg, num_blocks, BLOCK: tl.constexpr):
     """Highest logit of each block and the lowest id that has it. Grid (rows, blocks)."""
     row = tl.program_id(0).to(tl.int64)
@@ -95,7 +97,7 @@ def _block_maxima(logits, stride, vocab, block_max, block_arg, num_blocks, BLOCK
     tl.store(block_arg + row * num_blocks + block, tl.min(tl.where(x == highest, columns, 2147483647), 0))
 
 
-@triton.jit
+@jit
 def _block_sums(
     logits,
     stride,
@@ -120,7 +122,7 @@ def _block_sums(
         tl.store(block_sum + row * num_blocks + block, tl.sum(mass, 0))
 
 
-@triton.jit
+@jit
 def _finish(
     logits,
     stride,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ..upload import upload
+from .jit import jit
 
 Run = tuple[int, int, Sequence[int]]
 """``(slot, start, values)``: for columns ``start, start+1, …`` of row ``slot``."""
@@ -80,7 +81,7 @@ def _packed(runs: Sequence[Run]) -> array:
     return array("i", heads) + values
 
 
-@triton.jit(do_not_specialize=["num_token_runs"])
+@jit(do_not_specialize=["num_token_runs", "tokens_stride", "pages_stride"])
 def _write_runs_kernel(
     tokens_ptr,
     pages_ptr,

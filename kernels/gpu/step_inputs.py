@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -141,7 +143,8 @@ def _check_vector(name: str, vector: torch.Tensor, count: int, dtypes: tuple[tor
         )
 
 
-@triton.jit
+# What varies between steps, and between engines by the size of their pools, makes no kernel of its own.
+@jit(do_not_specialize=["count", "tokens_stride", "pages_stride"])
 def _prepare_step_kernel(
     ids_ptr,
     kv_slots_ptr,
@@ -166,7 +169,7 @@ def _prepare_step_kernel(
     tl.store(kv_slots_ptr + index, page * PAGE_SIZE + position % PAGE_SIZE, mask=inside)
 
 
-@triton.jit
+@jit(do_not_specialize=["count", "width", "tokens_stride"])
 def _store_tokens_kernel(
     tokens_ptr, slots_ptr, positions_ptr, ids_ptr, count, width, tokens_stride, BLOCK: tl.constexpr
 ):

@@ -71,6 +71,8 @@ class DenseMatrix:
         if result is not None:
             return result
         if product.residual is not None and product.bias is None:
+            if product.x.is_meta:
+                return product.residual
             return product.residual.addmm_(product.x, self._storage.t())
         return around(product, self._by_torch)
 
@@ -107,6 +109,8 @@ class DenseMatrix:
     def _by_torch(
         self, x: torch.Tensor, bias: torch.Tensor | None, out_dtype: torch.dtype | None
     ) -> torch.Tensor:
+        if x.is_meta:  # torch would work out the shape in Python, and load a good deal of it for that
+            return x.new_empty((len(x), len(self._storage)), dtype=out_dtype or x.dtype)
         if x.is_cuda and out_dtype is torch.float32 and x.dtype is not torch.float32 and bias is None:
             # torch 2.6 has no out_dtype, and no Triton for our kernels: engines on a GPU want a newer one
             return torch.mm(x, self._storage.t(), out_dtype=torch.float32)  # type: ignore[call-arg, unused-ignore]

@@ -6,7 +6,7 @@ One file per format, each giving a stream of named tensors that holds one tensor
 
 from __future__ import annotations
 
-from .load import LoadedModel, load_model
+from .load import BeforeWeights, LoadedModel, load_model
 from .resolve import LOAD_FORMATS, ModelSource, resolve_model
 
-__all__ = ["LOAD_FORMATS", "LoadedModel", "ModelSource", "load_model", "resolve_model"]
+__all__ = ["LOAD_FORMATS", "BeforeWeights", "LoadedModel", "ModelSource", "load_model", "resolve_model"]

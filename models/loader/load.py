@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ..build import build_model
 from ..config import ModelConfig
 from ..interface import Model
+from ..quantization.registry import read_scheme
 from ..registry import resolve
 from ..rope_fields import merge_overrides
 from .checkpoint import Checkpoint, Progress, named_tensors
@@ -29,6 +30,13 @@ from .gguf_file import GGUFFile, read_gguf
 from .resolve import ModelSource, resolve_model
 from .safetensors import open_safetensors
 from .torch_bin import open_torch_bin
+
+BeforeWeights = Callable[[ModelConfig, Callable[[], Model] | None], None]
+"""What is called before weights are read, with the configuration and what makes the same model in no memory.
+
+That one's weights are on the device ``meta``: it computes nothing, but shows what would be computed. There is
+none of a class or a scheme of the user's own, which may launch kernels that take null for an address.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def load_model(
     cpu_offload_gb: float = 0,
     allocate: Callable[[int], torch.Tensor] | None = None,
     progress: Progress | None = None,
+    before_weights: BeforeWeights | None = None,
 ) -> LoadedModel:
     """Load a model and its weights.
 
@@ -70,8 +79,9 @@ def load_model(
     layers stay in host memory: see :mod:`~rootlet.models.layers.offload`. ``batch_invariant`` asks for
     kernels whose result for a row depends on that row alone. ``allocate(bytes)`` is where weights are kept,
     uint8 on ``device``; default: each in memory of its own. ``progress(done_bytes, total_bytes)`` is
-    called as weights arrive. ``trust_remote_code`` changes nothing here: model code comes from Rootlet and
-    from :func:`rootlet.register_model`, never from a checkpoint.
+    called as weights arrive, ``before_weights`` once, when the model is made. ``trust_remote_code`` changes
+    nothing here: model code comes from Rootlet and from :func:`rootlet.register_model`, never from a
+    checkpoint.
 
     Raises ConfigError for an impossible option, ModelError for a model that is not supported,
     WeightsError for weights that are missing, damaged or do not fit, MissingDependencyError for a GGUF
@@ -87,9 +97,17 @@ def load_model(
     checkpoint = open_folder(source)
     stored = None if gguf_file else config.dtype or (checkpoint.dtype if checkpoint else None)
     chosen = choose_dtype(dtype, stored, device)
-    model = build_model(architecture, config, chosen, device)
-    if batch_invariant:
-        model.use_batch_invariant_kernels()
+
+    def make(where: torch.device | str) -> Model:
+        model = build_model(architecture, config, chosen, where)
+        if batch_invariant:
+            model.use_batch_invariant_kernels()
+        return model
+
+    model = make(device)
+    if before_weights is not None:
+        is_ours = architecture.output is not None and read_scheme(config.raw) is None
+        before_weights(config, (lambda: _filled(make("meta"))) if is_ours else None)
     if cpu_offload_gb:
         model.offload_layers(math.ceil(cpu_offload_gb * 2**30))
     if source.format == "dummy":
@@ -115,6 +133,16 @@ def parse_overrides(overrides: Mapping[str, Any] | str | None) -> dict[str, Any]
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"json_model_override_args must be a JSON object or a dict, got {overrides!r}.")
     return dict(overrides)
+
+
+def _filled(model: Model) -> Model:
+    """The model, on the device ``meta``, with weights there."""
+    dtypes, meta = model.weight_dtypes, torch.device("meta")
+    model.load_weights(
+        (name, torch.empty(shape, dtype=dtypes.get(name, model.dtype), device=meta))
+        for name, shape in model.weight_shapes.items()
+    )
+    return model
 
 
 def open_folder(source: ModelSource) -> Checkpoint | None:

@@ -7,7 +7,6 @@ that of a plain torch model over the whole sequence.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -228,6 +227,6 @@ def test_what_the_kind_does_not_promise_is_refused(toy, monkeypatch):
 
 def test_flashinfer_is_refused():
     config = ModelConfig.from_dict({"architectures": ["ToyLatent"], **TINY})
-    loaded = SimpleNamespace(model=ToyLatent(config, torch.float32, "cpu"))
+    model = ToyLatent(config, torch.float32, "cpu")
     with pytest.raises(ConfigError, match=r"one group .* kind 'latent' of layers 1 keeps 'latent' \[8\]"):
-        make_backend("flashinfer", EngineConfig(model_path="none"), loaded, torch.device("cpu"))
+        make_backend("flashinfer", EngineConfig(model_path="none"), model, torch.device("cpu"))

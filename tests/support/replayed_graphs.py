@@ -95,7 +95,7 @@ def use_gpu_steps(monkeypatch):
     Returns the list of graphs that they make.
     """
 
-    def make_backend(name, config, loaded, device):
+    def make_backend(name, config, model, device):
         return Backend("triton", WideInputs, partial(TritonPlanner, share_prefixes=True), can_record=True)
 
     # interpreted programs run one after the other: let them be few
