@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .distributions import OF_MODEL
 from .processors import ProcessorGroup, group_processors
 from .rows import Rows, SamplingRow, records_of
 from .stages import (
@@ -85,7 +86,11 @@ class SamplingBatch:
         kinds = np.where(greedy, GREEDY, PLAIN)
         kinds[greedy & asking] = GREEDY_WITH_TOTAL
         kinds[filtered] = FILTERED
-        edited = asking & ~records["unedited"]
+        edited, model_logprobs, kept = asking, None, None
+        if records["asks"].any():
+            edited = asking & (records["asks"] & OF_MODEL == 0)
+            model_logprobs = ModelLogprobs.build(records, vocab_size)
+            kept = KeptTokens.build(records, filtered)
         batch = cls(
             size=size,
             vocab_size=vocab_size,
@@ -103,8 +108,8 @@ class SamplingBatch:
             filters=Filters.build(records.compress(filtered), vocab_size),
             logprobs=Rows.where(edited),
             top_logprobs=min(vocab_size, int(records["top_logprobs"].max(initial=0, where=edited))),
-            model_logprobs=ModelLogprobs.build(records, vocab_size),
-            kept=KeptTokens.build(records, filtered),
+            model_logprobs=model_logprobs,
+            kept=kept,
             processors=group_processors(rows, np.flatnonzero(records["processed"]).tolist(), device),
         )
         return batch if device.type == "cpu" else upload(batch, device)

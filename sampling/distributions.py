@@ -33,10 +33,15 @@ LOGPROBS_OF = ("sampled", "tempered", "raw")
 NO_CUT, TOP_P_CUT, KEPT_CUT = range(3)
 """Which filters the log-probabilities of a filtered row go by: none, top-p alone, all of them."""
 
+OF_MODEL, OF_KEPT, MASKED = 1, 2, 4
+"""Bits of what a row asks for: log-probabilities of the model's own logits; those of the tokens that all
+filters keep; which tokens are kept, where some may not be."""
 
-def has_unedited(logprobs_of: str | None) -> bool:
-    """Whether the log-probabilities are of the logits as the model computed them."""
-    return logprobs_of in ("tempered", "raw")
+
+def asked_bits(logprobs_of: str | None, *, masked: bool) -> int:
+    """What a row asks for; ``logprobs_of`` None: no log-probabilities, or the documented ones."""
+    of_model = logprobs_of in ("tempered", "raw")
+    return OF_MODEL * of_model | OF_KEPT * (logprobs_of == "sampled") | MASKED * masked
 
 
 def unedited_temperature(params: SamplingParams, logprobs_of: str | None) -> float:
@@ -48,7 +53,7 @@ def unedited_temperature(params: SamplingParams, logprobs_of: str | None) -> flo
 
 def cuts_of(records: np.ndarray) -> np.ndarray:
     """``NO_CUT``, ``TOP_P_CUT`` or ``KEPT_CUT`` of rows that filters apply to, [R] uint8."""
-    asking = records["logprobs"] & ~records["unedited"]
-    cuts = np.where(asking & (records["top_p"] < 1), TOP_P_CUT, NO_CUT)
-    cuts[asking & records["of_kept"]] = KEPT_CUT
-    return cuts.astype(np.uint8)
+    cuts = (records["logprobs"] & (records["top_p"] < 1)).view(np.uint8)  # true is TOP_P_CUT
+    cuts[records["asks"] & OF_MODEL > 0] = NO_CUT
+    cuts[records["asks"] & OF_KEPT > 0] = KEPT_CUT
+    return cuts

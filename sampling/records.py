@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .distributions import has_unedited, unedited_temperature
+from .distributions import asked_bits, unedited_temperature
 from .params import SamplingParams
 from .seeds import stream_key
 
@@ -32,9 +32,7 @@ _FIELDS = {
     "top_logprobs": "i",
     "greedy": "?",
     "logprobs": "?",
-    "unedited": "?",  # log-probabilities are of the model's own logits
-    "of_kept": "?",  # they go by all filters
-    "masked": "?",  # wants to know which tokens are kept, and some may not be
+    "asks": "B",  # bits of ``distributions``: what few rows ask for, so that others are looked at once
     "biased": "?",
     "bans": "?",
     "linear": "?",  # has a frequency or presence penalty
@@ -81,9 +79,7 @@ def pack(
         top_logprobs,
         greedy,
         logprobs,
-        has_unedited(logprobs_of),
-        logprobs_of == "sampled",
-        masked,
+        asked_bits(logprobs_of if logprobs else None, masked=masked),
         bool(params.logit_bias),
         bans and params.min_new_tokens > 0,
         params.frequency_penalty != 0 or params.presence_penalty != 0,

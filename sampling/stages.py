@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .distributions import cuts_of
+from .distributions import MASKED, OF_MODEL, cuts_of
 from .rows import Rows, SamplingRow
 
 NUCLEUS_HEAD = 1024
@@ -133,14 +133,17 @@ class Filters:
         by_top_p, by_min_p = top_p < 1, min_p > 0
         top_k = np.where(top_k > 0, np.minimum(top_k, vocab_size), vocab_size)
         head = np.where(by_top_p | by_min_p, NUCLEUS_HEAD, top_k).max()
+        cut, wants_kept = (records["logprobs"] & by_top_p).view(np.uint8), False  # true is TOP_P_CUT
+        if records["asks"].any():
+            cut, wants_kept = cuts_of(records), bool((records["asks"] & MASKED).any())
         return cls(
             top_k=column(top_k),
             # probabilities rounded to fp32 may sum to a little more than 1
             top_p=column(np.where(by_top_p, top_p, np.inf)),
             min_p=column(min_p),
-            cut=column(cuts_of(records)),
+            cut=column(cut),
             any_min_p=bool(by_min_p.any()),
-            wants_kept=bool(records["masked"].any()),
+            wants_kept=wants_kept,
             head=min(vocab_size, int(head)),
         )
 
@@ -175,7 +178,7 @@ class ModelLogprobs:
     @classmethod
     def build(cls, records: np.ndarray, vocab_size: int) -> ModelLogprobs | None:
         """Those of the rows that ask; None if none does."""
-        asking = records["logprobs"] & records["unedited"]
+        asking = records["asks"] & OF_MODEL > 0
         if not asking.any():
             return None
         some = records.compress(asking)
@@ -203,7 +206,7 @@ class KeptTokens:
     @classmethod
     def build(cls, records: np.ndarray, filtered: np.ndarray) -> KeptTokens | None:
         """Those of the rows that ask; None if none does. ``filtered`` [B] bool: filters apply to the row."""
-        asking = records["masked"]
+        asking = records["asks"] & MASKED > 0
         if not asking.any():
             return None
         return cls(Rows.where(asking), Rows.where(filtered[asking]), Rows.where(asking[filtered]))
