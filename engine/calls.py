@@ -83,10 +83,11 @@ class Calls:
         return build(args) if args.input_embeds is None else on_plain_thread(build, args)
 
     def _start(self, submissions: Sequence[Submission | Finished]) -> list[RequestHandle]:
-        self.before_start()
         loop = self._loop
         handles = [self._handle(one) for one in submissions]
         new = [(s, handle) for s, handle in zip(submissions, handles) if not isinstance(s, Finished)]
+        if new:
+            self.before_start()
 
         def add(core: EngineCore) -> None:
             for submission, handle in new:

@@ -345,16 +345,31 @@ def test_outputs_say_which_weights_drew_which_tokens(folder):
         whole = engine.generate(**arguments)
         part = interrupted(engine, 3, **arguments)
         assert engine.generate(continue_from=part).weights_versions == ((0, 0, LENGTH),)
-        engine._loop.call(lambda core: core.renew_weights("b"))
+        weights = [(name, engine.weight(name)) for name in ["model.norm.weight"]]
+        engine.update_weights(weights, version="b", partial=True)
         part = interrupted(engine, 7, continue_from=part)
         assert part.weights_versions == ((0, 0, 3), ("b", 3, 7))
         part = interrupted(engine, 9, continue_from=part)
         assert part.weights_versions == ((0, 0, 3), ("b", 3, 9))
-        engine._loop.call(lambda core: core.renew_weights("c"))
+        engine.update_weights(weights, version="c", partial=True)
         last = engine.generate(continue_from=part)
         assert last.weights_versions == ((0, 0, 3), ("b", 3, 9), ("c", 9, LENGTH))
         assert last.weights_version == "c"
-        assert last.token_ids == whole.token_ids  # the weights were the same, and nothing old was found
+        assert last.token_ids == whole.token_ids  # the weights were the same
+
+
+def test_what_a_pause_ended_goes_on(make):
+    engine = make()
+    arguments = call(DRAWN, LOGPROBS)
+    whole = engine.generate(**arguments)
+    handle = engine.submit(**arguments)
+    for _ in range(5):
+        engine.step()
+    assert engine.pause("abort") == 1
+    part = handle.result()
+    assert 0 < part.completion_tokens < LENGTH
+    engine.resume()
+    check_same(engine.generate(continue_from=part), whole)
 
 
 def test_a_new_stop_string_that_is_there_already(engine):
