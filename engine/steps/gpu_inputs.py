@@ -82,7 +82,6 @@ class GpuInputs:
 
     def copy_pages(self, kv: KVCache, copies: Sequence[tuple[int, int]]) -> None:
         """Copy pages (source, destination) in every plane, all as if at once."""
-        [pairs] = upload(self.device, np.array(copies, dtype=np.int32).T)
-        sources, destinations = pairs[0].contiguous(), pairs[1].contiguous()
+        sources, destinations = upload(self.device, *np.array(copies, dtype=np.int32).T)
         for data in kv.data:
             copy_pages(data, sources, destinations)
