@@ -19,10 +19,10 @@ COMPILE = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3
 	--custom-compile-command 'make lock' --cache-dir $(VENV)-lock/cache $(LOCK_ARGS) pyproject.toml - --extra dev
 
 # Every release that the tests run with, the build's included. `make lock` renews these files.
+comma := ,
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null)
 LOCK := $(if $(HAS_GPU),constraints-cuda.txt,constraints-cpu.txt)
-EXTRAS := $(if $(HAS_GPU),dev$(comma)cuda,dev)
-comma := ,
+EXTRAS := $(if $(HAS_GPU),dev$(comma)dev-trl$(comma)cuda,dev$(comma)dev-trl)
 
 # Processes that share the tests, one a core: few, since each loads models. GPU memory is not to be shared.
 WORKERS ?= $(if $(HAS_GPU),0,logical)
@@ -72,6 +72,8 @@ test: lint  ## check style and run the whole test suite, types included
 test-oldest: $(VENV)-oldest/installed  ## run the suite with the oldest releases that pyproject.toml allows
 	$(VENV)-oldest/bin/python $(PYTEST) $(TESTS)
 
+# TRL needs newer releases than these: its tests are skipped
+$(VENV)-oldest/installed: EXTRAS := dev
 $(VENV)-oldest/installed: constraints-oldest.txt $(SOURCES)
 	$(call install,$(VENV)-oldest,-c $<,$(if $(filter $<,$?),--clear))
 
@@ -94,8 +96,8 @@ bench-cpu: $(STAMP)  ## compare with transformers (and llama.cpp, where installe
 lock:  ## renew the locks: the newest releases, and the oldest; LOCK_ARGS= keeps what need not change
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install -q $(PIP_ARGS) $(UV)
-	echo torch==2.13.0 | $(COMPILE) --extra bench -o constraints-cpu.txt
-	echo torch==2.11.0 | $(COMPILE) --extra bench --extra cuda -o constraints-cuda.txt
+	echo torch==2.13.0 | $(COMPILE) --extra bench --extra dev-trl -o constraints-cpu.txt
+	echo torch==2.11.0 | $(COMPILE) --extra bench --extra dev-trl --extra cuda -o constraints-cuda.txt
 	echo | $(COMPILE) --resolution lowest-direct -o constraints-oldest.txt
 
 clean:  ## remove .venv, builds, caches and outputs

@@ -27,12 +27,14 @@ LOCKS = ("constraints-cpu.txt", "constraints-cuda.txt", "constraints-oldest.txt"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
-def requirements(*, cuda: bool) -> list[Requirement]:
-    """What the tests need, on a CPU or with the extra for GPUs; our own extras are written out in it."""
+def requirements(*, cuda: bool, oldest: bool = False) -> list[Requirement]:
+    """What the tests need, on a CPU or with the extra for GPUs; our own extras are written out in it.
+
+    ``oldest``: with the oldest releases of all, which are too old for TRL.
+    """
     project = PROJECT["project"]
-    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "bench"}
-    if not cuda:
-        del extras["cuda"]
+    left_out = {"bench", *(() if cuda else ("cuda",)), *(("trl", "dev-trl") if oldest else ())}
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in left_out}
     build = PROJECT["build-system"]["requires"]
     lines = [*project["dependencies"], *itertools.chain(*extras.values()), *build]
     return [requirement for requirement in map(Requirement, lines) if requirement.name != project["name"]]
@@ -69,7 +71,7 @@ def applies(requirement: Requirement, python: str) -> bool:
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_has_a_version_of_every_requirement_that_it_allows(lock, python):
     versions = pinned(lock, python)
-    for requirement in requirements(cuda="cuda" in lock):
+    for requirement in requirements(cuda="cuda" in lock, oldest="oldest" in lock):
         if applies(requirement, python):
             version = versions[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), f"{requirement} but {version}"
@@ -77,7 +79,7 @@ def test_a_lock_has_a_version_of_every_requirement_that_it_allows(lock, python):
 
 def test_the_oldest_releases_are_the_floors():
     versions = pinned("constraints-oldest.txt", "3.10")
-    for requirement in requirements(cuda=False):
+    for requirement in requirements(cuda=False, oldest=True):
         [floor] = [pin.version for pin in requirement.specifier if pin.operator in (">=", "==")]
         assert versions[canonicalize_name(requirement.name)] == Version(floor), requirement
 

@@ -40,7 +40,10 @@ SAID = {
         "put together: True",
         "tool_choice names 'get_tme'",
     ],
+    "07": ["agree to 1e-4: True", "weights of version 4 after 3 steps"],
 }
+# what a notebook needs that the oldest releases are too old for
+NEEDS = {"07": "trl"}
 
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -70,12 +73,14 @@ def outputs(notebook, kind):
     return [o for o in every if kind in o.get("data", ()) or o.get("name") == kind]
 
 
-def test_all_six_are_here():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_all_seven_are_here():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @by_name
 def test_runs_from_top_to_bottom(path, tmp_path):
+    if (needed := NEEDS.get(path.stem[:2])) is not None:
+        pytest.importorskip(needed)
     notebook, left_behind = execute(path, tmp_path)
     plots = sum("plt.subplots" in cell.source for cell in notebook.cells)
     assert len(outputs(notebook, "image/png")) == plots > 0
