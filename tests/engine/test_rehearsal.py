@@ -268,6 +268,10 @@ def serve(folder, variants):
             )
         for params in (PARAMS[1], PARAMS[5], PARAMS[-1]):
             generate([[5, 6, 7]], [params])
+        for of in ("sampled", "tempered", "raw"):
+            masks = [params.get("top_k", 0) > 0 for params in PARAMS[:3]]
+            prompts = [[5, 6, 7]] * 3
+            generate(prompts, PARAMS[:3], return_logprob=True, logprobs_of=of, return_sampling_mask=masks)
         generate([[9] * 5], PARAMS[:1], return_logprob=True, logprob_start_len=0, return_hidden_states=True)
         generate([[*PREFIX, i, 2 * i] for i in range(3)], [{"temperature": 0}] * 3)
 
@@ -279,7 +283,7 @@ def test_no_request_has_a_kernel_of_its_own(tmp_path, launched):
     rehearsed = set(launched)
     serve(folder, launched)
     assert {kernel.__name__ for kernel, _ in launched} >= {
-        "_argmax_kernel", "_choose", "_count_tokens", "_decode_kernel", "_gemv_kernel", "_mask",
+        "_argmax_kernel", "_choose", "_count_tokens", "_decode_kernel", "_gemv_kernel", "_mask", "_pack",
         "_move_pages_kernel", "_prefill_kernel", "_prefix_kernel", "_rank", "_score", "_write_runs_kernel",
     }  # fmt: skip
     assert named(launched - rehearsed) == []

@@ -30,6 +30,7 @@ ASKED = [
     {"return_logprob": True, "logprobs_of": "raw", "top_logprobs_num": 2},
     {"return_logprob": True, "top_logprobs_num": 3, "logprob_start_len": 0},
     {"return_hidden_states": True},
+    {"return_sampling_mask": True},
 ]
 
 
