@@ -25,7 +25,7 @@ SHAPE = {
 STEPS = 20
 ENGINES = {
     "defaults": {"max_total_tokens": 16_384},
-    "preemption": {"max_total_tokens": 448, "page_size": 16, "chunked_prefill_size": 48},
+    "preemption": {"max_total_tokens": 448, "page_size": 1, "chunked_prefill_size": 48},
     "eager, pages of 16": {"max_total_tokens": 16_384, "page_size": 16, "disable_cuda_graph": True},
     "no cache": {"max_total_tokens": 16_384, "disable_radix_cache": True},
 }
