@@ -64,6 +64,9 @@ def merge_states(
     check_partials(partials, rows, num_q_heads, head_dim, first_split + num_splits)
     if rows == 0:
         return out
+    end = first_split + num_splits
+    # few kernels for all numbers; a loop over blocks would cost a single row a microsecond
+    block = 32 if end <= 32 else 64
     _merge_kernel[(num_q_heads, rows)](
         out,
         partials.out,
@@ -72,12 +75,13 @@ def merge_states(
         out.stride(0),
         out.stride(1),
         partials.out.shape[2],
-        first_split + num_splits,
+        end,
         first_split,
         HAS_STARTS=kv_starts is not None,
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
-        BLOCK_S=32,  # nearly always all of them; one kernel for any number
+        BLOCK_S=block,
+        BLOCKS=triton.cdiv(end, block),
         PDL=pdl,
         num_warps=num_warps,
         **({"launch_pdl": True} if pdl else {}),
@@ -121,6 +125,7 @@ def _merge_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BLOCKS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     head = tl.program_id(0)
@@ -137,8 +142,8 @@ def _merge_kernel(
     top = tl.full([], -1e30, tl.float32)
     total = tl.full([], 0.0, tl.float32)
     merged = tl.zeros([BLOCK_D], tl.float32)
-    for some in range(0, end, BLOCK_S):
-        split = some + splits
+    for block in tl.static_range(BLOCKS):
+        split = block * BLOCK_S + splits
         lse = tl.load(lses + base + split, mask=(split >= begin) & (split < end), other=float("-inf"))
         seen = lse != float("-inf")
         places = (base + split)[:, None] * HEAD_DIM + dims[None, :]
