@@ -144,7 +144,7 @@ def read_logprobs(
     for name, value in (("logprob_start_len", start), ("top_logprobs_num", top)):
         if value is not None and type(value) is not int:
             raise InvalidRequestError(f"{name} must be an int, got {short(value)}.")
-    if of is not None and of not in LOGPROBS_OF:
+    if of is not None and (type(of) is not str or of not in LOGPROBS_OF):
         allowed = ", ".join(map(repr, LOGPROBS_OF))
         raise InvalidRequestError(
             f"logprobs_of must be {allowed} or None (the documented values), got {short(of)}."

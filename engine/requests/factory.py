@@ -107,7 +107,8 @@ class RequestFactory:
 
     def build_one(self, args: GenerateArgs) -> Submission | Finished:
         """The one submission of ``args``; raises InvalidRequestError if they ask for several."""
-        if isinstance(args.prompt or args.continue_from, (list, tuple)) or is_nested(args.input_ids):
+        prompt = args.continue_from if args.prompt is None else args.prompt
+        if isinstance(prompt, (list, tuple)) or is_nested(args.input_ids):
             raise _not_single()
         submissions, is_batch = self.build(args, max_samples=1)
         if is_batch:
