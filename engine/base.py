@@ -54,7 +54,11 @@ class BuiltEngine:
             encoder=parts.encoder,
         )
         self._loop = EngineLoop(
-            parts.core, parts.release, by_hand=self.config.step_by_hand, shielded=host_modes.shielded
+            parts.core,
+            parts.release,
+            by_hand=self.config.step_by_hand,
+            shielded=host_modes.shielded,
+            readers_rest=parts.resolved.device.type == "cpu",
         )
         self._profile = Profile(parts.resolved.device)
         self._memory = parts.memory

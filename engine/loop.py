@@ -39,7 +39,8 @@ class EngineLoop:
 
     ``release`` frees what the core uses; it runs exactly once, on the owner thread (or in ``close`` when
     the thread never started), after the last step. ``by_hand``: there is no thread; whoever calls
-    :meth:`step` or :meth:`call` is the owner meanwhile, inside a block of ``shielded``.
+    :meth:`step` or :meth:`call` is the owner meanwhile, inside a block of ``shielded``. ``readers_rest``: who
+    reads streams leaves the interpreter to the engine for most of the time.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class EngineLoop:
         *,
         by_hand: bool = False,
         shielded: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        readers_rest: bool = True,
     ) -> None:
         self.by_hand = by_hand
         self._shielded = shielded
@@ -61,7 +63,7 @@ class EngineLoop:
         self._closing = False
         self._failure: BaseException | None = None
         self._pid = os.getpid()
-        self._bells = Bells()
+        self._bells = Bells() if readers_rest else Bells(longest_rest=0.0)
 
     @property
     def bells(self) -> Bells:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ..host.code import call_host
+from .rest import LONGEST, Rest
 
 
 class Bell(Protocol):
@@ -40,6 +41,7 @@ class LoopBell:
         self._due: deque[Callable[[], None]] = deque()
         self._looking: dict[Callable[[], None], None] = {}
         self._will_look = False
+        self._rest = Rest(bells.longest_rest)
 
     def call(self, answer: Callable[[], None]) -> None:
         """Have the next ring call ``answer`` in the loop. Any thread may call."""
@@ -73,9 +75,20 @@ class LoopBell:
                 loop.call_soon_threadsafe(function)
 
     def _look(self) -> None:
+        left, loop = self._rest.left, self._loop()
+        if loop is None or not left:
+            self._look_now()
+        else:
+            loop.call_later(left, self._look_now)
+
+    def _look_now(self) -> None:
         self._will_look = False  # first: what comes from here on may come too late for this look
+        self._rest.end()
         for look in list(self._looking):
             look()
+        loop = self._loop()
+        if loop is not None:
+            loop.call_soon(self._rest.begin)  # behind the tasks that are woken now
 
     def _answer(self) -> None:
         for _ in range(len(self._due)):
@@ -83,9 +96,13 @@ class LoopBell:
 
 
 class Bells:
-    """The bells of one engine's readers."""
+    """The bells of one engine's readers.
 
-    def __init__(self) -> None:
+    ``longest_rest``: seconds that readers rest at most after they have read, see :class:`Rest`.
+    """
+
+    def __init__(self, longest_rest: float = LONGEST) -> None:
+        self.longest_rest = longest_rest
         self.num_steps = 0
         self._holder: int | None = None
         self._due: dict[Bell, None] = {}  # the holder's alone

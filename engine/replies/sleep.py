@@ -9,6 +9,7 @@ from collections import deque
 from .bells import LoopBell
 from .news import News
 from .readable import Owner
+from .rest import Rest
 
 
 class Sleep:
@@ -17,7 +18,8 @@ class Sleep:
     def __init__(self, owner: Owner) -> None:
         self._bells = owner.bells
         self._condition = threading.Condition()
-        self._has_ended = False
+        self._has_ended = threading.Event()
+        self._rest = Rest(owner.bells.longest_rest)
         self.num_rings = 0
 
     def begin(self, *, steps: bool) -> None:
@@ -29,14 +31,18 @@ class Sleep:
         """Let everybody go, now and from now on."""
         self._bells.remove(self)
         with self._condition:
-            self._has_ended = True
+            self._has_ended.set()
             self._condition.notify_all()
 
     def wait(self, seen: int) -> None:
         """Block until there were more than ``seen`` rings."""
+        self._rest.begin()
+        if left := self._rest.left:
+            self._has_ended.wait(left)  # no ring wakes it here
         with self._condition:
-            while self.num_rings == seen and not self._has_ended:
+            while self.num_rings == seen and not self._has_ended.is_set():
                 self._condition.wait()
+        self._rest.end()
 
     def wake(self) -> None:
         """Have the threads woken, soon."""

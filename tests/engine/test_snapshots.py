@@ -8,20 +8,14 @@ import dataclasses
 import json
 import pickle
 import threading
-from array import array
 
 import pytest
-from fake_owner import FakeOwner
+from fake_owner import FakeOwner, growing_handle
 
 import rootlet
-from rootlet.engine.replies.growing import GrowingOutput
-from rootlet.engine.replies.handle import RequestHandle
 from rootlet.engine.replies.outputs import RequestOutput
 from rootlet.engine.replies.streams import AsyncStream
-from rootlet.engine.schedule.request import Request
 from rootlet.errors import TokenizerError
-from rootlet.sampling.params import SamplingParams
-from rootlet.sampling.rows import SamplingRow
 
 GREEDY = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
 WAYS = {
@@ -123,22 +117,6 @@ def test_snapshots_are_like_any_other_output(engine, way):
     outputs.close()
     if way == "plain":
         assert hash(first) == hash(copy.copy(first))
-
-
-def growing_handle(owner, detokenizer=None):
-    params = SamplingParams(max_new_tokens=99, temperature=0)
-    request = Request(
-        rid="r",
-        token_ids=array("i", [1, 2]),
-        params=params,
-        max_new_tokens=99,
-        stop_token_ids=frozenset(),
-        sampling_row=SamplingRow(params, 0, 0, 2),
-    )
-    handle = RequestHandle("r", owner, is_streamed=True)
-    options = {"token_text": None, "index": None}
-    handle.grow(GrowingOutput(request, detokenizer, None, 1, **options))
-    return request, handle
 
 
 def test_each_step_is_a_snapshot_for_a_task_that_keeps_up():
