@@ -220,10 +220,12 @@ def show(row: dict) -> None:
         "step_cpu_ms": "ms a step of CPU time",
     }
     for what, unit in units.items():
+        if what not in row:  # rows of before it was measured
+            continue
         print("  " + ", ".join(f"{who} {value} {unit}" for who, value in row[what].items()))
-    price = (
-        "  price: rollouts x {rollout_ratio}, training steps x {step_ratio} ({step_cpu_ratio} of CPU time)"
-    )
+    price = "  price: rollouts x {rollout_ratio}, training steps x {step_ratio}"
+    if "step_cpu_ratio" in row:
+        price += " ({step_cpu_ratio} of CPU time)"
     print(price.format(**row))
 
 
