@@ -156,7 +156,7 @@ class UpdateSession:
     def _commit(self, plan: WeightPlan, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
         """Copy on the engine's thread, where nothing interrupts it."""
         names = plan.names
-        wanted = {name: tensor.detach() for name, tensor in tensors.items() if name in names}
+        wanted = {name: tensor for name, tensor in tensors.items() if name in names}
         ready = marks(wanted.values())
         flush = self._options.flush_cache
 
