@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import random
 import threading
 from collections.abc import Iterator
@@ -171,11 +172,18 @@ def check_crossing(output, old, mode, expected):
         assert output.token_ids[:count] == expected[:count]
 
 
+def resident_bytes():
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
 def test_random_updates_between_requests_that_run(engine, versions):
     """A hundred of every kind and mode: what crosses none is as from a fresh engine, spans are right."""
     choose = random.Random(3)
     present = 0
+    resident = []
     for _ in range(100):
+        resident.append(resident_bytes())
         asked = [choose.randrange(len(PROMPTS)) for _ in range(choose.randrange(4))]
         begun = [begun_request(engine, index, 40) for index in asked]
         mode = choose.choice(["abort", "finish", "recompute", "keep"])
@@ -193,6 +201,8 @@ def test_random_updates_between_requests_that_run(engine, versions):
             check_crossing(handle.result(), old, mode, versions[present][2][index])
         present = following
     assert engine.weights_checksum() == versions[present][3]
+    kept = 60 * engine.update_weights(versions[present][0]).bytes  # of 60 updates, if each kept its weights
+    assert max(resident[90:]) - max(resident[:30]) < kept / 2
 
 
 @pytest.mark.parametrize("mode", ["recompute", "keep"])
