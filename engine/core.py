@@ -229,6 +229,7 @@ class EngineCore:
             self.scheduler.abort(request, message)
             with self._only(request):
                 self._finish(rid)
+            self._tell_when_quiet()
 
     def _take_grammars(self) -> None:
         """Let requests whose grammars are compiled go on, and end those whose grammars are refused."""
