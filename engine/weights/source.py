@@ -60,7 +60,8 @@ def open_source(source: Any, expect: Mapping[str, Any] | None) -> Source:
     if isinstance(source, torch.nn.Module):
         source = source.state_dict()
     if isinstance(source, Mapping):
-        return _held(source.items(), manifest)
+        tensors = dict(source.items())
+        return Source(iter(tensors.items()), tensors, manifest)
     if isinstance(source, (list, tuple)):
         return _held(source, manifest)
     metadata = getattr(source, "metadata", None)

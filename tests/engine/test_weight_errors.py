@@ -268,8 +268,10 @@ def test_on_the_engines_own_thread(engine, model):
         except EngineThreadError as error:
             seen.append(error)
 
-    handle = engine.submit(input_ids=[1, 2], sampling_params=PARAMS | {"max_new_tokens": 60})
+    engine.pause()  # so that it has not ended when the callback is there
+    handle = engine.submit(input_ids=[1, 2], sampling_params=PARAMS)
     handle.add_done_callback(update)
+    engine.resume()
     handle.result()
     engine.stats()  # behind the callback, on the same thread
     assert len(seen) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import random
 import threading
@@ -205,22 +206,38 @@ def test_random_updates_between_requests_that_run(engine, versions):
     assert max(resident[90:]) - max(resident[:30]) < kept / 2
 
 
+@contextlib.contextmanager
+def stepped(versions, **options):
+    """An engine driven by hand, whose requests are where the test leaves them."""
+    with rootlet.Engine(versions[0][0], step_by_hand=True, **OPTIONS, **options) as engine:
+
+        def begin(index, num_tokens, steps=4):
+            params = PARAMS | {"max_new_tokens": num_tokens}
+            handle = engine.submit(input_ids=PROMPTS[index], sampling_params=params)
+            for _ in range(steps):
+                engine.step()
+            return handle
+
+        yield engine, begin
+
+
 @pytest.mark.parametrize("mode", ["recompute", "keep"])
-def test_requests_go_on_with_the_new_weights(engine, versions, mode):
+def test_requests_go_on_with_the_new_weights(versions, mode):
     """With their KV computed anew they go on as a fresh engine would from the same tokens."""
-    handle, _reader = begun_request(engine, 0, 60)
-    engine.update_weights(versions[1][1], on_running=mode, flush_cache=mode == "recompute")
-    output = handle.result()
-    (old, start, cut), (new, again, end) = output.weights_versions
-    assert (start, again, end) == (0, cut, 60)
-    assert new == old + 1 == output.weights_version == output.meta_info["weights_version"]
-    assert output.meta_info["weights_versions"][0] == {"version": old, "start": 0, "end": cut}
-    if mode == "recompute":
-        rest = engine.generate(
-            input_ids=[*PROMPTS[0], *output.token_ids[:cut]],
-            sampling_params=PARAMS | {"max_new_tokens": 60 - cut},
-        )
-        assert output.token_ids[cut:] == rest.token_ids
+    with stepped(versions) as (engine, begin):
+        handle = begin(0, 60)
+        engine.update_weights(versions[1][1], on_running=mode, flush_cache=mode == "recompute")
+        output = handle.result()
+        (old, start, cut), (new, again, end) = output.weights_versions
+        assert (start, again, end) == (0, cut, 60)
+        assert new == old + 1 == output.weights_version == output.meta_info["weights_version"]
+        assert output.meta_info["weights_versions"][0] == {"version": old, "start": 0, "end": cut}
+        if mode == "recompute":
+            rest = engine.generate(
+                input_ids=[*PROMPTS[0], *output.token_ids[:cut]],
+                sampling_params=PARAMS | {"max_new_tokens": 60 - cut},
+            )
+            assert output.token_ids[cut:] == rest.token_ids
 
 
 def test_what_old_weights_computed_is_not_found(engine, versions):
@@ -328,25 +345,36 @@ def test_labels(engine, versions):
     assert engine.weights_version == 10**6
 
 
-def test_pausing(engine, versions):
-    handle, _reader = begun_request(engine, 0, 100)
-    assert engine.pause("keep") == 0
-    count = len(handle.latest().token_ids)
+def test_pausing(versions):
+    with stepped(versions) as (engine, begin):
+        handle = begin(0, 100)
+        assert engine.pause("keep") == 0
+        count = len(handle.latest().token_ids)
+        waiting = engine.submit(input_ids=PROMPTS[1], sampling_params=PARAMS)
+        assert engine.stats().num_running == 1
+        engine.update_weights(versions[0][1], on_running="recompute")  # stays paused
+        for _ in range(3):
+            engine.step()
+        assert len(handle.latest().token_ids) == count
+        assert not waiting.done()
+        engine.resume()
+        engine.resume()
+        assert waiting.result().token_ids == versions[0][2][1]
+        assert len(handle.result().token_ids) == 100
+
+
+def test_requests_wait_while_another_thread_has_paused(engine, versions):
+    engine.pause()
     waiting = engine.submit(input_ids=PROMPTS[1], sampling_params=PARAMS)
-    assert engine.stats().num_running == 1
-    engine.update_weights(versions[0][1], on_running="recompute")  # stays paused
-    assert len(handle.latest().token_ids) <= count + 1
+    assert engine.stats().num_waiting == 1
     assert not waiting.done()
     engine.resume()
-    engine.resume()
     assert waiting.result().token_ids == versions[0][2][1]
-    assert len(handle.result().token_ids) == 100
 
 
 def test_a_pause_ends_what_runs_and_what_waits(versions):
-    with rootlet.Engine(versions[0][0], max_running_requests=1, **OPTIONS) as engine:
-        first, _reader = begun_request(engine, 0, 200)
-        handles = [first, *(engine.submit(input_ids=PROMPTS[0], sampling_params=PARAMS) for _ in range(2))]
+    with stepped(versions, max_running_requests=1) as (engine, begin):
+        handles = [begin(0, 200), begin(0, 10, steps=0), begin(0, 10, steps=0)]
         assert engine.pause("abort") == 3
         outputs = [handle.result() for handle in handles]
         assert [output.finish_reason["type"] for output in outputs] == ["abort"] * 3
@@ -356,9 +384,8 @@ def test_a_pause_ends_what_runs_and_what_waits(versions):
 
 
 def test_finishing_serves_first_what_has_begun(versions):
-    with rootlet.Engine(versions[0][0], max_running_requests=1, **OPTIONS) as engine:
-        begun, _reader = begun_request(engine, 0, 10)
-        late = engine.submit(input_ids=PROMPTS[0], sampling_params=PARAMS)
+    with stepped(versions, max_running_requests=1) as (engine, begin):
+        begun, late = begin(0, 10), begin(0, 10, steps=0)
         engine.update_weights(versions[1][1], on_running="finish")
         assert begun.done()
         assert begun.result().token_ids == versions[0][2][0]
