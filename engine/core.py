@@ -257,7 +257,7 @@ class EngineCore:
         """Whether it takes no steps, or only those that running requests need to end."""
         return self._num_stops > 0
 
-    def stop(self, on_running: OnRunning, when_quiet: Callable[[], None]) -> int:
+    def stop(self, on_running: OnRunning, when_quiet: Callable[[], None] | None = None) -> int:
         """Take no steps from now on; ``when_quiet()`` is called when none is under way or due.
 
         Requests may be added meanwhile and wait. What becomes of those that run says ``on_running``: see
@@ -280,7 +280,8 @@ class EngineCore:
             self.scheduler.preempt_all()
         elif on_running == "finish":
             self.scheduler.is_draining = True
-        self._when_quiet.append(when_quiet)
+        if when_quiet is not None:
+            self._when_quiet.append(when_quiet)
         self._tell_when_quiet()
         return num_aborted
 

@@ -151,7 +151,7 @@ class EngineMemory:
         freed = dict.fromkeys(chosen, 0)
         if due:
             self._check_idle(core, due)
-            core.stop("keep", _nothing)  # ends a step that nobody waits for any more
+            core.stop("keep")  # ends a step that nobody waits for any more
             try:
                 for tag in due:
                     freed[tag] = self._release(core, tag, keep=weights == "host")
@@ -231,7 +231,7 @@ class EngineMemory:
         self._released, self._lost = released, lost
         can = self.refusal() is None
         if could and not can:
-            core.stop("keep", _nothing)
+            core.stop("keep")
         elif can and not could:
             core.go_on()
 
@@ -298,7 +298,3 @@ def read_tags(tags: Tags) -> list[Tag]:
             f" {', '.join(map(short, unknown[:_NAMED]))}."
         )
     return [tag for tag in TAGS if tag in named]
-
-
-def _nothing() -> None:
-    """What is to be done once the core stands still: it does at once, without requests."""

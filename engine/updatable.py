@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,9 +48,10 @@ class UpdatableEngine(BuiltEngine):
 
     def __init__(self, model_path: str | os.PathLike[str], **options: Unpack[EngineOptions]) -> None:
         super().__init__(model_path, **options)
-        self._sharing = Sharing(self._loop, self._memory)
+        turn = threading.Lock()
+        self._sharing = Sharing(self._loop, self._memory, turn)
         self._updates = Updates(
-            self._loop, self._memory, self._model_config, self._resolved.dtype, self._sharing
+            self._loop, self._memory, self._model_config, self._resolved.dtype, self._sharing, turn
         )
         self._calls.before_start = _all_of(self._memory.check, self._sharing.check)
         self._groups = Groups(self._updates, self._resolved.device)

@@ -61,8 +61,8 @@ class WeightPlan(Protocol):
     def check_ties(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raise WeightsError if names that are the same weight bring different values."""
 
-    def write(self, named: Iterable[tuple[str, torch.Tensor]], *, held: bool) -> int:
-        """Copy the tensors to where they stay; the bytes written. ``held``: none changes until it returns."""
+    def write(self, named: Iterable[tuple[str, torch.Tensor]]) -> int:
+        """Copy the tensors to where they stay; the bytes written."""
 
 
 class RequiredModel(Protocol):
@@ -281,7 +281,7 @@ class _Loading:
     def check_ties(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Nothing is known of any."""
 
-    def write(self, named: Iterable[tuple[str, torch.Tensor]], *, held: bool) -> int:  # noqa: ARG002
+    def write(self, named: Iterable[tuple[str, torch.Tensor]]) -> int:
         """One after the other."""
         written = 0
 

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import WeightsError, did_you_mean
+from .renewal import runner_of
 
 if TYPE_CHECKING:
-    from ...models.interface import Model
     from ..core import EngineCore
 
 
 def read_weight(core: EngineCore, name: str) -> torch.Tensor | None:
     """A copy of the weight of a checkpoint name, whole, on its device; None if there is none."""
-    weight = _model(core).get_weight(name)
+    weight = runner_of(core).model.get_weight(name)
     return None if weight is None else weight.detach().clone()
 
 
 def first_rows(core: EngineCore, name: str, count: int) -> list | None:
     """The first ``count`` rows as nested lists of floats; None for a name that nobody knows."""
-    weight = _model(core).get_weight(name)
+    weight = runner_of(core).model.get_weight(name)
     return None if weight is None else weight[:count].float().tolist()
 
 
@@ -32,7 +32,7 @@ def checksum(core: EngineCore, names: Iterable[str] | None) -> dict[str, str]:
 
     ``names``: default all of them but tied ones. Raises WeightsError for an unknown name.
     """
-    model = _model(core)
+    model = runner_of(core).model
     sums = {}
     for name in model.weight_shapes if names is None else names:
         weight = model.get_weight(name)
@@ -43,7 +43,3 @@ def checksum(core: EngineCore, names: Iterable[str] | None) -> dict[str, str]:
         raw = weight.detach().contiguous().view(-1).view(torch.uint8).cpu()
         sums[name] = hashlib.sha256(raw.numpy().data).hexdigest()
     return sums
-
-
-def _model(core: EngineCore) -> Model:
-    return core.runner.model  # type: ignore[attr-defined]  # of a built engine's runner

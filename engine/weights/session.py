@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,9 @@ from ...errors import WeightsError
 from ...models.layers.weight_update import TensorSpec
 from .buckets import read_bucket
 from .options import UpdateOptions, WeightUpdate
+from .renewal import Renewal, marks
 from .staging import HostStage, PoolStage, Stage
-from .standstill import Standstill, stand_still_for
+from .standstill import Standstill
 from .tensors import check_finite, check_tensors
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ..core import EngineCore
     from ..loop import EngineLoop
     from ..memory import EngineMemory
-    from ..schedule.versions import Label
-    from ..steps.runner import ModelRunner
     from .source import Source
 
 _IN_POOL = (
@@ -56,16 +54,14 @@ class UpdateSession:
         self._options = options
         self._manifest = manifest
         self._translate = translate
-        self._began = time.monotonic()
         self._ending = contextlib.ExitStack()
         self._standstill: Standstill | None = None
         self._num_flushed = 0
         self._tensors: dict[str, torch.Tensor] = {}
         self._specs: dict[str, TensorSpec] = {}
         self._stage: Stage = HostStage()
-        self._runner: ModelRunner
-        self._label: Label
-        self._runner, self._label = loop.call(lambda core: (runner_of(core), next_label(core, options)))
+        self._renewal = Renewal(loop, memory, options)
+        self._runner = self._renewal.runner
         self._model: Model = self._runner.model
         if manifest is not None:  # everything that can be told before the first tensor comes
             self._plan(manifest)
@@ -154,39 +150,22 @@ class UpdateSession:
             yield
 
     def _commit(self, plan: WeightPlan, tensors: Mapping[str, torch.Tensor]) -> WeightUpdate:
-        """Copy on the engine's thread, where nothing interrupts it."""
         names = plan.names
         wanted = {name: tensor for name, tensor in tensors.items() if name in names}
-        ready = marks(wanted.values())
-        flush = self._options.flush_cache
-
-        def run(core: EngineCore) -> tuple[int, int]:
-            self._memory.resume(core, ["weights"])  # if they are released
-            written = self._runner.write_weights(lambda: plan.write(wanted.items(), held=True), ready)
-            self._memory.weights_came(core, plan.filled if self._options.partial else None)
-            core.renew_weights(self._label)
-            return written, _flush(core) if flush else 0
-
-        if self._standstill is None and self._options.on_running != "finish":
-            num_aborted, (written, flushed) = stand_still_for(self._loop, self._options.on_running, run)
-        else:
-            with contextlib.nullcontext(self._standstill) if self._standstill else self._stopped():
-                written, flushed = self._loop.call(run)
-            assert self._standstill is not None
-            num_aborted = self._standstill.num_aborted
-        return WeightUpdate(
-            self._label,
+        return self._renewal.run(
+            lambda: plan.write(wanted.items()),
+            marks(wanted.values()),
             len(wanted),
-            written,
-            time.monotonic() - self._began,
-            num_aborted,
-            self._num_flushed + flushed,
+            plan.filled if self._options.partial else None,
+            self._standstill,
+            self._num_flushed,
         )
 
     def _clear(self, stage: Stage) -> None:
         if not self._loop.is_closed:
-            runner = self._runner
-            self._loop.call(lambda core: runner.write_weights(stage.clear, ()))  # noqa: ARG005
+            # where the source raised, copies into the pool may still be in line on the caller's stream
+            runner, ready = self._runner, marks(self._runner.kv.data)
+            self._loop.call(lambda core: runner.write_weights(stage.clear, ready))  # noqa: ARG005
 
     def _return_cache(self) -> None:
         if not self._loop.is_closed:
@@ -206,22 +185,6 @@ def _compare(manifest: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec]
     if problems:
         shown = "; ".join(problems[:10]) + (f" and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise WeightsError(f"The update is not what was announced, so nothing was changed: {shown}.")
-
-
-def marks(tensors: Iterable[torch.Tensor]) -> Sequence[torch.cuda.Event]:
-    """What the calling thread has put in line on the streams that made these tensors, so far."""
-    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
-    return [torch.cuda.current_stream(device).record_event() for device in devices]
-
-
-def next_label(core: EngineCore, options: UpdateOptions) -> Label:
-    """What the next weights are called. Raises InvalidParameterError if that does not rise."""
-    return options.label_after(core.weights_version, core.scheduler.num_updates)
-
-
-def runner_of(core: EngineCore) -> ModelRunner:
-    """The runner of a built engine."""
-    return core.runner  # type: ignore[return-value]  # of a built engine it is
 
 
 def _flush(core: EngineCore) -> int:

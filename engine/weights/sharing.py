@@ -8,8 +8,7 @@ do is there at once. Nobody notices it (fused optimizers raise no version counte
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,13 +18,11 @@ from torch.nn import Module, Parameter
 from ...errors import WeightsError
 from ...models.layers.weight_update import TensorSpec
 from .options import UpdateOptions, WeightUpdate
-from .session import marks, next_label, runner_of
-from .standstill import Standstill
+from .renewal import Renewal, marks
 from .tensors import check_tensors
 
 if TYPE_CHECKING:
     from ...models.interface import Model
-    from ..core import EngineCore
     from ..loop import EngineLoop
     from ..memory import EngineMemory
 
@@ -57,12 +54,15 @@ class _Shared(NamedTuple):
 
 
 class Sharing:
-    """Which module shares an engine's weights, if any. Any thread may call but the engine's own."""
+    """Which module shares an engine's weights, if any. Any thread may call but the engine's own.
 
-    def __init__(self, loop: EngineLoop, memory: EngineMemory) -> None:
+    ``turn``: held by whoever changes the weights.
+    """
+
+    def __init__(self, loop: EngineLoop, memory: EngineMemory, turn: threading.Lock) -> None:
         self._loop = loop
         self._memory = memory
-        self._turn = threading.Lock()
+        self._turn = turn
         self._shared: tuple[_Shared, ...] = ()
 
     @property
@@ -78,18 +78,20 @@ class Sharing:
         with self._turn:
             if self._shared:
                 raise WeightsError("The weights are shared with a module already: unshare_weights() first.")
+            renewal = Renewal(self._loop, self._memory, options)
             parameters = dict(module.named_parameters(remove_duplicate=False))
-            shared = self._match(module, parameters)
+            shared = self._match(renewal.runner.model, module, parameters)
 
             def adopt() -> int:
-                for one in shared:
-                    one.view.copy_(one.parameter.detach())
-                for one in shared:
-                    one.parameter.data = one.view
+                with torch.inference_mode(False), torch.no_grad():
+                    for one in shared:
+                        one.view.copy_(one.parameter)
+                    for one in shared:
+                        one.parameter.data = one.view
                 self._memory.borrow("weights", _SHARED)
                 return sum(one.view.nbytes for one in shared)
 
-            done = self._renew(adopt, options, len(shared), list(parameters.values()))
+            done = renewal.run(adopt, marks(parameters.values()), len(shared))
             self._shared = tuple(shared)
             return done
 
@@ -98,8 +100,8 @@ class Sharing:
         with self._turn:
             self._require()
             self.check()
-            parameters = [one.parameter for one in self._shared]
-            return self._renew(lambda: 0, options, len(self._shared), parameters)
+            renewal = Renewal(self._loop, self._memory, options)
+            return renewal.run(lambda: 0, marks(one.view for one in self._shared), len(self._shared))
 
     def end(self) -> None:
         """Give the module memory of its own, with the same values. Idempotent."""
@@ -134,9 +136,8 @@ class Sharing:
         if not self._shared:
             raise WeightsError("No module shares the weights: share_weights(module) first.")
 
-    def _match(self, module: Module, parameters: Mapping[str, Parameter]) -> list[_Shared]:
+    def _match(self, model: Model, module: Module, parameters: Mapping[str, Parameter]) -> list[_Shared]:
         check_tensors(parameters.items())
-        model: Model = self._loop.call(lambda core: runner_of(core).model)
         specs = {name: TensorSpec(tuple(one.shape), one.dtype) for name, one in parameters.items()}
         plan = model.plan_update(specs, partial=False)
         plan.check_ties(parameters)
@@ -157,23 +158,3 @@ class Sharing:
             more = f", and so {len(problems) - 1} more" if len(problems) > 1 else ""
             raise WeightsError(f"The weights cannot be shared: {problems[0]}{more}. {_COPY}")
         return shared
-
-    def _renew(
-        self, write: Callable[[], int], options: UpdateOptions, count: int, parameters: list[Parameter]
-    ) -> WeightUpdate:
-        began = time.monotonic()
-        label = self._loop.call(lambda core: next_label(core, options))
-        with Standstill(self._loop, options.on_running) as standstill, torch.inference_mode(False):
-            ready = marks(parameters)
-
-            def run(core: EngineCore) -> tuple[int, int]:
-                self._memory.resume(core, ["weights"])  # if they are released
-                with torch.inference_mode(False), torch.no_grad():
-                    written = runner_of(core).write_weights(write, ready)
-                self._memory.weights_came(core)
-                core.renew_weights(label)
-                return written, core.scheduler.cache.flush() if options.flush_cache else 0
-
-            written, flushed = self._loop.call(run)
-        seconds = time.monotonic() - began
-        return WeightUpdate(label, count, written, seconds, standstill.num_aborted, flushed)

@@ -58,17 +58,13 @@ def stand_still_for(
     """
 
     def run(core: EngineCore) -> tuple[int, T]:
-        num_aborted = core.stop(on_running, _nothing)
+        num_aborted = core.stop(on_running)
         try:
             return num_aborted, command(core)
         finally:
             core.go_on()
 
     return loop.call(run)
-
-
-def _nothing() -> None:
-    """Nobody waits for it."""
 
 
 def _go_on(core: EngineCore) -> None:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Updates:
-    """All updates of an engine. Any thread may call but the engine's own; they take turns."""
+    """All updates of an engine. Any thread may call but the engine's own; they take turns.
+
+    ``turn``: held by whoever changes the weights.
+    """
 
     def __init__(
         self,
@@ -34,13 +37,14 @@ class Updates:
         config: ModelConfig,
         dtype: torch.dtype,
         sharing: Sharing,
+        turn: threading.Lock,
     ) -> None:
         self._loop = loop
         self._memory = memory
         self._sharing = sharing
         self._config = config
         self._dtype = dtype
-        self._turn = threading.Lock()
+        self._turn = turn
 
     def check(self) -> None:
         """Raise where an update could not be waited for, after the engine's end, and of shared weights."""
@@ -70,6 +74,7 @@ class Updates:
         """Make the tensors of a source the weights."""
         self.check()
         with self._turn, shielded():
+            self._sharing.refuse_updates()  # since then somebody may have begun to
             session = UpdateSession(
                 self._loop, self._memory, options, source.manifest, translate=source.is_checkpoint
             )
@@ -81,6 +86,7 @@ class Updates:
         self.check()
         manifest = None if expect is None else {name: read_spec(name, spec) for name, spec in expect.items()}
         with self._turn:
+            self._sharing.refuse_updates()
             session = UpdateSession(self._loop, self._memory, options, manifest)
             block = UpdateBlock(session)
             try:

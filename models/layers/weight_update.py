@@ -67,15 +67,14 @@ class UpdatePlan:
                     ' json_model_override_args={"tie_word_embeddings": false}.'
                 )
 
-    def write(self, named: Iterable[tuple[str, Tensor]], *, held: bool) -> int:
+    def write(self, named: Iterable[tuple[str, Tensor]]) -> int:
         """Copy the tensors to where they stay; returns the bytes written.
 
-        ``held``: all of them stay as they are until it returns, so that many are copied at once; otherwise a
-        tensor is used only until the next is asked for. Copies between devices may be under way on the
-        current stream when it returns.
+        All of them stay as they are until it returns, so that many are copied at once. Copies may be under
+        way on the current stream then.
         """
         # Large tensors keep a GPU longer than the host needs to begin with the next: those go at once.
-        in_groups = held and self._mean_bytes < _LARGE
+        in_groups = self._mean_bytes < _LARGE
         groups: defaultdict[tuple, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         written = 0
         with torch.inference_mode(False), torch.no_grad():
@@ -93,7 +92,7 @@ class UpdatePlan:
                     if view is None:
                         slot.load(tensor)
                     elif not in_groups:
-                        view.copy_(tensor, non_blocking=held or tensor.device == view.device)
+                        view.copy_(tensor, non_blocking=True)
                     else:
                         targets, sources = groups[view.device, view.dtype, tensor.device, tensor.dtype]
                         targets.append(view)

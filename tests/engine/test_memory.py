@@ -449,7 +449,7 @@ class Core:
         self.num_flushes = 0
         self.scheduler = self.cache = self
 
-    def stop(self, on_running, when_quiet):
+    def stop(self, on_running, when_quiet=None):
         assert on_running == "keep"
         self.num_stops += 1
 

@@ -14,6 +14,7 @@ pytest.importorskip("supported_triton")
 
 from replayed_graphs import ReplayingRecorder, use_gpu_steps
 from tiny_text import write_tiny_text_model
+from ways import WAYS
 
 import rootlet
 from rootlet.cache.kv_cache import KVCache
@@ -177,15 +178,7 @@ def test_no_step_has_a_kernel_of_its_own(config, options):
 PREFIX = [11 * i % 280 + 3 for i in range(140)]
 ONE_LAYER = '{"num_hidden_layers": 1}'
 PARAMS = [
-    {"temperature": 0},
-    {"temperature": 1, "seed": 1},
-    {"temperature": 1, "seed": 1, "top_k": 5},
-    {"temperature": 1, "seed": 1, "top_p": 0.7},
-    {"temperature": 1, "seed": 1, "min_p": 0.1},
-    {"temperature": 1, "seed": 1, "top_k": 9, "top_p": 0.9, "frequency_penalty": 0.5},
-    {"temperature": 0, "presence_penalty": 0.5},
-    {"temperature": 0, "repetition_penalty": 1.3, "logit_bias": {5: 1.0}},
-    {"temperature": 0, "min_new_tokens": 2, "stop_token_ids": [7], "ignore_eos": False},
+    *WAYS,
     {"temperature": 1, "seed": 1, "regex": "[ab]{2,4}"},
     {"temperature": 0, "regex": "[ab]{2,4}"},
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -120,6 +121,22 @@ def test_parameters_that_left_are_noticed_at_the_next_call(tmp_path, rows_as_the
                 call()
         engine.unshare_weights()
         engine.generate(input_ids=PROMPT, sampling_params=PARAMS)
+
+
+def test_an_update_and_sharing_take_turns(tmp_path, rows_as_they_are):
+    """One after the other: else the update would write into the module."""
+    model = build()
+    with make_engine(model, tmp_path) as engine:
+        with engine.weight_update() as update:
+            beside = threading.Thread(target=engine.share_weights, args=(model,))
+            beside.start()
+            assert engine._sharing._turn.locked()
+            for name, tensor in model.state_dict().items():
+                update.add(name, tensor)
+            assert not engine.shares_weights
+        beside.join()
+        assert engine.shares_weights
+        assert engine.weights_version == update.result.version + 1
 
 
 def test_what_cannot_be_shared(tmp_path, rows_as_they_are):

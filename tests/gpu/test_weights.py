@@ -90,6 +90,23 @@ def test_what_the_callers_stream_has_in_line_is_waited_for(models, expected):
         assert tokens(engine) == said[1]
 
 
+def test_a_source_that_raises_leaves_nothing_in_line(models, expected):
+    """What it had copied into the KV pool is over before the pool is used again."""
+    folders, said = expected
+
+    def breaking():
+        for count, pair in enumerate(passing(models[1])):
+            torch.cuda._sleep(20_000_000)
+            yield pair
+            if count == 9:
+                raise ArithmeticError("in the middle")
+
+    with rootlet.Engine(folders[0], **OPTIONS) as engine, torch.cuda.stream(torch.cuda.Stream()):
+        with pytest.raises(ArithmeticError, match="in the middle"):
+            engine.update_weights(breaking())
+        assert tokens(engine) == said[0]
+
+
 def test_a_trainer_in_the_engines_memory(models, expected):
     folders, _ = expected
     model = copy.deepcopy(models[0]).bfloat16()
